@@ -1,0 +1,41 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11+ and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
+
+.PHONY: demo test quick lint clean
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "visionbake needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/uv
+	$(UV) -e '.[sql]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/uv
+	$(UV) -e '.[test]'
+	touch $@ $(VENV)/.demo
+
+# Runs the main job on the shipped photos, then asks its output a question in SQL.
+demo: $(VENV)/.demo
+	$(BIN)/visionbake run configs/demo.yaml
+	@echo
+	@echo "SELECT key, grid_thw, num_tokens, norm_mean FROM 'out/demo/samples/*.parquet' ORDER BY num_tokens DESC"
+	@$(BIN)/python -c "import duckdb; print(duckdb.sql(\"SELECT key, grid_thw, num_tokens, round(norm_mean, 2) AS norm_mean FROM 'out/demo/samples/*.parquet' ORDER BY num_tokens DESC\"))"
+
+test: $(VENV)/.test lint
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/.test
+	$(BIN)/python -m pytest -m 'not slow and not ray'
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf out build *.egg-info

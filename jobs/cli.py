@@ -1,0 +1,120 @@
+"""`visionbake COMMAND`, and what all commands share: errors to exit codes, signals, printing.
+
+Exit codes: 0 done; 1 the run failed or is incomplete; 2 the request itself is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import signal
+import sys
+from types import FrameType
+
+from pipeline.errors import DamagedPart, EncodeError, OutputError, RequestError, RunFailed, SourceError
+
+COMMANDS = {
+    "plan": "index the source and say what a run would cost",
+    "run": "encode what is not committed yet",
+    "status": "how far a run is",
+    "stats": "token statistics of an output",
+    "verify": "check an output against its records",
+    "encode": "the tower on its own: images in, tokens out",
+    "bench": "measure against the reference implementation, side by side",
+}
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM. Like KeyboardInterrupt not an Exception, so that nothing takes it for a failure."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise Interrupted(signal.Signals(number).name)
+
+
+def catch_signals() -> None:
+    """Turns SIGINT and SIGTERM into Interrupted. Called again after Ray has set handlers of its own."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def print_json(tree: object) -> None:
+    print(json.dumps(tree, indent=2), flush=True)
+
+
+def bytes_text(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def seconds_text(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML configuration")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override one field"
+    )
+    add_json_argument(parser)
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result for a program")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the console script."""
+    parser = argparse.ArgumentParser(prog="visionbake", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=_list_commands())
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words:
+        parser.print_usage(sys.stderr)
+        print(_list_commands(), file=sys.stderr)
+        return 2
+    chosen = parser.parse_args(words[:1])
+    return run_command(chosen.command, words[1:])
+
+
+def _list_commands() -> str:
+    return "; ".join(f"{name}: {what}" for name, what in COMMANDS.items())
+
+
+def run_command(command: str, arguments: list[str] | None = None) -> int:
+    """Runs one command's module; turns its errors into a line and an exit code."""
+    module = importlib.import_module(f"jobs.{command}")
+    parser = argparse.ArgumentParser(prog=f"visionbake {command}", description=module.__doc__)
+    module.add_arguments(parser)
+    parsed = parser.parse_args(arguments)
+    catch_signals()
+    try:
+        return int(module.main(parsed))
+    except RequestError as error:
+        print(f"visionbake {command}: {error}", file=sys.stderr, flush=True)
+        return 2
+    except (RunFailed, OutputError, SourceError, DamagedPart, EncodeError) as error:
+        print(f"visionbake {command}: {error}", file=sys.stderr, flush=True)
+        return 1
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(
+            f"visionbake {command}: interrupted ({error or 'SIGINT'}); what is committed stays. Give the same command "
+            "again to go on.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""How far a run is, from what it has committed; also while it runs elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from jobs.cli import add_json_argument, bytes_text, print_json, run_command, say
+from pipeline.config import parse_config
+from pipeline.errors import RequestError
+from pipeline.index import read_index_arrays
+from pipeline.output import CommittedUnits, Totals, read_dataset, totals_of
+from pipeline.parts import Plan
+from pipeline.units import Geometry, cut_units
+
+WATCH_SECONDS = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUTPUT", help="the output of a run")
+    parser.add_argument("--watch", action="store_true", help="print a line every two seconds until it is complete")
+    add_json_argument(parser)
+
+
+class Status:
+    """Reads what is new since the last look: an index is cut, and a record summed, once."""
+
+    def __init__(self, output: Path) -> None:
+        if not output.is_dir():
+            raise RequestError(f"{output} does not exist")
+        dataset = read_dataset(output)
+        config = parse_config(dataset["config"])
+        self._output = output
+        self._shard_tokens = config.output.shard_tokens
+        self._geometry = Geometry(
+            patch_size=dataset["patch_size"], merge_size=dataset["merge_size"], temporal_patch_size=2,
+            min_pixels=config.preprocess.min_pixels, max_pixels=config.preprocess.max_pixels,
+            max_image_pixels=config.limits.max_image_pixels,
+        )  # fmt: skip
+        self._units: dict[int, int] = {}
+        self._seen: set[str] = set()
+        self.totals = Totals()
+
+    def look(self) -> dict[str, object]:
+        plan = Plan(self._output)
+        indexed = plan.indexed_parts()
+        for part in indexed - self._units.keys():
+            index = read_index_arrays(plan.index_path(part))
+            self._units[part] = len(cut_units(part, index, self._geometry, self._shard_tokens))
+        committed = CommittedUnits(self._output)
+        fresh = [unit_id for unit_id in committed.unit_ids() if unit_id not in self._seen]
+        self._seen.update(fresh)
+        self.totals.merge(totals_of(self._output, fresh))
+        return {
+            "output": str(self._output),
+            "complete": (self._output / "_SUCCESS").exists(),
+            "parts": plan.num_parts,
+            "parts_indexed": len(indexed),
+            "units_known": sum(self._units.values()),
+            "units_committed": committed.count,
+            **self.totals.as_dict(),
+        }
+
+
+def line_of(status: dict[str, object]) -> str:
+    more = "+" if status["parts_indexed"] != status["parts"] else ""
+    return (
+        f"parts {status['parts_indexed']}/{status['parts']} indexed, units {status['units_committed']}/"
+        f"{status['units_known']}{more} committed, {status['samples']:,} samples = {status['rows']:,} rows + "
+        f"{status['rejected']:,} rejects, {status['tokens']:,} tokens, {bytes_text(float(str(status['data_bytes'])))}"
+        f"{', complete' if status['complete'] else ''}"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    status = Status(Path(arguments.output))
+    while True:
+        look = status.look()
+        if arguments.json:
+            print_json(look)
+        else:
+            say(line_of(look))
+        if not arguments.watch or look["complete"]:
+            return 0
+        time.sleep(WATCH_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("status"))

@@ -1,0 +1,200 @@
+"""The configuration file: what may stand in it, and one clear line when something else does.
+
+Everything is checked before anything is read or written. Field names and defaults are the public contract.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import RequestError
+
+
+def _auto_or_positive(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError("must be auto or a positive integer")
+
+
+def _on_off(value: object) -> object:
+    # YAML 1.1 reads a bare `on` as true and `off` as false.
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+def _uri(value: object) -> object:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+AutoOrPositive = Annotated[int | str, BeforeValidator(_auto_or_positive)]
+Uri = Annotated[str, BeforeValidator(_uri)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class Source(_Section):
+    uri: Uri
+    format: Literal["auto", "folder", "webdataset", "parquet", "jsonl"] = "auto"
+    image_column: str = "image"
+    key_column: str | None = None
+    carry: list[str] = Field(default_factory=list)
+    on_damaged: Literal["fail", "skip"] = "fail"
+
+
+class Preprocess(_Section):
+    min_pixels: int = Field(default=3136, ge=1)
+    max_pixels: int = Field(default=12_845_056, ge=784)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Preprocess:
+        if self.max_pixels < self.min_pixels:
+            raise ValueError(f"max_pixels ({self.max_pixels}) must be at least min_pixels ({self.min_pixels})")
+        return self
+
+
+class Model(_Section):
+    path: Uri
+    revision: str | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    linear: Literal["exact", "fp8"] = "exact"
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = "auto"
+
+
+class Pack(_Section):
+    max_patches: int = Field(default=32_768, ge=4)
+    deduplicate: bool = True
+
+
+class Output(_Section):
+    uri: Uri
+    format: Literal["parquet", "webdataset"] = "parquet"
+    stage: Literal["merged", "pre_merger"] = "merged"
+    dtype: Literal["bfloat16", "float16", "float32", "int8", "fp8"] = "bfloat16"
+    on_overflow: Literal["fail", "clamp"] = "fail"
+    shard_tokens: int = Field(default=65_536, ge=1)
+    row_group_bytes: int = Field(default=33_554_432, ge=1, le=1 << 30)
+
+
+class Cluster(_Section):
+    engine: Literal["ray", "inline"] = "ray"
+    address: Uri = "auto"
+    encoders: AutoOrPositive = "auto"
+    preprocessors: AutoOrPositive = "auto"
+    threads_per_encoder: int = Field(default=1, ge=1)
+    mixed_devices: bool = False
+    in_flight: AutoOrPositive = "auto"
+
+
+class Limits(_Section):
+    max_image_pixels: int = Field(default=178_956_970, ge=1)
+    max_rejected_fraction: float = Field(default=0.1, ge=0, le=1)
+    attempts: int = Field(default=3, ge=1)
+    sample_seconds: float = Field(default=60, gt=0)
+
+
+class Config(_Section):
+    source: Source
+    preprocess: Preprocess = Preprocess()
+    model: Model
+    pack: Pack = Pack()
+    output: Output
+    cluster: Cluster = Cluster()
+    limits: Limits = Limits()
+
+
+def load_config(path: str, overrides: list[str] | None = None) -> Config:
+    """Reads and validates a YAML configuration.
+
+    Args:
+        path: the YAML file.
+        overrides: `a.b=value` strings; the value is read as YAML.
+
+    Raises:
+        RequestError: naming the file or the field, and what would be right.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"configuration {path}: cannot be read: {error}") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(f"configuration {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise RequestError(f"configuration {path}: must be a mapping with source, model and output")
+    for override in overrides or []:
+        _set(tree, override)
+    return parse_config(tree, where=f"configuration {path}")
+
+
+def parse_config(tree: dict[str, Any], where: str = "configuration") -> Config:
+    """Validates an already parsed tree. Raises RequestError as `load_config` does."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise RequestError(_one_line(where, error)) from error
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise RequestError(f"--set {override}: must be a.b=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(f"--set {override}: the value is not valid YAML") from error
+    *parents, last = name.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RequestError(f"--set {override}: {parent} is not a section")
+    node[last] = value
+
+
+def _one_line(where: str, error: ValidationError) -> str:
+    details = error.errors()
+    first = details[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the file"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = f"unknown field; {_known_fields(first['loc'])}"
+    elif first["type"] == "missing":
+        message = "is missing"
+    else:
+        message = f"{message[:1].lower()}{message[1:]}, not {first['input']!r}"[:300]
+        if first["type"] == "value_error" and first["loc"] == ("preprocess",):
+            message = first["msg"].removeprefix("Value error, ")
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{where}: {field}: {message}{more}"
+
+
+def _known_fields(location: tuple[int | str, ...]) -> str:
+    model: Any = Config
+    for part in location[:-1]:
+        model = model.model_fields[str(part)].annotation
+    return "known here: " + ", ".join(model.model_fields)
+
+
+def refuse_what_is_not_built_yet(config: Config) -> None:
+    """Raises RequestError for a setting that the contract names and this version does not serve yet."""
+    not_yet = [
+        (config.source.format in ("parquet", "jsonl"), f"source.format: {config.source.format}"),
+        (bool(config.source.carry), "source.carry"),
+        (config.model.linear == "fp8", "model.linear: fp8"),
+        (config.output.format == "webdataset", "output.format: webdataset"),
+        (config.output.stage == "pre_merger", "output.stage: pre_merger"),
+        (config.output.dtype in ("int8", "fp8"), f"output.dtype: {config.output.dtype}"),
+        ("://" in config.source.uri, f"source.uri: {config.source.uri} (object storage)"),
+        ("://" in config.output.uri, f"output.uri: {config.output.uri} (object storage)"),
+    ]
+    for wanted, what in not_yet:
+        if wanted:
+            raise RequestError(f"{what}: not yet built in this version of visionbake")

@@ -1,0 +1,70 @@
+"""The inline engine: the same stages in this process, one call at a time. For debugging, and machines without Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.commit import ShardSettings
+from pipeline.driver import Event
+from pipeline.errors import DamagedPart, EncodeError, OutputError, SourceError
+from pipeline.stages import EncodeStage, PrepareStage, StageSettings
+from pipeline.units import Unit
+
+FAILURES = (SourceError, DamagedPart, EncodeError, OutputError)
+
+
+class InlineEngine:
+    """Runs a call when it is made and keeps its event for `wait`."""
+
+    encoders = 1
+
+    def __init__(self, settings: StageSettings, *, encoding: bool = True) -> None:
+        self._prepare = PrepareStage(settings)
+        self._encode = EncodeStage(settings) if encoding else None
+        self._shards: ShardSettings | None = None
+        self._events: list[Event] = []
+
+    def identities(self) -> list[dict[str, object]]:
+        """One of each kind of process, merged."""
+        return [self._prepare.identity() | (self._encode.identity() if self._encode else {})]
+
+    def start(self, shards: ShardSettings) -> None:
+        self._shards = shards
+
+    def in_flight_bytes(self) -> int:
+        return 1 << 40  # one unit at a time anyway
+
+    def free_preparers(self) -> int:
+        return 0 if self._events else 1
+
+    def free_encoders(self) -> int:
+        return 0 if self._events else 1
+
+    def index(self, part: int) -> None:
+        try:
+            self._prepare.index(part)
+            self._events.append(Event(kind="indexed", part=part))
+        except FAILURES as error:
+            self._events.append(Event(kind="indexed", part=part, error=error))
+
+    def prepare(self, unit: Unit) -> None:
+        try:
+            handle = self._prepare.prepare(unit)
+            self._events.append(Event(kind="prepared", part=unit.part, unit=unit, handle=handle))
+        except FAILURES as error:
+            self._events.append(Event(kind="prepared", part=unit.part, unit=unit, error=error))
+
+    def encode(self, unit: Unit, handle: Any) -> None:
+        assert self._shards is not None and self._encode is not None
+        try:
+            committed = self._encode.encode(handle, self._shards)
+            self._events.append(Event(kind="committed", part=unit.part, unit=unit, committed=committed))
+        except FAILURES as error:
+            self._events.append(Event(kind="committed", part=unit.part, unit=unit, error=error))
+
+    def wait(self, timeout_seconds: float) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def shutdown(self) -> None:
+        self._events = []

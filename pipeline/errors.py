@@ -1,0 +1,27 @@
+"""One error type per kind of failure. A reject is not an error: it is a row (see `rejects.py`)."""
+
+from __future__ import annotations
+
+
+class RequestError(Exception):
+    """The request itself is wrong: a configuration, a path, a checkpoint. Exit code 2, nothing was written."""
+
+
+class SourceError(Exception):
+    """A source file changed, vanished or cannot be read. A failure of the world: retried, never a reject."""
+
+
+class DamagedPart(SourceError):
+    """A tar that is damaged in its structure, so that its list of samples cannot be trusted."""
+
+
+class OutputError(Exception):
+    """The output cannot be written. The run stops at once, because every further unit would fail the same way."""
+
+
+class EncodeError(Exception):
+    """One image does not fit on the device, even alone."""
+
+
+class RunFailed(Exception):
+    """The run ended incomplete. Exit code 1; what is committed stays, and the next run goes on from there."""

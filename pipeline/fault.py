@@ -1,0 +1,33 @@
+"""Fault points: named places at which a test can kill or stall the process.
+
+Armed by `VISIONBAKE_FAULT=NAME[:kill|:sleep=SECONDS][@FILE]`. With `@FILE` the fault fires once in all processes
+together: the file is created when it fires, which is also how a test sees that it did.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+VARIABLE = "VISIONBAKE_FAULT"
+
+
+def fault_point(name: str) -> None:
+    """Does nothing, unless the environment arms this name."""
+    armed = os.environ.get(VARIABLE)
+    if not armed:
+        return
+    what, _, marker = armed.partition("@")
+    point, _, action = what.partition(":")
+    if point != name:
+        return
+    if marker:
+        try:
+            os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+    if action.startswith("sleep="):
+        time.sleep(float(action.removeprefix("sleep=")))
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,260 @@
+"""Index: read each part once and keep the facts about its samples' bytes. No pixel is decoded.
+
+One index serves every configuration of preprocessing and model. It is Parquet, a file per part, published when it is
+complete: `plan/index/part-NNNNNN.parquet`. Rows stand in the order of the images' places.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import rejects
+from pipeline.errors import DamagedPart, SourceError
+from pipeline.files import Scratch, publish_new
+from pipeline.headers import EXTENSIONS, read_header
+from pipeline.parts import Part, SourceFile, check_unchanged
+from pipeline.rejects import Reject
+from pipeline.tar import Member, TarStream, walk
+
+INDEX_VERSION = 1
+ROWS_PER_GROUP = 16_384
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("member", pa.string()),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("length", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string()),
+        pa.field("format", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("orientation", pa.int8()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedSample:
+    """One image's facts. `offset` and `length` place its bytes in `source`; `member` is its full name in a tar."""
+
+    key: str
+    source: str
+    member: str | None = None
+    offset: int = 0
+    length: int = 0
+    sha256: str | None = None
+    format: str | None = None
+    width: int | None = None
+    height: int | None = None
+    orientation: int | None = None
+    status: str = rejects.OK
+    error: str | None = None
+
+
+def index_part(part: Part, image_column: str, on_damaged: str, output: str, scratch: Scratch) -> int:
+    """Reads a part and publishes its index, unless another process has done so already.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        SourceError: a file changed since it was planned, or cannot be read.
+        DamagedPart: a tar is damaged in its structure, and `on_damaged` is `fail`.
+    """
+    final = Path(output) / "plan" / "index" / f"part-{part.number:06d}.parquet"
+    path = scratch.path(final.name)
+    damaged = ""
+    try:
+        count = _write(path, index_samples(part, image_column), damaged)
+    except DamagedPart as error:
+        if on_damaged == "fail":
+            raise
+        damaged = str(error)
+        path.unlink(missing_ok=True)
+        count = _write(path, iter(()), damaged)
+    for file in part.files:
+        check_unchanged(part, file)
+    if not publish_new(path, final):
+        path.unlink()
+    return count
+
+
+def _write(path: Path, samples: Iterator[IndexedSample], damaged: str) -> int:
+    facts = {"version": str(INDEX_VERSION), "damaged": damaged}
+    schema = INDEX_SCHEMA.with_metadata({"visionbake.index": json.dumps(facts)})
+    count = 0
+    with pq.ParquetWriter(path, schema) as writer:  # scratch: nobody sees it before it is published
+        rows: list[dict[str, object]] = []
+        for sample in samples:
+            rows.append(asdict(sample))
+            if len(rows) == ROWS_PER_GROUP:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+                count += len(rows)
+                rows = []
+        if rows or not count:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+            count += len(rows)
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+    return count
+
+
+def index_samples(part: Part, image_column: str) -> Iterator[IndexedSample]:
+    """Reads every image of a part and yields its facts. Raises SourceError and DamagedPart as `index_part` does."""
+    if part.format == "folder":
+        yield from (_index_file(part, file) for file in part.files)
+    else:
+        for file in part.files:
+            check_unchanged(part, file)
+            yield from _index_tar(part, file, image_column)
+
+
+def _index_file(part: Part, file: SourceFile) -> IndexedSample:
+    check_unchanged(part, file)
+    try:
+        data = Path(part.root, file.path).read_bytes()
+    except OSError as error:
+        raise SourceError(f"{Path(part.root, file.path)}: cannot be read: {error}") from error
+    return _facts(IndexedSample(key=file.path, source=file.path, length=len(data)), data)
+
+
+def _facts(sample: IndexedSample, data: bytes) -> IndexedSample:
+    sample = replace(sample, sha256=hashlib.sha256(data).hexdigest())
+    try:
+        header = read_header(data)
+    except Reject as reject:
+        return replace(sample, status=reject.reason, error=reject.message)
+    return replace(
+        sample, format=header.format, width=header.width, height=header.height, orientation=header.orientation
+    )
+
+
+@dataclass
+class _Group:
+    """The members of a tar that share a key, gathered while walking."""
+
+    first: int
+    names: set[str]
+    images: list[IndexedSample]
+    duplicates: list[IndexedSample]
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """A member's key and the rest: up to the first dot of its last path component, and what follows that dot."""
+    folder, slash, last = name.rpartition("/")
+    key, _, suffix = last.partition(".")
+    return folder + slash + key, suffix
+
+
+def _index_tar(part: Part, file: SourceFile, image_column: str) -> Iterator[IndexedSample]:
+    """Members need not be adjacent to form a sample; a second member of the same name is a duplicate."""
+    groups: dict[str, _Group] = {}
+    wanted = (*EXTENSIONS, "." + image_column.lower())
+    with TarStream(Path(part.root, file.path)) as stream:
+        for member, data in walk(stream, wanted):
+            key, suffix = split_key(member.name)
+            if not suffix:
+                continue  # webdataset knows no member without an extension
+            group = groups.setdefault(key, _Group(member.offset, set(), [], []))
+            if data is not None:
+                sample = _facts(_place(member, key, file), data)
+                (group.duplicates if member.name in group.names else group.images).append(sample)
+            group.names.add(member.name)
+    samples: list[IndexedSample] = []
+    for key, group in groups.items():
+        samples.append(_choose(key, group, file, image_column))
+        for duplicate in group.duplicates:
+            message = f"member {duplicate.member} stands in the tar more than once"
+            samples.append(replace(duplicate, status=rejects.DUPLICATE_KEY, error=message))
+    yield from sorted(samples, key=lambda sample: sample.offset)
+
+
+def _place(member: Member, key: str, file: SourceFile) -> IndexedSample:
+    return IndexedSample(key=key, source=file.path, member=member.name, offset=member.offset, length=member.length)
+
+
+def _choose(key: str, group: _Group, file: SourceFile, image_column: str) -> IndexedSample:
+    """The image of a sample: the only one, or the one that `image_column` names (`png`, `left`, `left.png`)."""
+    chosen = group.images
+    if len(chosen) > 1:
+        suffixes = [(split_key(str(sample.member))[1], sample) for sample in chosen]
+        chosen = [
+            sample
+            for suffix, sample in suffixes
+            if image_column in (suffix, suffix.rpartition(".")[0])
+        ]  # fmt: skip
+    if len(chosen) == 1:
+        return chosen[0]
+    if group.images:
+        names = ", ".join(split_key(str(sample.member))[1] for sample in group.images)
+        error = f"{len(group.images)} images ({names}): choose one with source.image_column"
+    else:
+        error = f"no image among its members: {', '.join(sorted(group.names))}"
+    return IndexedSample(
+        key=key, source=file.path, offset=group.first, status=rejects.MISSING_IMAGE, error=error[:1000]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexArrays:
+    """The columns that cutting needs, of one part. N samples."""
+
+    width_N: npt.NDArray[np.int64]
+    height_N: npt.NDArray[np.int64]
+    length_N: npt.NDArray[np.int64]
+    accepted_N: npt.NDArray[np.bool_]
+    damaged: str
+
+
+def read_index_arrays(path: Path) -> IndexArrays:
+    """Reads the numeric columns of one part's index."""
+    file = pq.ParquetFile(path)
+    table = file.read(columns=["width", "height", "length", "status"])
+    facts = json.loads(file.schema_arrow.metadata[b"visionbake.index"])
+
+    def numbers(name: str) -> npt.NDArray[np.int64]:
+        return table.column(name).fill_null(0).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+
+    accepted = pc.equal(table.column("status"), rejects.OK).to_numpy()
+    return IndexArrays(
+        width_N=numbers("width"),
+        height_N=numbers("height"),
+        length_N=numbers("length"),
+        accepted_N=accepted.astype(np.bool_),
+        damaged=facts["damaged"],
+    )
+
+
+def read_index_status(path: Path) -> list[str]:
+    """`ok` or the reject reason of every sample of a part, by its bytes alone."""
+    return pq.read_table(path, columns=["status"]).column("status").to_pylist()  # type: ignore[no-any-return]
+
+
+def read_index_rows(path: Path, first: int, count: int) -> list[IndexedSample]:
+    """Reads `count` samples from row `first` on, from the row groups that hold them only."""
+    file = pq.ParquetFile(path)
+    samples: list[IndexedSample] = []
+    start = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        low, high = max(first, start), min(first + count, start + rows)
+        if low < high:
+            table = file.read_row_group(group).slice(low - start, high - low)
+            samples.extend(IndexedSample(**row) for row in table.to_pylist())
+        start += rows
+    return samples

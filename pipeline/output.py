@@ -1,0 +1,288 @@
+"""The output as a whole: its fingerprint, dataset.json, what is committed, totals, the card and _SUCCESS."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.commit import SCHEMA_VERSION
+from pipeline.config import Config
+from pipeline.errors import RequestError
+from pipeline.files import Scratch, publish_new, publish_over, write_text
+from pipeline.shard import read_metadata
+
+OURS = {"plan", "data", "samples", "_tmp", "dataset.json", "README.md", "_SUCCESS"}
+RECORDED_PACKAGES = ("visionbake", "ray", "transformers", "numpy", "safetensors", "huggingface_hub", "pydantic")
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def config_facts(config: Config, tower_sha256: str) -> dict[str, object]:
+    """The part of the fingerprint that is known before any device is: flat, so that a difference has a name.
+
+    The checkpoint counts by its tensors, not by the path or revision it was found at.
+    """
+    facts: dict[str, object] = {"schema_version": SCHEMA_VERSION, "tower_sha256": tower_sha256}
+    for section, without in (
+        ("preprocess", ()),
+        ("model", ("path", "revision", "compile")),
+        ("pack", ()),
+        ("output", ("uri",)),
+    ):
+        for name, value in getattr(config, section).model_dump().items():
+            if name not in without:
+                facts[f"{section}.{name}"] = value
+    facts["source.image_column"] = config.source.image_column
+    facts["source.key_column"] = config.source.key_column
+    facts["source.carry"] = list(config.source.carry)
+    facts["limits.max_image_pixels"] = config.limits.max_image_pixels
+    facts["cluster.threads_per_encoder"] = config.cluster.threads_per_encoder
+    return facts
+
+
+def fingerprint_of(facts: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def check_output(output: Path, facts: dict[str, object]) -> None:
+    """Raises RequestError if the output cannot take this run: a file, foreign, not writable, or another run's."""
+    if output.exists() and not output.is_dir():
+        raise RequestError(f"output.uri: {output} is a file")
+    folder = output
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise RequestError(f"output.uri: {output} is not writable")
+    if not output.is_dir():
+        return
+    foreign = {entry.name for entry in os.scandir(output)} - OURS
+    if foreign and not (output / "dataset.json").exists():
+        raise RequestError(f"output.uri: {output} is not empty and not an output of visionbake ({sorted(foreign)[0]})")
+    stored = stored_facts(output)
+    for name, value in facts.items():
+        if stored is not None and stored.get(name) != value:
+            raise RequestError(
+                f"output.uri: {output} is another run's: {name} is {stored.get(name)!r} there and {value!r} here; use "
+                "another output.uri"
+            )
+
+
+def stored_facts(output: Path) -> dict[str, object] | None:
+    """The fingerprint's facts of an output, None before its first run."""
+    path = output / "dataset.json"
+    if not path.exists():
+        return None
+    return dict(read_dataset(output)["fingerprint_facts"])
+
+
+def read_dataset(output: Path) -> dict[str, Any]:
+    """dataset.json. Raises RequestError if the folder is not an output."""
+    try:
+        return dict(json.loads((output / "dataset.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{output} is not an output of visionbake: dataset.json: {error}") from error
+
+
+def write_dataset(
+    output: Path, config: Config, facts: dict[str, object], sizes: dict[str, int], scratch: Scratch
+) -> None:
+    """Writes dataset.json, once: a later run has been found to agree with it."""
+    tree = {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": fingerprint_of(facts),
+        "fingerprint_facts": facts,
+        "config": config.model_dump(),
+        **sizes,
+        "device": facts["device"],
+        "versions": {name: version_of(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()},
+    }
+    path = scratch.path("dataset.json")
+    write_text(path, json.dumps(tree, indent=2) + "\n")
+    publish_new(path, output / "dataset.json")
+
+
+class CommittedUnits:
+    """Which units are committed, by the names of their samples shards. A bit a unit."""
+
+    def __init__(self, output: Path) -> None:
+        self._bits: dict[int, int] = {}
+        self.count = 0
+        folder = output / "samples"
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    part, _, number = entry.name.removeprefix("part-").removesuffix(".parquet").partition("-")
+                    if part.isdigit() and number.isdigit():
+                        self.add(int(part), int(number))
+
+    def add(self, part: int, number: int) -> None:
+        if not self.has(part, number):
+            self._bits[part] = self._bits.get(part, 0) | 1 << number
+            self.count += 1
+
+    def has(self, part: int, number: int) -> bool:
+        return bool(self._bits.get(part, 0) >> number & 1)
+
+    def unit_ids(self) -> Iterator[str]:
+        for part, bits in sorted(self._bits.items()):
+            number = 0
+            while bits:
+                if bits & 1:
+                    yield f"{part:06d}-{number:04d}"
+                bits >>= 1
+                number += 1
+
+
+@dataclass(kw_only=True)
+class Totals:
+    """Sums over commit records."""
+
+    units: int = 0
+    samples: int = 0
+    rows: int = 0
+    tokens: int = 0
+    embedding_bytes: int = 0
+    data_bytes: int = 0
+    halvings: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+    reject_examples: dict[str, list[str]] = field(default_factory=dict)
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.merge(
+            Totals(
+                units=1,
+                samples=record["rows_in"],
+                rows=record["rows_out"],
+                tokens=record["tokens"],
+                embedding_bytes=record["embedding_bytes"],
+                data_bytes=record["data_size"],
+                halvings=record["halvings"],
+                rejects=Counter(record["rejects"]),
+                reject_examples=record["reject_examples"],
+                seconds=Counter(record["seconds"]),
+            )
+        )
+
+    def merge(self, other: Totals) -> None:
+        self.units += other.units
+        self.samples += other.samples
+        self.rows += other.rows
+        self.tokens += other.tokens
+        self.embedding_bytes += other.embedding_bytes
+        self.data_bytes += other.data_bytes
+        self.halvings += other.halvings
+        self.rejects.update(other.rejects)
+        for reason, keys in other.reject_examples.items():
+            kept = self.reject_examples.setdefault(reason, [])
+            kept.extend(keys[: 3 - len(kept)])
+        self.seconds.update(other.seconds)
+
+    @property
+    def rejected(self) -> int:
+        return sum(self.rejects.values())
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "units": self.units,
+            "samples": self.samples,
+            "rows": self.rows,
+            "rejected": self.rejected,
+            "rejects": dict(sorted(self.rejects.items())),
+            "tokens": self.tokens,
+            "embedding_bytes": self.embedding_bytes,
+            "data_bytes": self.data_bytes,
+            "halvings": self.halvings,
+        }
+
+
+def totals_of(output: Path, unit_ids: Iterable[str]) -> Totals:
+    """Reads the records of committed units, footer by footer."""
+    totals = Totals()
+    for unit_id in unit_ids:
+        totals.add(read_metadata(output / "samples" / f"part-{unit_id}.parquet"))
+    return totals
+
+
+def remove_success(output: Path) -> None:
+    (output / "_SUCCESS").unlink(missing_ok=True)
+
+
+def write_success(output: Path, totals: Totals, skipped: list[str], scratch: Scratch) -> None:
+    """Writes the data set card, and _SUCCESS last."""
+    dataset = read_dataset(output)
+    _replace_text(output / "README.md", data_set_card(dataset, totals), scratch)
+    tree = totals.as_dict() | {"fingerprint": dataset["fingerprint"], "skipped_parts": skipped}
+    _replace_text(output / "_SUCCESS", json.dumps(tree, indent=2) + "\n", scratch)
+
+
+def _replace_text(path: Path, text: str, scratch: Scratch) -> None:
+    fresh = scratch.path(path.name)
+    write_text(fresh, text)
+    publish_over(fresh, path)
+
+
+def data_set_card(dataset: dict[str, Any], totals: Totals) -> str:
+    """README.md of an output: what it is, how to load it, the numbers."""
+    config = dataset["config"]
+    model = config["model"]["path"]
+    rejects = "".join(f"| rejected: {reason} | {count:,} |\n" for reason, count in sorted(totals.rejects.items()))
+    random_note = (
+        "\n**The weights are random**: these tokens carry no meaning and serve for trying the tool only.\n"
+        if str(model).startswith("random:")
+        else ""
+    )
+    return f"""---
+configs:
+- config_name: tokens
+  data_files: data/*.parquet
+- config_name: samples
+  data_files: samples/*.parquet
+tags:
+- visionbake
+---
+# Vision tokens of `{config["source"]["uri"]}`
+
+The output of the vision tower of `{model}` (merged tokens, {dataset["hidden_size"]} wide, stored as
+{config["output"]["dtype"]}) for every image, with its `grid_thw`. Written by visionbake.
+{random_note}
+| | |
+|---|---|
+| samples | {totals.samples:,} |
+| rows | {totals.rows:,} |
+{rejects}| tokens | {totals.tokens:,} |
+| bytes of embeddings | {totals.embedding_bytes:,} |
+| min_pixels, max_pixels | {config["preprocess"]["min_pixels"]}, {config["preprocess"]["max_pixels"]} |
+| device | {dataset["device"]} |
+| fingerprint | `{dataset["fingerprint"]}` |
+
+- `data/*.parquet`: a row for every accepted image: `key`, `grid_thw`, `num_tokens`, …, and `embedding`:
+  `num_tokens × hidden_size` values, little-endian, row-major.
+- `samples/*.parquet`: a row for every image of the source, rejects included, with `status`, and `shard`, `offset`,
+  `length`: where in the data shard the embedding's bytes lie.
+
+```python
+import pyarrow.parquet as pq, torch
+
+row = pq.read_table("data").slice(0, 1).to_pylist()[0]
+image_embeds = torch.frombuffer(bytearray(row["embedding"]), dtype=torch.{config["output"]["dtype"]})
+image_embeds = image_embeds.view(row["num_tokens"], row["hidden_size"])
+```
+
+```sql
+SELECT status, count(*) AS images, sum(num_tokens) AS tokens FROM 'samples/*.parquet' GROUP BY status;
+```
+"""

@@ -1,0 +1,356 @@
+"""Prepare: a unit's bytes to uint8 patches, one frame each, in the reference's patch order.
+
+    encoded bytes ─▶ RGB uint8 [H, W, 3] ─▶ resized uint8 [3, H', W'] ─▶ patches uint8 [P, 3·14·14]
+
+Normalising happens on the device: what leaves here is an eighth of the bytes of the reference's `pixel_values`, and,
+once normalised and repeated over the two frames, the same bits.
+
+Source: transformers 5.23, `models/qwen2_vl/image_processing_qwen2_vl.py`, torchvision backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from pipeline import rejects
+from pipeline.errors import SourceError
+from pipeline.grid import smart_resize
+from pipeline.headers import DECODE_ERRORS, open_image, read_header
+from pipeline.index import IndexedSample
+from pipeline.parts import Part, check_unchanged
+from pipeline.rejects import Reject
+from pipeline.tar import TarStream
+from pipeline.units import Geometry, Unit
+
+try:  # the fast JPEG decoder is optional: the same libjpeg-turbo inside Pillow gives the same bits
+    import simplejpeg
+except ImportError:  # pragma: no cover - on machines without the wheel
+    simplejpeg = None
+
+Uint8 = npt.NDArray[np.uint8]
+CHANNELS = 3
+WHITE = (255, 255, 255, 255)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSample:
+    """A sample and what its bytes gave. `image` is its place among the unit's distinct images; None for a reject."""
+
+    facts: IndexedSample
+    status: str
+    error: str | None = None
+    resized_width: int | None = None
+    resized_height: int | None = None
+    clamped: str | None = None
+    image: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedUnit:
+    """The hand-off from preparing to encoding.
+
+    Attributes:
+        samples: every sample of the unit, in order.
+        grids: `(t, h, w)` in patches of each distinct image.
+        patches_PC: uint8 [P, C], the distinct images' patches one after the other; C = 3·patch_size².
+        seconds: by step (`read`, `decode`).
+    """
+
+    unit: Unit
+    samples: tuple[PreparedSample, ...]
+    grids: tuple[tuple[int, int, int], ...]
+    patches_PC: Uint8
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def decode(data: bytes, orientation: int | None = None) -> Uint8:
+    """Decodes one encoded image by the image policy of the README.
+
+    Args:
+        data: JPEG, PNG, WebP, GIF, BMP or TIFF.
+        orientation: the EXIF orientation that the index found; None reads it from the header.
+
+    Returns:
+        RGB, uint8 [H, W, 3], as displayed.
+
+    Raises:
+        Reject: `truncated`, `unidentified`, `corrupt` or `unsupported_mode`.
+    """
+    if orientation is None:
+        orientation = read_header(data).orientation
+    with open_image(data) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pixels = None
+        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+            pixels = _decode_jpeg(data)
+        if pixels is None:
+            try:
+                pixels = np.asarray(to_rgb(image))
+            except DECODE_ERRORS as error:
+                message = str(error) or type(error).__name__
+                short = isinstance(error, EOFError) or "truncated" in message.lower()
+                raise Reject(rejects.TRUNCATED if short else rejects.CORRUPT, message) from error
+            except MemoryError as error:
+                raise Reject(rejects.CORRUPT, f"decoding ran out of memory: {error}") from error
+    return _orient(pixels, orientation)
+
+
+def _decode_jpeg(data: bytes) -> Uint8 | None:
+    """RGB pixels, or None where the JPEG has any oddity: then Pillow decides what it is worth."""
+    if simplejpeg is None:
+        return None
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False, strict=True)
+    except ValueError:
+        return None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decodes the first frame to mode RGB; transparency on white, 16 bits scaled to 8 by their high byte."""
+    image.seek(0)
+    image.load()
+    mode = image.mode
+    if mode.startswith("I;16"):
+        wide = np.asarray(image)
+        eight = Image.fromarray((wide >> 8).astype(np.uint8))
+        transparent = image.info.get("transparency")
+        if not isinstance(transparent, int):
+            return eight.convert("RGB")
+        alpha = Image.fromarray(np.where(wide == transparent, 0, 255).astype(np.uint8))
+        return _on_white(Image.merge("LA", (eight, alpha)))
+    if mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"):
+        raise Reject(rejects.UNSUPPORTED_MODE, f"pixels of mode {mode}")
+    if image.has_transparency_data:
+        return _on_white(image)
+    return image if mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, WHITE), layer).convert("RGB")
+
+
+def _orient(pixels: Uint8, orientation: int) -> Uint8:
+    """Applies an EXIF orientation. Source: EXIF 2.32, tag 0x0112."""
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def resize(pixels: Uint8, height: int, width: int) -> Uint8:
+    """Bicubic with antialiasing, as torchvision does it on uint8.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+
+    Returns:
+        uint8 [3, height, width], contiguous.
+    """
+    planes = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
+    if planes.shape[1:] != (height, width):
+        planes = functional.interpolate(planes[None], size=(height, width), mode="bicubic", antialias=True)[0]
+    return planes.contiguous().numpy()
+
+
+def cut_patches(planes: Uint8, patch_size: int, merge_size: int, out_PC: Uint8) -> None:
+    """Cuts [3, H, W] into patches, the merge_size² patches of a merged token together, channel before row.
+
+    Rows of a patch move as one item of `patch_size` bytes, which is several times faster than moving bytes.
+    """
+    height, width = planes.shape[1] // patch_size, planes.shape[2] // patch_size
+    row = np.dtype(f"V{patch_size}")
+    shape = (height // merge_size, merge_size, patch_size, width // merge_size, merge_size)
+    source = planes.view(row).reshape(CHANNELS, *shape)
+    target = out_PC.view(row).reshape(shape[0], shape[3], merge_size, merge_size, CHANNELS, patch_size)
+    target[...] = source.transpose(1, 4, 2, 5, 0, 3)
+
+
+def prepare_image(
+    data: bytes, geometry: Geometry, orientation: int | None = None
+) -> tuple[Uint8, tuple[int, int, int]]:
+    """Encoded bytes to patches, for one image on its own.
+
+    Returns:
+        uint8 [P, C] and the grid `(1, h, w)`.
+
+    Raises:
+        Reject: for any reason that one image's bytes can give.
+    """
+    header = read_header(data)
+    _check_size(header.width, header.height, geometry)
+    pixels = decode(data, header.orientation if orientation is None else orientation)
+    return patches_of_pixels(pixels, geometry)
+
+
+def patches_of_pixels(pixels: Uint8, geometry: Geometry) -> tuple[Uint8, tuple[int, int, int]]:
+    """RGB uint8 [H, W, 3] to patches uint8 [P, C] and the grid. Raises Reject: `aspect_ratio`."""
+    height, width, _ = _resized(pixels.shape[1], pixels.shape[0], geometry)
+    grid = (1, height // geometry.patch_size, width // geometry.patch_size)
+    patches_PC = np.empty((grid[1] * grid[2], CHANNELS * geometry.patch_size**2), np.uint8)
+    cut_patches(resize(pixels, height, width), geometry.patch_size, geometry.merge_size, patches_PC)
+    return patches_PC, grid
+
+
+def _check_size(width: int, height: int, geometry: Geometry) -> None:
+    if width * height > geometry.max_image_pixels:
+        limit = geometry.max_image_pixels
+        raise Reject(rejects.TOO_MANY_PIXELS, f"{width}x{height} is over limits.max_image_pixels {limit}")
+
+
+def _resized(width: int, height: int, geometry: Geometry) -> tuple[int, int, str]:
+    try:
+        return smart_resize(height, width, geometry.factor, geometry.min_pixels, geometry.max_pixels)
+    except ValueError as error:
+        raise Reject(rejects.ASPECT_RATIO, str(error)) from error
+
+
+class UnitReader:
+    """Reads the encoded bytes of units. Keeps a compressed tar open, so that the next unit reads on."""
+
+    def __init__(self) -> None:
+        self._tar: TarStream | None = None
+
+    def read(self, part: Part, samples: Sequence[IndexedSample]) -> list[bytes | None]:
+        """Bytes of every sample, None for those without an image; one range of a tar per unit.
+
+        Raises:
+            SourceError: a file changed since it was planned, or cannot be read.
+        """
+        wanted = [sample for sample in samples if sample.sha256 is not None]
+        if part.format == "folder":
+            files = {file.path: file for file in part.files}
+            found: dict[int, bytes] = {}
+            for sample in wanted:
+                check_unchanged(part, files[sample.source])
+                path = os.path.join(part.root, sample.source)
+                try:
+                    with open(path, "rb") as stream:
+                        found[id(sample)] = stream.read()
+                except OSError as error:
+                    raise SourceError(f"{path}: cannot be read: {error}") from error
+            return [found.get(id(sample)) for sample in samples]
+        (file,) = part.files
+        check_unchanged(part, file)
+        if not wanted:
+            return [None] * len(samples)
+        start = min(sample.offset for sample in wanted)
+        end = max(sample.offset + sample.length for sample in wanted)
+        tar = self._open(os.path.join(part.root, file.path), start)
+        tar.seek(start)
+        data = memoryview(tar.read_exactly(end - start, "a unit's range"))
+        if not tar.compressed:
+            self.close()
+        return [
+            None if sample.sha256 is None else bytes(data[sample.offset - start :][: sample.length])
+            for sample in samples
+        ]
+
+    def _open(self, path: str, start: int) -> TarStream:
+        if self._tar is not None and (str(self._tar.path) != path or self._tar.position > start):
+            self.close()
+        if self._tar is None:
+            self._tar = TarStream(path)
+        return self._tar
+
+    def close(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+            self._tar = None
+
+
+def prepare_unit(
+    unit: Unit, part: Part, samples: Sequence[IndexedSample], geometry: Geometry, deduplicate: bool, reader: UnitReader
+) -> PreparedUnit:
+    """Prepares every sample of a unit; what cannot be prepared becomes a reject.
+
+    Raises:
+        SourceError: as `UnitReader.read`.
+    """
+    started = time.perf_counter()
+    encoded = reader.read(part, samples)
+    changed: set[int] = set()
+    for index, sample in enumerate(samples):
+        if not _same(encoded[index], sample):
+            reader.close()
+            encoded[index] = reader.read(part, [sample])[0]  # one fresh read, before the bytes are blamed
+            if not _same(encoded[index], sample):
+                changed.add(index)
+    seconds = {"read": time.perf_counter() - started}
+
+    started = time.perf_counter()
+    patches_PC = np.empty((unit.patches, CHANNELS * geometry.patch_size**2), np.uint8)
+    cursor = 0
+    grids: list[tuple[int, int, int]] = []
+    known: dict[str, PreparedSample] = {}
+    results: list[PreparedSample] = []
+    for index, sample in enumerate(samples):
+        data, encoded[index] = encoded[index], None
+        if deduplicate and index not in changed and sample.status == rejects.OK and sample.sha256 in known:
+            twin = known[sample.sha256]
+            results.append(
+                PreparedSample(
+                    facts=sample, status=twin.status, error=twin.error, resized_width=twin.resized_width,
+                    resized_height=twin.resized_height, clamped=twin.clamped, image=twin.image,
+                )
+            )  # fmt: skip
+            continue
+        try:
+            height, width, clamped = _admit(sample, index in changed, geometry)
+            assert data is not None
+            pixels = decode(data, sample.orientation)
+            if pixels.shape[:2] != (sample.height, sample.width):
+                raise Reject(
+                    rejects.CORRUPT,
+                    f"decodes to {pixels.shape[1]}x{pixels.shape[0]}, its header says {sample.width}x{sample.height}",
+                )
+        except Reject as reject:
+            result = PreparedSample(facts=sample, status=reject.reason, error=reject.message[:1000])
+        else:
+            grid = (1, height // geometry.patch_size, width // geometry.patch_size)
+            rows = patches_PC[cursor : cursor + grid[1] * grid[2]]
+            cut_patches(resize(pixels, height, width), geometry.patch_size, geometry.merge_size, rows)
+            cursor += len(rows)
+            result = PreparedSample(
+                facts=sample, status=rejects.OK, resized_width=width, resized_height=height, clamped=clamped,
+                image=len(grids),
+            )  # fmt: skip
+            grids.append(grid)
+        results.append(result)
+        if sample.sha256 is not None and index not in changed and sample.status == rejects.OK:
+            known[sample.sha256] = result
+    seconds["decode"] = time.perf_counter() - started
+    return PreparedUnit(
+        unit=unit, samples=tuple(results), grids=tuple(grids), patches_PC=patches_PC[:cursor], seconds=seconds
+    )
+
+
+def _same(data: bytes | None, sample: IndexedSample) -> bool:
+    return data is None or hashlib.sha256(data).hexdigest() == sample.sha256
+
+
+def _admit(sample: IndexedSample, changed: bool, geometry: Geometry) -> tuple[int, int, str]:
+    """Everything that can be said before decoding. Raises Reject."""
+    if sample.status != rejects.OK:
+        raise Reject(sample.status, sample.error or sample.status)
+    assert sample.width is not None and sample.height is not None
+    if changed:
+        raise Reject(rejects.CHECKSUM, "the bytes are no longer those that were indexed")
+    _check_size(sample.width, sample.height, geometry)
+    return _resized(sample.width, sample.height, geometry)

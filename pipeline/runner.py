@@ -1,0 +1,341 @@
+"""Run: the whole data flow on one screen.
+
+check ─▶ start the engine ─▶ fingerprint ─▶ plan ─▶ drive (index, prepare, encode, commit) ─▶ totals ─▶ _SUCCESS
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.commit import ShardSettings
+from pipeline.config import Config, refuse_what_is_not_built_yet
+from pipeline.driver import Driver, Engine, Progress, check_rejected_fraction
+from pipeline.errors import DamagedPart, RequestError, RunFailed, SourceError
+from pipeline.files import Scratch
+from pipeline.headers import EXTENSIONS
+from pipeline.index import read_index_arrays
+from pipeline.output import (
+    CommittedUnits,
+    Totals,
+    check_output,
+    config_facts,
+    fingerprint_of,
+    remove_success,
+    totals_of,
+    write_dataset,
+    write_success,
+)
+from pipeline.parts import Plan, SourcePlace, list_files, resolve_source
+from pipeline.stages import StageSettings, peak_memory_bytes
+from pipeline.tar import TarStream, walk
+from pipeline.units import Geometry, Unit, cut_units
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+
+
+class StartedEngine(Engine, Protocol):
+    encoders: int
+
+    def identities(self) -> list[dict[str, object]]: ...
+
+    def start(self, shards: ShardSettings) -> None: ...
+
+    def in_flight_bytes(self) -> int: ...
+
+    def shutdown(self) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """What a run did and what the output holds. Seconds are wall time unless they are by stage."""
+
+    output: str
+    complete: bool
+    totals: Totals
+    this_run: Totals
+    already_committed: int
+    wall_seconds: float
+    busy_share: float
+    peak_memory_bytes: int
+    driver_peak_memory_bytes: int
+    retries: int
+    problems: list[str] = field(default_factory=list)
+    skipped_parts: list[str] = field(default_factory=list)
+    ignored_files: int = 0
+
+    def as_dict(self) -> dict[str, object]:
+        seconds = max(self.wall_seconds, 1e-9)
+        return {
+            "output": self.output,
+            "complete": self.complete,
+            "totals": self.totals.as_dict(),
+            "this_run": self.this_run.as_dict(),
+            "units_already_committed": self.already_committed,
+            "wall_seconds": round(self.wall_seconds, 3),
+            "images_per_second": round(self.this_run.rows / seconds, 2),
+            "tokens_per_second": round(self.this_run.tokens / seconds, 1),
+            "seconds_by_stage": {key: round(value, 3) for key, value in sorted(self.this_run.seconds.items())},
+            "encoder_busy_share": round(self.busy_share, 4),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "driver_peak_memory_bytes": self.driver_peak_memory_bytes,
+            "retries": self.retries,
+            "problems": self.problems,
+            "skipped_parts": self.skipped_parts,
+            "ignored_files": self.ignored_files,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A configuration that has been checked against the world: nothing is written yet."""
+
+    config: Config
+    output: Path
+    place: SourcePlace
+    checkpoint: Checkpoint
+    geometry: Geometry
+    ignored: Counter[str]
+
+
+def check_request(config: Config) -> Request:
+    """Everything that can be found wrong before anything is written. Raises RequestError."""
+    refuse_what_is_not_built_yet(config)
+    if os.environ.get(JOB_VARIABLE) and not os.path.isabs(os.path.expanduser(config.output.uri)):
+        raise RequestError(
+            f"output.uri: {config.output.uri} is relative: in a Ray job it would land in a temporary copy of the "
+            "working directory; give an absolute path"
+        )
+    output = Path(os.path.abspath(os.path.expanduser(config.output.uri)))
+    place = resolve_source(config.source)
+    checkpoint = Checkpoint(config.model.path, config.model.revision)
+    ignored = check_source(config, place)
+    geometry = Geometry(
+        patch_size=checkpoint.config.patch_size,
+        merge_size=checkpoint.config.merge_size,
+        temporal_patch_size=checkpoint.config.temporal_patch_size,
+        min_pixels=config.preprocess.min_pixels,
+        max_pixels=config.preprocess.max_pixels,
+        max_image_pixels=config.limits.max_image_pixels,
+    )
+    return Request(config=config, output=output, place=place, checkpoint=checkpoint, geometry=geometry, ignored=ignored)
+
+
+def check_source(config: Config, place: SourcePlace) -> Counter[str]:
+    """Raises RequestError if the source holds no image; returns the other files' extensions, counted."""
+    ignored: Counter[str] = Counter()
+    files = list_files(place, ignored)
+    if place.format == "folder":
+        if next(files, None) is None:
+            others = ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in ignored.most_common(3))
+            hint = f"; it holds {others}" if others else ": it is empty"
+            if ignored[".tar"] or ignored[".tgz"]:
+                hint += f"; for its tars write {config.source.uri.rstrip('/')}/*.tar"
+            raise RequestError(f"source.uri: {config.source.uri} holds no image ({', '.join(EXTENSIONS)}){hint}")
+        return ignored
+    for file in files:
+        # Damage is for the index to report; here only the first image is looked for.
+        with suppress(DamagedPart, SourceError), TarStream(Path(place.root, file.path)) as stream:
+            suffixes = (*EXTENSIONS, "." + config.source.image_column.lower())
+            if any(member.name.lower().endswith(suffixes) for member, _ in walk(stream, wanted=())):
+                return ignored
+            continue
+        return ignored
+    raise RequestError(f"source.uri: {config.source.uri} holds no image ({', '.join(EXTENSIONS)}) in any tar")
+
+
+def stage_settings(request: Request, nonce: str) -> StageSettings:
+    config = request.config
+    return StageSettings(
+        output=str(request.output),
+        nonce=nonce,
+        image_column=config.source.image_column,
+        on_damaged=config.source.on_damaged,
+        geometry=request.geometry,
+        deduplicate=config.pack.deduplicate,
+        model_path=config.model.path if "/" not in config.model.path or not Path(config.model.path).exists()
+        else os.path.abspath(config.model.path),
+        model_revision=config.model.revision,
+        dtype=config.model.dtype,
+        compile=config.model.compile,
+        max_patches=config.pack.max_patches,
+        stored_dtype=config.output.dtype,
+        on_overflow=config.output.on_overflow,
+        threads=config.cluster.threads_per_encoder,
+    )  # fmt: skip
+
+
+def start_engine(
+    request: Request, scratch: Scratch, say: Callable[[str], None], *, encoding: bool = True
+) -> StartedEngine:
+    """Starts the configured engine; without encoders where only indexing is to be done."""
+    settings = stage_settings(request, scratch.nonce)
+    if request.config.cluster.engine == "inline":
+        from pipeline.engine_inline import InlineEngine
+
+        return InlineEngine(settings, encoding=encoding)
+    try:
+        from pipeline.engine_ray import RayEngine
+    except ImportError as error:
+        raise RequestError(f"cluster.engine: ray is not installed ({error}); use cluster.engine: inline") from error
+    return RayEngine(settings, request.config.cluster, scratch, say, encoding=encoding)
+
+
+def one_identity(identities: list[dict[str, object]], mixed_devices: bool) -> dict[str, object]:
+    """What all encoders agree on. Raises RequestError, naming what differs."""
+    first = identities[0]
+    result = dict(first)
+    for name in first:
+        values = sorted({str(identity[name]) for identity in identities})
+        if len(values) > 1:
+            if not mixed_devices:
+                raise RequestError(
+                    f"the encoders differ in {name}: {', '.join(values)}; bits would depend on which of them encodes "
+                    "an image. cluster.mixed_devices: true accepts that"
+                )
+            result[name] = " + ".join(values)
+    return result
+
+
+def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progress, float, int], None]) -> Summary:
+    """Indexes what is not indexed, encodes what is not committed.
+
+    Args:
+        say: prints a line.
+        report: called with the progress, the seconds since encoding began, and the number of encoders.
+
+    Raises:
+        RequestError: before anything is written.
+        OutputError, RunFailed: the run stopped; what is committed stays.
+    """
+    request = check_request(config)
+    output = request.output
+    tower_sha256 = request.checkpoint.sha256()
+    facts = config_facts(config, tower_sha256)
+    check_output(output, facts)
+    plan = Plan(output)
+    plan.check_source(config.source, request.place)
+
+    with Scratch(output) as scratch:
+        engine = start_engine(request, scratch, say)
+        try:
+            facts |= one_identity(engine.identities(), config.cluster.mixed_devices)
+            check_output(output, facts)
+            return _run(request, engine, facts, plan, scratch, say, report)
+        finally:
+            engine.shutdown()
+
+
+def make_plan(request: Request, say: Callable[[str], None]) -> tuple[Plan, list[str]]:
+    """Lists and indexes the source, and no more.
+
+    Returns:
+        The plan, and what is wrong with parts that could not be indexed.
+
+    Raises:
+        RequestError: as `run`.
+    """
+    config = request.config
+    check_output(request.output, {})
+    plan = Plan(request.output)
+    plan.check_source(config.source, request.place)
+    with Scratch(request.output) as scratch:
+        plan.update(config.source, request.place, scratch)
+        indexed = plan.indexed_parts()
+        if len(indexed) == plan.num_parts:
+            return plan, []
+        engine = start_engine(request, scratch, say, encoding=False)
+        try:
+            driver = Driver(
+                engine, parts=plan.num_parts, indexed=indexed, units_of=lambda part: [], committed=lambda *_: True,
+                unit_bytes=lambda unit: 0, in_flight_bytes=1, attempts=config.limits.attempts,
+                max_rejected_fraction=1.0, on_tick=lambda progress: None, on_start=lambda: None,
+            )  # fmt: skip
+            return plan, list(driver.run().failed_parts.values())
+        finally:
+            engine.shutdown()
+
+
+def _run(
+    request: Request, engine: StartedEngine, facts: dict[str, object], plan: Plan, scratch: Scratch,
+    say: Callable[[str], None], report: Callable[[Progress, float, int], None],
+) -> Summary:  # fmt: skip
+    config, output = request.config, request.output
+    tower = request.checkpoint.config
+    new_parts = plan.update(config.source, request.place, scratch)
+    committed = CommittedUnits(output)
+    if committed.count or new_parts < plan.num_parts:
+        say(f"{committed.count} units are committed; {new_parts} of {plan.num_parts} parts are new")
+    sizes = {"hidden_size": tower.out_width, "merge_size": tower.merge_size, "patch_size": tower.patch_size}
+    write_dataset(output, config, facts, sizes, scratch)
+    for folder in ("data", "samples"):
+        (output / folder).mkdir(exist_ok=True)
+    engine.start(
+        ShardSettings(
+            fingerprint=fingerprint_of(facts),
+            tower_sha256=str(facts["tower_sha256"]),
+            stage=config.output.stage,
+            dtype=config.output.dtype,
+            hidden_size=tower.out_width,
+            merge_size=tower.merge_size,
+            row_group_bytes=config.output.row_group_bytes,
+            device=str(facts["device"]),
+        )
+    )
+    skipped: list[str] = []
+
+    def units_of(part: int) -> list[Unit]:
+        index = read_index_arrays(plan.index_path(part))
+        if index.damaged:
+            skipped.append(index.damaged)
+        return cut_units(part, index, request.geometry, config.output.shard_tokens)
+
+    patch_bytes = tower.in_channels * tower.patch_size**2
+    in_flight = config.cluster.in_flight
+    started = time.monotonic()
+    driver = Driver(
+        engine,
+        parts=plan.num_parts,
+        indexed=plan.indexed_parts(),
+        units_of=units_of,
+        committed=committed.has,
+        unit_bytes=lambda unit: unit.patches * patch_bytes,
+        in_flight_bytes=in_flight if isinstance(in_flight, int) else engine.in_flight_bytes(),
+        attempts=config.limits.attempts,
+        max_rejected_fraction=config.limits.max_rejected_fraction,
+        on_tick=lambda progress: report(progress, time.monotonic() - started, engine.encoders),
+        on_start=lambda: remove_success(output),
+    )
+    progress = driver.run()
+    wall_seconds = time.monotonic() - started
+    totals = totals_of(output, committed.unit_ids())
+    totals.merge(progress.totals)
+    problems = [*progress.failed_parts.values(), *progress.set_aside.values()]
+    summary = Summary(
+        output=str(output),
+        complete=not problems,
+        totals=totals,
+        this_run=progress.totals,
+        already_committed=committed.count,
+        wall_seconds=wall_seconds,
+        busy_share=progress.totals.seconds["encode"] / max(1e-9, wall_seconds * engine.encoders),
+        peak_memory_bytes=max(progress.peak_memory_bytes, peak_memory_bytes()),
+        driver_peak_memory_bytes=peak_memory_bytes(),
+        retries=progress.retries,
+        problems=problems,
+        skipped_parts=skipped,
+        ignored_files=sum(request.ignored.values()),
+    )
+    if not problems:
+        if not totals.samples:
+            raise RunFailed(f"source.uri: {config.source.uri}: no sample was found")
+        check_rejected_fraction(totals, config.limits.max_rejected_fraction)
+        write_success(output, totals, skipped, scratch)
+    return summary

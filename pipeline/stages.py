@@ -1,0 +1,167 @@
+"""The stages as they stand in a process: what an actor holds, and what the inline engine calls. No Ray in here.
+
+PrepareStage  index a part; prepare a unit            (CPU)
+EncodeStage   encode a unit, write it and commit it   (GPU; CPU where there is none)
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import PIL
+import pyarrow
+import torch
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.commit import Committed, ShardSettings, commit_unit
+from pipeline.encode import UnitEncoder
+from pipeline.encoder import Tower
+from pipeline.errors import OutputError
+from pipeline.fault import fault_point
+from pipeline.files import Scratch
+from pipeline.index import index_part, read_index_rows
+from pipeline.output import version_of
+from pipeline.parts import Part, Plan
+from pipeline.prepare import PreparedUnit, UnitReader, prepare_unit
+from pipeline.units import Geometry, Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """What every stage of one run needs to know. Plain values: it travels to other processes."""
+
+    output: str
+    nonce: str
+    image_column: str
+    on_damaged: str
+    geometry: Geometry
+    deduplicate: bool
+    model_path: str
+    model_revision: str | None
+    dtype: str
+    compile: str
+    max_patches: int
+    stored_dtype: str
+    on_overflow: str
+    threads: int
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class PrepareStage:
+    """Indexes parts and prepares units. One thread."""
+
+    def __init__(self, settings: StageSettings) -> None:
+        self._settings = settings
+        self._scratch = Scratch(settings.output, settings.nonce)
+        self._reader = UnitReader()
+        self._plan: Plan | None = None
+        self._part: Part | None = None
+        torch.set_num_threads(1)
+
+    def identity(self) -> dict[str, object]:
+        """What decides the patches' bytes on this machine."""
+        return {"pillow": PIL.__version__, "jpeg_decoder": jpeg_decoder(), "torch": torch.__version__.split("+")[0]}
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def index(self, number: int) -> int:
+        """Indexes a part; returns its number of samples. Raises as `index_part`."""
+        settings = self._settings
+        fault_point("index")
+        return index_part(
+            self._load(number), settings.image_column, settings.on_damaged, settings.output, self._scratch
+        )
+
+    def prepare(self, unit: Unit) -> PreparedUnit:
+        """Prepares one unit. Raises SourceError."""
+        settings = self._settings
+        torch.set_num_threads(1)
+        fault_point("prepare")
+        part = self._load(unit.part)
+        assert self._plan is not None
+        samples = read_index_rows(self._plan.index_path(unit.part), unit.first, unit.count)
+        return prepare_unit(unit, part, samples, settings.geometry, settings.deduplicate, self._reader)
+
+    def _load(self, number: int) -> Part:
+        if self._part is None or self._part.number != number:
+            if self._plan is None or number >= self._plan.num_parts:
+                self._plan = Plan(self._settings.output)
+            self._part = self._plan.part(number)
+        return self._part
+
+
+def jpeg_decoder() -> str:
+    version = version_of("simplejpeg")
+    return f"simplejpeg {version}" if version else f"pillow {PIL.__version__}"
+
+
+def device_name(device: torch.device) -> str:
+    """The device's model; for a CPU its instruction set, which is what decides bits."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
+def choose_device() -> torch.device:
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+class EncodeStage:
+    """Encodes and commits units. Two calls may run at once: one encodes while the other writes."""
+
+    def __init__(self, settings: StageSettings, device: str | None = None) -> None:
+        self._settings = settings
+        self._scratch = Scratch(settings.output, settings.nonce)
+        chosen = torch.device(device) if device else choose_device()
+        self.compiled = settings.compile == "on" or (settings.compile == "auto" and chosen.type == "cuda")
+        torch.set_num_threads(settings.threads)
+        tower = Tower(
+            Checkpoint(settings.model_path, settings.model_revision),
+            getattr(torch, settings.dtype),
+            chosen,
+            compile_blocks=self.compiled,
+        )
+        self._encoder = UnitEncoder(
+            tower,
+            max_patches=settings.max_patches,
+            stored_dtype=settings.stored_dtype,
+            on_overflow=settings.on_overflow,
+            threads=settings.threads,
+        )
+        self._device_lock = threading.Lock()
+
+    def identity(self) -> dict[str, object]:
+        """What decides the tokens' bytes on this machine."""
+        tower = self._encoder.tower
+        return {
+            "torch": torch.__version__.split("+")[0],
+            "cuda": torch.version.cuda if tower.device.type == "cuda" else None,
+            "pyarrow": pyarrow.__version__,
+            "device": device_name(tower.device),
+            "attention": tower.kernel,
+            "compiled": self.compiled,
+        }
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def encode(self, prepared: PreparedUnit, shard_settings: ShardSettings) -> Committed:
+        """Encodes, writes and commits one unit. Raises EncodeError, OutputError."""
+        fault_point("before_encode")
+        with self._device_lock:
+            encoded = self._encoder.encode(prepared)
+        fault_point("after_encode")
+        try:
+            committed = commit_unit(prepared, encoded, Path(self._settings.output), self._scratch, shard_settings)
+        except OSError as error:
+            raise OutputError(f"cannot write to {self._settings.output}: {error}") from error
+        return replace(committed, peak_memory_bytes=peak_memory_bytes())

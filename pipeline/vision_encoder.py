@@ -1,0 +1,141 @@
+"""The tower on its own, in one process: images in, tokens out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from pipeline import rejects
+from pipeline.checkpoint import Checkpoint
+from pipeline.encode import UnitEncoder
+from pipeline.encoder import Grid, Tower
+from pipeline.errors import RequestError
+from pipeline.index import IndexedSample
+from pipeline.prepare import PreparedSample, PreparedUnit, patches_of_pixels, prepare_image, to_rgb
+from pipeline.rejects import Reject
+from pipeline.units import Geometry, Unit
+
+ImageLike = str | os.PathLike[str] | bytes | Image.Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """One image's tokens.
+
+    Attributes:
+        image_embeds: [num_tokens, hidden_size], in the encoder's dtype, on the CPU.
+        grid_thw: frames, rows and columns of patches.
+    """
+
+    image_embeds: Tensor
+    grid_thw: Grid
+
+
+class VisionEncoder:
+    """Encodes images as `visionbake run` does.
+
+    Use `from_pretrained`.
+    """
+
+    def __init__(self, tower: Tower, geometry: Geometry, max_patches: int) -> None:
+        self.tower, self.geometry = tower, geometry
+        dtype = {value: key for key, value in (("bfloat16", torch.bfloat16), ("float32", torch.float32))}[tower.dtype]
+        self._encoder = UnitEncoder(tower, max_patches=max_patches, stored_dtype=dtype, threads=torch.get_num_threads())
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str, dtype: str | torch.dtype = "bfloat16", device: str | torch.device | None = None, *,
+        revision: str | None = None, min_pixels: int = 3136, max_pixels: int = 12_845_056, max_patches: int = 32_768,
+        max_image_pixels: int = 178_956_970,
+    ) -> VisionEncoder:  # fmt: skip
+        """Loads a tower.
+
+        Args:
+            path: a local directory, a Hub id, or `random:SIZE`.
+            dtype: bfloat16 or float32, of weights, computation and result.
+            device: by default the GPU where there is one.
+
+        Raises:
+            RequestError: the checkpoint or an argument is wrong; the message says how.
+        """
+        if isinstance(dtype, str):
+            if dtype not in ("bfloat16", "float32"):
+                raise RequestError(f"dtype: must be bfloat16 or float32, not {dtype!r}")
+            dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        chosen = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        checkpoint = Checkpoint(path, revision)
+        config = checkpoint.config
+        geometry = Geometry(
+            patch_size=config.patch_size, merge_size=config.merge_size,
+            temporal_patch_size=config.temporal_patch_size, min_pixels=min_pixels, max_pixels=max_pixels,
+            max_image_pixels=max_image_pixels,
+        )  # fmt: skip
+        return cls(Tower(checkpoint, dtype, chosen), geometry, max_patches)
+
+    def encode(self, images: Sequence[ImageLike]) -> list[Embedding]:
+        """Encodes images, packed together.
+
+        Args:
+            images: paths, encoded bytes or PIL images.
+
+        Returns:
+            One `Embedding` each, in order.
+
+        Raises:
+            RequestError: an image cannot be read or used; the message names it and the reject reason.
+        """
+        if isinstance(images, str | bytes | os.PathLike | Image.Image):
+            raise RequestError("encode takes a list of images; put the one image into a list")
+        patches, grids = [], []
+        for number, image in enumerate(images):
+            patches_PC, grid = self._prepare(image, number)
+            patches.append(patches_PC)
+            grids.append(grid)
+        if not grids:
+            return []
+        prepared = PreparedUnit(
+            unit=Unit(part=0, number=0, first=0, count=len(grids), tokens=0, patches=sum(map(len, patches))),
+            samples=tuple(
+                PreparedSample(
+                    facts=IndexedSample(key=_name(image, number), source=""), status=rejects.OK, image=number
+                )
+                for number, image in enumerate(images)
+            ),
+            grids=tuple(grids),
+            patches_PC=np.concatenate(patches),
+        )
+        encoded = self._encoder.encode(prepared)
+        starts = [0, *encoded.ends_N.tolist()]
+        return [
+            Embedding(image_embeds=encoded.tokens_MO[first:last].clone(), grid_thw=grid)
+            for first, last, grid in zip(starts[:-1], starts[1:], grids, strict=True)
+        ]
+
+    def _prepare(self, image: ImageLike, number: int) -> tuple[np.ndarray, Grid]:
+        name = _name(image, number)
+        try:
+            if isinstance(image, Image.Image):
+                upright = ImageOps.exif_transpose(image)
+                return patches_of_pixels(np.asarray(to_rgb(upright)), self.geometry)
+            data = image if isinstance(image, bytes) else _read(image)
+            return prepare_image(data, self.geometry)
+        except Reject as reject:
+            raise RequestError(f"{name}: {reject.reason}: {reject.message}") from reject
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read()
+    except OSError as error:
+        raise RequestError(f"{os.fspath(path)}: cannot be read: {error.strerror or error}") from error
+
+
+def _name(image: ImageLike, number: int) -> str:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
