@@ -182,9 +182,14 @@ class _Block:
         self.norm1, self.norm2 = take("norm1.weight"), take("norm2.weight")
         self.qkv, self.qkv_bias = take("attn.qkv.weight"), take("attn.qkv.bias")
         self.proj, self.proj_bias = take("attn.proj.weight"), take("attn.proj.bias")
-        self.gate_up = torch.cat([take("mlp.gate_proj.weight"), take("mlp.up_proj.weight")])
+        self.gate_up = _laid_out(torch.cat([take("mlp.gate_proj.weight"), take("mlp.up_proj.weight")]))
         self.gate_up_bias = torch.cat([take("mlp.gate_proj.bias"), take("mlp.up_proj.bias")])
         self.down, self.down_bias = take("mlp.down_proj.weight"), take("mlp.down_proj.bias")
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    """On a CPU, a matrix whose memory is transposed: the matrix product reads it without packing it anew."""
+    return weight.t().contiguous().t() if weight.device.type == "cpu" and weight.dim() == 2 else weight
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -218,13 +223,17 @@ def after_attention(
     """Projection, residual, and the SiLU-gated MLP with its residual."""
     x_PD = x_PD + functional.linear(attended_PD, proj, proj_bias)
     gate, up = functional.linear(rms_norm(x_PD, norm), gate_up, gate_up_bias).chunk(2, dim=-1)
-    return x_PD + functional.linear(functional.silu(gate) * up, down, down_bias)
+    return x_PD + functional.linear(functional.silu(gate).mul_(up), down, down_bias)
 
 
 def attend(q_PHE: Tensor, k_PHE: Tensor, v_PHE: Tensor, segments: Segments) -> Tensor:
     """Attention within segments; [P, H, E] in, [P, H·E] out."""
     if segments.cu_seqlens is not None:
         return _attend_varlen(q_PHE, k_PHE, v_PHE, segments)
+    if len(segments.runs) == 1 and segments.runs[0].rows is None:
+        (run,) = segments.runs
+        q, k, v = (x_PHE.unflatten(0, (run.count, run.length)).transpose(1, 2) for x_PHE in (q_PHE, k_PHE, v_PHE))
+        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(q_PHE.shape[0], -1)
     out_PD = torch.empty(q_PHE.shape[0], q_PHE.shape[1] * q_PHE.shape[2], dtype=q_PHE.dtype, device=q_PHE.device)
     for run in segments.runs:
         size = run.count * run.length
@@ -276,7 +285,7 @@ class Tower:
             if name == "patch_embed.proj.weight":
                 patch_weight = tensor.float()
             else:
-                weights[name] = tensor.to(device=device, dtype=dtype)
+                weights[name] = _laid_out(tensor.to(device=device, dtype=dtype))
         # A still image fills both frames of a patch with the same values: their weights can be summed, rounded once.
         self.patch_weight_still = patch_weight.sum(2).flatten(1).to(device=device, dtype=dtype)
         self.patch_weight_frames = patch_weight.flatten(1).to(device=device, dtype=dtype)

@@ -62,18 +62,23 @@ def open_image(data: bytes) -> Image.Image:
 def read_header(data: bytes) -> Header:
     """Reads the header of one encoded image. Raises Reject as `open_image` does."""
     with open_image(data) as image:
-        try:
-            orientation = _orientation(image, data)
-        except DECODE_ERRORS:
-            orientation = 1  # damaged EXIF leaves the picture as it is stored
-        width, height = image.size
-        if width < 1 or height < 1:
-            raise Reject(rejects.CORRUPT, f"a size of {width}x{height}")
-        if orientation >= 5:
-            width, height = height, width
-        # A JPEG with several pictures in it (as phones write) is opened as MPO; its first frame is the photo.
-        kind = "JPEG" if image.format == "MPO" else str(image.format)
-        return Header(format=kind, width=width, height=height, orientation=orientation)
+        return header_of(image, data)
+
+
+def header_of(image: Image.Image, data: bytes) -> Header:
+    """The header of an image that `open_image` opened. Raises Reject: `corrupt`."""
+    try:
+        orientation = _orientation(image, data)
+    except DECODE_ERRORS:
+        orientation = 1  # damaged EXIF leaves the picture as it is stored
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise Reject(rejects.CORRUPT, f"a size of {width}x{height}")
+    if orientation >= 5:
+        width, height = height, width
+    # A JPEG with several pictures in it (as phones write) is opened as MPO; its first frame is the photo.
+    kind = "JPEG" if image.format == "MPO" else str(image.format)
+    return Header(format=kind, width=width, height=height, orientation=orientation)
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:

@@ -26,7 +26,7 @@ from torch.nn import functional
 from pipeline import rejects
 from pipeline.errors import SourceError
 from pipeline.grid import smart_resize
-from pipeline.headers import DECODE_ERRORS, open_image, read_header
+from pipeline.headers import DECODE_ERRORS, header_of, open_image
 from pipeline.index import IndexedSample
 from pipeline.parts import Part, check_unchanged
 from pipeline.rejects import Reject
@@ -41,6 +41,7 @@ except ImportError:  # pragma: no cover - on machines without the wheel
 Uint8 = npt.NDArray[np.uint8]
 CHANNELS = 3
 WHITE = (255, 255, 255, 255)
+MAX_BUFFER_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +75,46 @@ class PreparedUnit:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def decode(data: bytes, orientation: int | None = None) -> Uint8:
+class Decoder:
+    """Decodes one image after another, the pixels of JPEGs into one buffer that the next image overwrites.
+
+    Fresh memory costs more than it seems: the system hands it out page by page, zeroed.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, np.uint8)
+
+    def decode(self, image: Image.Image, data: bytes, orientation: int) -> Uint8:
+        """Decodes an image that `open_image` opened, as `decode` does. The result may lie in the buffer."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pixels = None
+            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+                pixels = _decode_jpeg(data, self._room(image.width * image.height * CHANNELS))
+            if pixels is None:
+                try:
+                    pixels = np.asarray(to_rgb(image))
+                except DECODE_ERRORS as error:
+                    message = str(error) or type(error).__name__
+                    short = isinstance(error, EOFError) or "truncated" in message.lower()
+                    raise Reject(rejects.TRUNCATED if short else rejects.CORRUPT, message) from error
+                except MemoryError as error:
+                    raise Reject(rejects.CORRUPT, f"decoding ran out of memory: {error}") from error
+        return _orient(pixels, orientation)
+
+    def _room(self, size: int) -> Uint8 | None:
+        if size > MAX_BUFFER_BYTES:
+            return None
+        if size > len(self._buffer):
+            self._buffer = np.empty(size, np.uint8)
+        return self._buffer
+
+
+def decode(data: bytes) -> Uint8:
     """Decodes one encoded image by the image policy of the README.
 
     Args:
         data: JPEG, PNG, WebP, GIF, BMP or TIFF.
-        orientation: the EXIF orientation that the index found; None reads it from the header.
 
     Returns:
         RGB, uint8 [H, W, 3], as displayed.
@@ -87,31 +122,18 @@ def decode(data: bytes, orientation: int | None = None) -> Uint8:
     Raises:
         Reject: `truncated`, `unidentified`, `corrupt` or `unsupported_mode`.
     """
-    if orientation is None:
-        orientation = read_header(data).orientation
-    with open_image(data) as image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pixels = None
-        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-            pixels = _decode_jpeg(data)
-        if pixels is None:
-            try:
-                pixels = np.asarray(to_rgb(image))
-            except DECODE_ERRORS as error:
-                message = str(error) or type(error).__name__
-                short = isinstance(error, EOFError) or "truncated" in message.lower()
-                raise Reject(rejects.TRUNCATED if short else rejects.CORRUPT, message) from error
-            except MemoryError as error:
-                raise Reject(rejects.CORRUPT, f"decoding ran out of memory: {error}") from error
-    return _orient(pixels, orientation)
+    with open_image(data) as image:
+        return Decoder().decode(image, data, header_of(image, data).orientation)
 
 
-def _decode_jpeg(data: bytes) -> Uint8 | None:
+def _decode_jpeg(data: bytes, buffer: Uint8 | None) -> Uint8 | None:
     """RGB pixels, or None where the JPEG has any oddity: then Pillow decides what it is worth."""
     if simplejpeg is None:
         return None
     try:
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False, strict=True)
+        return simplejpeg.decode_jpeg(
+            data, colorspace="RGB", fastdct=False, fastupsample=False, strict=True, buffer=buffer
+        )
     except ValueError:
         return None
 
@@ -163,7 +185,9 @@ def resize(pixels: Uint8, height: int, width: int) -> Uint8:
     Returns:
         uint8 [3, height, width], contiguous.
     """
-    planes = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a read-only array is only read here
+        planes = torch.from_numpy(pixels).permute(2, 0, 1)
     if planes.shape[1:] != (height, width):
         planes = functional.interpolate(planes[None], size=(height, width), mode="bicubic", antialias=True)[0]
     return planes.contiguous().numpy()
@@ -183,7 +207,7 @@ def cut_patches(planes: Uint8, patch_size: int, merge_size: int, out_PC: Uint8) 
 
 
 def prepare_image(
-    data: bytes, geometry: Geometry, orientation: int | None = None
+    data: bytes, geometry: Geometry, decoder: Decoder | None = None
 ) -> tuple[Uint8, tuple[int, int, int]]:
     """Encoded bytes to patches, for one image on its own.
 
@@ -193,10 +217,31 @@ def prepare_image(
     Raises:
         Reject: for any reason that one image's bytes can give.
     """
-    header = read_header(data)
-    _check_size(header.width, header.height, geometry)
-    pixels = decode(data, header.orientation if orientation is None else orientation)
+    with open_image(data) as image:
+        header = header_of(image, data)
+        _check_size(header.width, header.height, geometry)
+        pixels = (decoder or Decoder()).decode(image, data, header.orientation)
     return patches_of_pixels(pixels, geometry)
+
+
+def prepare_into(
+    out_PC: Uint8, data: bytes, facts: IndexedSample, size: tuple[int, int], geometry: Geometry, decoder: Decoder
+) -> None:
+    """Decodes, resizes and cuts one indexed image into its rows of the unit's patches.
+
+    Args:
+        out_PC: uint8 [P, C].
+        size: resized height and width.
+
+    Raises:
+        Reject: the bytes cannot be decoded, or not to what their header says.
+    """
+    with open_image(data) as image:
+        pixels = decoder.decode(image, data, facts.orientation or 1)
+    if pixels.shape[:2] != (facts.height, facts.width):
+        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise Reject(rejects.CORRUPT, f"decodes to {found}, its header says {facts.width}x{facts.height}")
+    cut_patches(resize(pixels, *size), geometry.patch_size, geometry.merge_size, out_PC)
 
 
 def patches_of_pixels(pixels: Uint8, geometry: Geometry) -> tuple[Uint8, tuple[int, int, int]]:
@@ -296,6 +341,7 @@ def prepare_unit(
 
     started = time.perf_counter()
     patches_PC = np.empty((unit.patches, CHANNELS * geometry.patch_size**2), np.uint8)
+    decoder = Decoder()
     cursor = 0
     grids: list[tuple[int, int, int]] = []
     known: dict[str, PreparedSample] = {}
@@ -313,19 +359,13 @@ def prepare_unit(
             continue
         try:
             height, width, clamped = _admit(sample, index in changed, geometry)
+            grid = (1, height // geometry.patch_size, width // geometry.patch_size)
+            rows = patches_PC[cursor : cursor + grid[1] * grid[2]]
             assert data is not None
-            pixels = decode(data, sample.orientation)
-            if pixels.shape[:2] != (sample.height, sample.width):
-                raise Reject(
-                    rejects.CORRUPT,
-                    f"decodes to {pixels.shape[1]}x{pixels.shape[0]}, its header says {sample.width}x{sample.height}",
-                )
+            prepare_into(rows, data, sample, (height, width), geometry, decoder)
         except Reject as reject:
             result = PreparedSample(facts=sample, status=reject.reason, error=reject.message[:1000])
         else:
-            grid = (1, height // geometry.patch_size, width // geometry.patch_size)
-            rows = patches_PC[cursor : cursor + grid[1] * grid[2]]
-            cut_patches(resize(pixels, height, width), geometry.patch_size, geometry.merge_size, rows)
             cursor += len(rows)
             result = PreparedSample(
                 facts=sample, status=rejects.OK, resized_width=width, resized_height=height, clamped=clamped,
