@@ -1,0 +1,124 @@
+"""Catches: a misspelt or impossible setting that would silently fall back to a default."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_config, parse_config, refuse_what_is_not_built_yet
+from pipeline.errors import RequestError
+
+MINIMAL = {"source": {"uri": "a"}, "model": {"path": "random:tiny"}, "output": {"uri": "b"}}
+
+
+def changed(name: str, value: object) -> dict[str, object]:
+    section, _, field = name.partition(".")
+    return MINIMAL | {section: dict(MINIMAL.get(section, {})) | {field: value}}
+
+
+def test_defaults_are_the_contracts() -> None:
+    config = parse_config(MINIMAL)
+    assert (config.preprocess.min_pixels, config.preprocess.max_pixels) == (3136, 12_845_056)
+    assert config.pack.max_patches == 32_768
+    assert config.output.shard_tokens == 65_536
+    assert config.limits.max_image_pixels == 178_956_970
+    assert config.cluster.encoders == "auto"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("preprocess.max_pixels", 783, "greater than or equal to 784"),
+        ("preprocess.max_pixels", 3000, "at least min_pixels"),
+        ("preprocess.max_pixels", "1000000", "integer"),
+        ("preprocess.max_pixels", True, "integer"),
+        ("preprocess.maxpixels", 5000, "unknown field; known here: min_pixels, max_pixels"),
+        ("pack.max_patches", -1, "greater than or equal"),
+        ("output.shard_tokens", 0, "greater than or equal"),
+        ("output.dtype", "float64", "bfloat16"),
+        ("output.uri", "  ", "must not be empty"),
+        ("cluster.encoders", "many", "auto or a positive integer"),
+        ("cluster.preprocessors", 0, "auto or a positive integer"),
+        ("limits.max_rejected_fraction", 1.5, "less than or equal to 1"),
+        ("sourc.uri", "x", "unknown field; known here: source,"),
+    ],
+)
+def test_an_impossible_value_names_its_field(name: str, value: object, says: str) -> None:
+    with pytest.raises(RequestError) as error:
+        parse_config(changed(name, value))
+    message = str(error.value)
+    assert says in message
+    assert name.partition(".")[0] in message
+    assert "\n" not in message
+
+
+def test_a_missing_section_is_named() -> None:
+    with pytest.raises(RequestError, match=r"model: is missing"):
+        parse_config({"source": {"uri": "a"}, "output": {"uri": "b"}})
+
+
+def test_yaml_reads_a_bare_on_as_true(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("source: {uri: a}\nmodel: {path: m, compile: on}\noutput: {uri: b}\n")
+    assert load_config(str(path)).model.compile == "on"
+    assert load_config(str(path), ["model.compile=off"]).model.compile == "off"
+
+
+def test_overrides_set_any_field(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("source: {uri: a}\nmodel: {path: m}\noutput: {uri: b}\n")
+    config = load_config(str(path), ["pack.max_patches=64", "source.carry=[caption]", "output.uri=/x"])
+    assert (config.pack.max_patches, config.source.carry, config.output.uri) == (64, ["caption"], "/x")
+    for bad in ("pack.max_patches", "=3", "source.uri.x=3"):
+        with pytest.raises(RequestError, match="--set"):
+            load_config(str(path), [bad])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("source.format", "parquet"),
+        ("source.carry", ["caption"]),
+        ("model.linear", "fp8"),
+        ("output.format", "webdataset"),
+        ("output.stage", "pre_merger"),
+        ("output.dtype", "int8"),
+        ("output.uri", "s3://bucket/x"),
+        ("source.uri", "s3://bucket/x"),
+    ],
+)
+def test_what_is_not_built_yet_says_so(name: str, value: object) -> None:
+    with pytest.raises(RequestError, match=rf"{name}.*not yet built"):
+        refuse_what_is_not_built_yet(parse_config(changed(name, value)))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("source: [", "not valid YAML"), ("- a", "must be a mapping"), ("", "must be a mapping")],
+)
+def test_a_broken_file_is_named(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=rf"broken\.yaml.*{says}"):
+        load_config(str(path))
+
+
+def test_the_command_exits_2_with_one_line(
+    tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("source: {uri: a}\nmodel: {path: m}\noutput: {uri: b}\npreprocess: {max_pixels: 100}\n")
+    done = run_job("jobs.run", path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "preprocess.max_pixels" in done.stderr
+    assert not (tmp_path / "b").exists()
+
+
+def test_shipped_configurations_are_valid() -> None:
+    for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"):
+        if "rayjob" not in path.name:
+            refuse_what_is_not_built_yet(load_config(str(path)))
