@@ -10,6 +10,7 @@ each asks for a hundredth of one.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ CROWDED_CPUS = 0.01
 PREPARERS_PER_GPU = 6
 MAX_DEATHS_IN_A_ROW = 20
 START_MESSAGE_SECONDS = 15.0
+REACHABLE_SECONDS = 10.0
 OBJECT_STORE_SHARE = 0.4
 
 
@@ -82,6 +84,17 @@ class _Prepared:
 
     reference: Any
     node: str
+
+
+def _check_reachable(address: str) -> None:
+    """Raises RequestError at once where nobody listens: ray.init tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHABLE_SECONDS).close()
+    except OSError as error:
+        raise RequestError(f"cluster.address: {address}: no Ray cluster is there: {error}") from error
 
 
 class RayEngine:
@@ -136,6 +149,8 @@ class RayEngine:
                 self._say("no running Ray cluster: starting one on this machine (some 20 s)")
                 ray.init(address="local", include_dashboard=False, **options)
                 return True
+        where = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+        _check_reachable(where)
         try:
             ray.init(address=None if address == "auto" else address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:

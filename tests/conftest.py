@@ -1,4 +1,4 @@
-"""Fixtures: a small checkpoint in the real format, images made in code, and the one Ray cluster of a session."""
+"""Fixtures: a small checkpoint in the real format, images made in code, and a Ray cluster of two nodes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def make_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> P
     return path
 
 
-def config_for(source: Path | str, output: Path, model: Path, **sections: dict[str, object]) -> Config:
+def config_for(source: Path | str, output: Path, model: Path, /, **sections: dict[str, object]) -> Config:
     """A configuration of many small units, inline unless a test says otherwise."""
     tree: dict[str, dict[str, object]] = {
         "source": {"uri": str(source)},
@@ -117,16 +117,21 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The session's one cluster: two nodes of one CPU each on this machine, dashboard on, with a token.
+    """A cluster of two nodes of one CPU each on this machine, dashboard on, with a token. Never two at once.
 
     Yields the environment in which a driver joins it.
     """
     folder = tmp_path_factory.mktemp("ray")
     token = folder / "token"
     token.write_text("0123456789abcdef0123456789abcdef")
-    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    mine = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        # A job's `python` is then this one, and its workers find the tests' modules.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     os.environ.update(mine)
     from ray.cluster_utils import Cluster
 

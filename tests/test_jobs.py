@@ -1,0 +1,159 @@
+"""The commands as they are typed. Catches: a wrong exit code, a result that no program can read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PHOTOS, config_for, encoded, make_folder, noise, write_config
+from PIL import Image
+from safetensors.torch import load_file
+
+import jobs.cli
+from pipeline import VisionEncoder
+from pipeline.errors import RequestError
+from pipeline.runner import run
+
+Runner = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """A command in this process."""
+    code = jobs.cli.main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_plan_then_run_then_status(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_folder(tmp_path / "in", 12)
+    (source / "bad.jpg").write_bytes(b"bad")
+    (source / "long.png").write_bytes(encoded(noise(2, 500)))
+    output = tmp_path / "out"
+    config = write_config(tmp_path / "c.yaml", config_for(source, output, model_path))
+    code, out, _ = call(capsys, "plan", config, "--json", "--max-pixels", "20000,5000", "--tokens-per-second", 100)
+    assert code == 0
+    plan = json.loads(out)
+    assert [budget["max_pixels"] for budget in plan["budgets"]] == [20000, 5000]
+    large, small = plan["budgets"]
+    assert large["samples"] == 14
+    assert large["rejects"] == {"aspect_ratio": 1, "unidentified": 1}
+    assert small["tokens"] < large["tokens"]
+    assert large["device_hours"] == pytest.approx(large["tokens"] / 100 / 3600)
+    assert plan["ignored_files"] == 1
+    assert {path.name for path in output.iterdir()} == {"plan"}
+
+    code, out, _ = call(capsys, "run", config, "--json")
+    assert code == 0
+    summary = json.loads(out)
+    assert summary["totals"]["tokens"] == large["tokens"]
+    assert summary["totals"]["embedding_bytes"] == large["embedding_bytes"]
+    assert summary["totals"]["units"] == large["units"]
+    assert summary["totals"]["samples"] == summary["totals"]["rows"] + summary["totals"]["rejected"] == 14
+
+    code, out, _ = call(capsys, "status", output, "--json")
+    assert code == 0
+    status = json.loads(out)
+    assert (status["complete"], status["tokens"]) == (True, large["tokens"])
+    assert status["units_committed"] == status["units_known"] == large["units"]
+    last = sorted((output / "samples").iterdir())[-1]
+    last.unlink()
+    (output / "_SUCCESS").unlink()
+    code, out, _ = call(capsys, "status", output)
+    assert f"units {large['units'] - 1}/{large['units']} committed" in out
+    assert "complete" not in out
+
+
+def test_plan_shows_percentiles(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number}.png").write_bytes(encoded(noise(56, 56 if number else 112)))
+    config = write_config(tmp_path / "c.yaml", config_for(folder, tmp_path / "out", model_path))
+    _, out, _ = call(capsys, "plan", config, "--json")
+    (budget,) = json.loads(out)["budgets"]
+    assert (budget["tokens"], budget["tokens_p50"], budget["tokens_max"]) == (19 * 4 + 8, 4, 8)
+    assert budget["tokens_mean"] == pytest.approx(4.2)
+    code, out, _ = call(capsys, "plan", config)
+    assert code == 0
+    assert "tokens-per-second" in out
+
+
+@pytest.mark.parametrize("words", [["--sample", "5"], ["--html", "x"], ["--calibrate"], ["--max-pixels", "10"]])
+def test_plan_refuses_what_it_cannot_do(
+    words: list[str], model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path / "c.yaml", config_for(tmp_path, tmp_path / "out", model_path))
+    code, _, err = call(capsys, "plan", config, *words)
+    assert code == 2
+    assert words[0] in err
+
+
+def test_encode_and_save(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = sorted(PHOTOS.glob("*.jpg"))[:3]
+    saved = tmp_path / "x.safetensors"
+    code, out, _ = call(
+        capsys, "encode", *photos, "--model", model_path, "--dtype", "float32", "--max-pixels", 50_000, "--save", saved
+    )
+    assert code == 0
+    assert out.count("grid_thw (1, ") == 3
+    tensors = load_file(saved)
+    assert tensors["image_grid_thw"].shape == (3, 3)
+    assert tensors["image_embeds"].shape == (int(tensors["image_grid_thw"].prod(1).sum()) // 4, 48)
+    code, _, err = call(capsys, "encode", tmp_path / "nothing.jpg", "--model", model_path)
+    assert (code, "nothing.jpg" in err) == (2, True)
+    (tmp_path / "bad.jpg").write_bytes(b"bad")
+    code, _, err = call(capsys, "encode", tmp_path / "bad.jpg", "--model", model_path)
+    assert (code, "bad.jpg: unidentified" in err) == (2, True)
+
+
+def test_the_library_gives_what_a_run_writes(model_path: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    source = make_folder(tmp_path / "in", 5)
+    config = config_for(source, tmp_path / "out", model_path, pack={"max_patches": 4})
+    run(config, say=lambda line: None, report=lambda *_: None)
+    encoder = VisionEncoder.from_pretrained(
+        str(model_path), "float32", "cpu", min_pixels=3136, max_pixels=20_000, max_patches=4
+    )
+    rows = [row for path in sorted((tmp_path / "out" / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
+    paths = [source / str(row["key"]) for row in rows]
+    for images in (paths, [path.read_bytes() for path in paths], [Image.open(path) for path in paths]):
+        for row, embedding in zip(rows, encoder.encode(images), strict=True):
+            assert list(embedding.grid_thw) == row["grid_thw"]
+            assert embedding.image_embeds.numpy().tobytes() == row["embedding"]
+    assert encoder.encode([]) == []
+    with pytest.raises(RequestError, match="list of images"):
+        encoder.encode(str(paths[0]))  # type: ignore[arg-type]
+    assert encoder.encode([paths[0]])[0].image_embeds.dtype == torch.float32
+
+
+@pytest.mark.parametrize("command", ["stats", "verify"])
+def test_commands_of_later_say_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, command, "somewhere")
+    assert code == 2
+    assert "not yet built" in err
+
+
+def test_wrong_words_exit_2(run_job: Runner, tmp_path: Path) -> None:
+    for words in ([], ["nonsense"], ["run"], ["run", "a.yaml", "--nonsense"], ["status", tmp_path / "nothing"]):
+        done = run_job("jobs.cli", *words)
+        assert done.returncode == 2
+        assert done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["pack", "driver"])
+def test_bench_measures(part: str, run_job: Runner) -> None:
+    done = run_job("jobs.bench", part, "--json", "--photos", PHOTOS)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)[part]
+    if part == "pack":
+        assert result["photos"]["fill_without_the_last_pack"] >= 0.99
+        assert result["log_normal"]["fill_without_the_last_pack"] >= 0.99
+    else:
+        assert result["units"] == 20_000

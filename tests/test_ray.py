@@ -1,0 +1,154 @@
+"""The same job on Ray actors, on two nodes. Catches: bytes that depend on who did the work, and a death that loses any.
+
+A fault test shows by its marker file that the fault fired. One cluster serves the module.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, config_for, files_of, make_folder
+from test_run import assert_whole, keys_of, run_here
+
+from pipeline.config import Config
+from pipeline.errors import RequestError
+from pipeline.runner import Summary, run
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("source") / "in", 24)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    run_here(config_for(source, output, model_path))
+    return output
+
+
+@contextmanager
+def connected(nodes: dict[str, str], **environment: str) -> Iterator[None]:
+    """This process as the driver, with the given variables in every actor."""
+    import ray
+
+    environment = {"PYTHONPATH": str(REPOSITORY)} | environment
+    ray.init(address=nodes["RAY_ADDRESS"], runtime_env={"env_vars": environment}, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def on_ray(source: Path, output: Path, model: Path, **cluster: object) -> Config:
+    return config_for(source, output, model, cluster={"engine": "ray", **cluster})
+
+
+@pytest.mark.parametrize(("encoders", "preprocessors"), [(1, 1), (2, 3)])
+def test_bytes_do_not_depend_on_the_actors(
+    encoders: int, preprocessors: int, ray_nodes: dict[str, str], source: Path, model_path: Path, undisturbed: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    output = tmp_path / "out"
+    with connected(ray_nodes):
+        summary = run_here(on_ray(source, output, model_path, encoders=encoders, preprocessors=preprocessors))
+    assert summary.complete
+    assert summary.retries == 0
+    assert_whole(output, keys_of(source))
+    assert files_of(output / "data") == files_of(undisturbed / "data")
+
+
+@pytest.mark.parametrize("point", ["index", "prepare", "before_encode", "after_data_publish", "after_samples_publish"])
+def test_a_killed_actor_is_replaced_and_its_work_done_again(
+    point: str, ray_nodes: dict[str, str], source: Path, model_path: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output, marker = tmp_path / "out", tmp_path / "fired"
+    lines: list[str] = []
+    with connected(ray_nodes, VISIONBAKE_FAULT=f"{point}:kill@{marker}"):
+        config = on_ray(source, output, model_path)
+        summary = run(config, say=lines.append, report=lambda *_: None)
+    assert marker.exists()
+    assert summary.complete
+    assert summary.retries >= 1
+    assert any("died and is replaced" in line for line in lines)
+    assert_whole(output, keys_of(source))
+    assert files_of(output / "data") == files_of(undisturbed / "data")
+
+
+def test_in_flight_bytes_are_bounded_and_one_unit_still_passes(
+    ray_nodes: dict[str, str], source: Path, model_path: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with connected(ray_nodes):
+        assert run_here(on_ray(source, output, model_path, in_flight=1)).complete
+    assert files_of(output / "data") == files_of(undisturbed / "data")
+
+
+def test_two_drivers_on_one_output_end_well(
+    ray_nodes: dict[str, str], source: Path, model_path: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Another process, inline, starts on the same output while this one sleeps between its two publications."""
+    output, marker = tmp_path / "out", tmp_path / "fired"
+    twin: list[Summary] = []
+
+    def run_twin() -> None:
+        while not marker.exists():
+            time.sleep(0.05)
+        twin.append(run_here(config_for(source, output, model_path)))
+
+    thread = threading.Thread(target=run_twin)
+    thread.start()
+    with connected(ray_nodes, VISIONBAKE_FAULT=f"after_data_publish:sleep=4@{marker}"):
+        summary = run_here(on_ray(source, output, model_path))
+    thread.join(timeout=120)
+    assert marker.exists()
+    assert summary.complete
+    assert twin
+    assert twin[0].complete
+    assert_whole(output, keys_of(source))
+    assert files_of(output / "data") == files_of(undisturbed / "data")
+
+
+def test_a_refused_request_leaves_nothing(
+    ray_nodes: dict[str, str], source: Path, model_path: Path, tmp_path: Path
+) -> None:
+    config = on_ray(source, tmp_path / "out", model_path, address="127.0.0.1:1")
+    with pytest.raises(RequestError, match=r"cluster\.address: 127\.0\.0\.1:1"):
+        run_here(config)
+    assert not (tmp_path / "out").exists()
+
+
+def submit(nodes: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ray_command = str(Path(sys.executable).parent / "ray")
+    return subprocess.run(
+        [ray_command, "job", "submit", "--address", nodes["DASHBOARD"], "--working-dir", ".", "--", "python", "-m",
+         "jobs.run", "configs/demo.yaml", *words],
+        capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_submitted_job_on_two_nodes(ray_nodes: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    done = submit(ray_nodes, "--set", f"output.uri={output}", "--set", "cluster.encoders=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("samples           10 in = 10 rows + 0 rejects") for line in lines)
+    assert any("units" in line and "tokens/s" in line for line in lines) or any(
+        line.startswith("this run") for line in lines
+    )
+    assert (output / "_SUCCESS").exists()
+    done = submit(ray_nodes, "--set", "output.uri=out/relative")
+    assert done.returncode == 1
+    assert "is relative: in a Ray job" in done.stdout
