@@ -118,11 +118,15 @@ class Driver:
         """
         while True:
             self._fill()
-            if not self._outstanding and not self._prepared:
+            if not self._outstanding and not self._work_left():
                 return self.progress
             for event in self._engine.wait(1.0):
                 self._handle(event)
             self._on_tick(self.progress)
+
+    def _work_left(self) -> bool:
+        """Whether anything waits for a process: all of them may have died and not be back yet."""
+        return bool(self._prepared or self._to_index or self._peek() is not None)
 
     def _fill(self) -> None:
         """Gives every free process something to do."""

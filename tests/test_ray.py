@@ -118,9 +118,7 @@ def test_two_drivers_on_one_output_end_well(
     assert files_of(output / "data") == files_of(undisturbed / "data")
 
 
-def test_a_refused_request_leaves_nothing(
-    ray_nodes: dict[str, str], source: Path, model_path: Path, tmp_path: Path
-) -> None:
+def test_a_cluster_that_is_not_there_is_named(source: Path, model_path: Path, tmp_path: Path) -> None:
     config = on_ray(source, tmp_path / "out", model_path, address="127.0.0.1:1")
     with pytest.raises(RequestError, match=r"cluster\.address: 127\.0\.0\.1:1"):
         run_here(config)
