@@ -31,6 +31,7 @@ def _uri(value: object) -> object:
     return value
 
 
+DEFAULT_SAMPLE_SECONDS = 60.0
 AutoOrPositive = Annotated[int | str, BeforeValidator(_auto_or_positive)]
 Uri = Annotated[str, BeforeValidator(_uri)]
 
@@ -96,7 +97,7 @@ class Limits(_Section):
     max_image_pixels: int = Field(default=178_956_970, ge=1)
     max_rejected_fraction: float = Field(default=0.1, ge=0, le=1)
     attempts: int = Field(default=3, ge=1)
-    sample_seconds: float = Field(default=60, gt=0)
+    sample_seconds: float = Field(default=DEFAULT_SAMPLE_SECONDS, gt=0)
 
 
 class Config(_Section):
@@ -192,6 +193,7 @@ def refuse_what_is_not_built_yet(config: Config) -> None:
         (config.output.format == "webdataset", "output.format: webdataset"),
         (config.output.stage == "pre_merger", "output.stage: pre_merger"),
         (config.output.dtype in ("int8", "fp8"), f"output.dtype: {config.output.dtype}"),
+        (config.limits.sample_seconds != DEFAULT_SAMPLE_SECONDS, "limits.sample_seconds (a limit on one decoding)"),
         ("://" in config.source.uri, f"source.uri: {config.source.uri} (object storage)"),
         ("://" in config.output.uri, f"output.uri: {config.output.uri} (object storage)"),
     ]

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import Source
-from pipeline.errors import OutputError, RequestError, SourceError
+from pipeline.errors import RequestError, SourceError
 from pipeline.files import Scratch, publish_new, write_text
 from pipeline.headers import EXTENSIONS
 from pipeline.tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES
@@ -252,23 +252,37 @@ class Plan:
         Raises:
             RequestError: a planned file vanished or changed; the message names it.
         """
-        self.check_source(source, place)
-        if self.num_parts and not sum(1 for _ in _new_files(self._known(), list_files(place))):
-            return 0  # and a file that vanished was refused before anything is written
-        new = _new_files(self._known(), list_files(place))
         before = self.num_parts
-        if self.identity is None:
-            self.identity = _identity(source, place)
-            path = scratch.path("plan.json")
-            write_text(path, json.dumps(self.identity, indent=2) + "\n")
-            publish_new(path, self.folder / "plan.json")
-        per_part = FOLDER_PART_FILES if place.format == "folder" else 1
-        while self._append(new, per_part, scratch):
-            pass
+        while True:
+            self.check_source(source, place)
+            if self.num_parts and not sum(1 for _ in _new_files(self._known(), list_files(place))):
+                break  # and a file that vanished was refused before anything is written
+            self._describe(source, place, scratch)
+            new = _new_files(self._known(), list_files(place))
+            per_part = FOLDER_PART_FILES if place.format == "folder" else 1
+            while (appended := self._append(new, per_part, scratch)) is True:
+                pass
+            if appended is False:
+                break
+            self.__init__(self.folder.parent)  # type: ignore[misc]  # another run planned meanwhile: look again
         return self.num_parts - before
 
-    def _append(self, new: Iterator[SourceFile], per_part: int, scratch: Scratch) -> bool:
-        """Writes the next list file of at most FILES_PER_LIST rows; False when nothing is left."""
+    def _describe(self, source: Source, place: SourcePlace, scratch: Scratch) -> None:
+        if self.identity is not None:
+            return
+        described = self.folder / "plan.json"
+        path = scratch.path("plan.json")
+        write_text(path, json.dumps(_identity(source, place), indent=2) + "\n")
+        publish_new(path, described)
+        self.identity = json.loads(described.read_text(encoding="utf-8"))
+        self.check_source(source, place)
+
+    def _append(self, new: Iterator[SourceFile], per_part: int, scratch: Scratch) -> bool | None:
+        """Writes the next list file of at most FILES_PER_LIST rows.
+
+        Returns:
+            False when nothing is left, None if another run has published a list of this name.
+        """
         first = self.num_parts
         path = scratch.path(f"parts-{first:06d}.parquet")
         rows: list[dict[str, object]] = []
@@ -296,7 +310,7 @@ class Plan:
         if number == first:
             return False
         if not publish_new(path, self._list_path(first)):
-            raise OutputError(f"{self._list_path(first)} appeared: another run is planning this output; run again")
+            return None
         self._starts.append(first)
         self.num_parts = number
         return True

@@ -87,6 +87,7 @@ def test_overrides_set_any_field(tmp_path: Path) -> None:
         ("output.stage", "pre_merger"),
         ("output.dtype", "int8"),
         ("output.uri", "s3://bucket/x"),
+        ("limits.sample_seconds", 5),
         ("source.uri", "s3://bucket/x"),
     ],
 )

@@ -76,8 +76,12 @@ def test_every_unit_is_done_once() -> None:
 
 
 def test_what_was_lost_with_the_only_process_waits_for_its_successor() -> None:
-    lost = {("indexed", "0"): [failure(RuntimeError("died"), "process")], ("prepared", "000002-0004"): [
-        failure(RuntimeError("died"), "process")], ("committed", "000002-0004"): [failure(RuntimeError("x"), "world")]}  # fmt: skip
+    died, node = failure(RuntimeError("died"), "process"), failure(RuntimeError("node"), "world")
+    lost: dict[tuple[str, str], list[Event | None]] = {
+        ("indexed", "0"): [died],
+        ("prepared", "000002-0004"): [died],
+        ("committed", "000002-0004"): [node],
+    }
     engine = Faulty(lost)
     progress = drive(engine)
     assert engine.fired == 3

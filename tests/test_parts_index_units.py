@@ -257,3 +257,23 @@ def test_units_hold_every_sample_once_and_close_before_their_limit(tmp_path: Pat
         assert unit.tokens + one.tokens > 60
     assert cut_units(0, index, GEOMETRY, 60) == units
     assert MAX_UNIT_SAMPLES == 16_384
+
+
+def test_two_planners_at_once_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other publishes its list while this one is about to: the plan is then read again, not written twice."""
+    import pipeline.parts as parts_module
+
+    source = make_folder(tmp_path / "in", 6)
+    publish, fired = parts_module.publish_new, []
+
+    def late(scratch: Path, final: Path) -> bool:
+        if "parts-" in final.name and not fired:
+            fired.append(final)
+            planned(source, tmp_path / "out")
+        return publish(scratch, final)
+
+    monkeypatch.setattr(parts_module, "publish_new", late)
+    plan = planned(source, tmp_path / "out")
+    assert fired
+    assert plan.num_parts == 1
+    assert len(plan.part(0).files) == 6
