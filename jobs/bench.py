@@ -464,7 +464,7 @@ def job_ours(photos: str, output: str) -> int:
             "source": {"uri": photos},
             "preprocess": {"max_pixels": MAX_PIXELS},
             "model": {"path": "random:tiny", "dtype": "float32"},
-            "output": {"uri": output, "dtype": "float32", "shard_tokens": 8192},
+            "output": {"uri": output, "dtype": "float32", "shard_tokens": 4096},
             "cluster": {"encoders": 2},
         }
     )

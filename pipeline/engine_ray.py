@@ -127,9 +127,11 @@ class RayEngine:
             self._size(encoding)
             for _ in range(self.encoders):
                 self._add("encoder")
-            self._await("encoder", self.encoders)
+            if not self._room_for_all:
+                self._await("encoder", self.encoders)
             for _ in range(self._preparers):
                 self._add("preparer")
+            self._await("encoder", self.encoders)
             self._await("preparer", 1)
         except BaseException:
             self.shutdown()
@@ -170,7 +172,10 @@ class RayEngine:
         useful = PREPARERS_PER_GPU * self.encoders if gpus else self.encoders
         useful = useful if encoding else int(cpus)
         self._preparers = wanted.preprocessors if isinstance(wanted.preprocessors, int) else max(1, min(spare, useful))
-        crowded = self.encoders * encoder_cpus + self._preparers > cpus
+        needed = self.encoders * encoder_cpus + self._preparers
+        crowded = needed > cpus
+        # Where other jobs hold CPUs, preparers must not take those that an encoder still waits for.
+        self._room_for_all = crowded or needed <= ray.available_resources().get("CPU", 0.0)
         largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=1.0)
         self._options: dict[str, dict[str, Any]] = {
             "encoder": {

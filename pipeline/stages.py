@@ -6,6 +6,7 @@ EncodeStage   encode a unit, write it and commit it   (GPU; CPU where there is n
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import threading
@@ -28,6 +29,8 @@ from pipeline.output import version_of
 from pipeline.parts import Part, Plan
 from pipeline.prepare import PreparedUnit, UnitReader, prepare_unit
 from pipeline.units import Geometry, Unit
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,7 @@ class PrepareStage:
         self._reader = UnitReader()
         self._plan: Plan | None = None
         self._part: Part | None = None
+        keep_freed_memory()
         torch.set_num_threads(1)
 
     def identity(self) -> dict[str, object]:
@@ -99,6 +103,17 @@ class PrepareStage:
         return self._part
 
 
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed blocks: it returns them to the system, which zeroes every page that is asked for again.
+
+    Measured on a CPU: prepares 8 % and encodes 10 % faster. Elsewhere than on glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 256 << 20)
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)
+
+
 def jpeg_decoder() -> str:
     version = version_of("simplejpeg")
     return f"simplejpeg {version}" if version else f"pillow {PIL.__version__}"
@@ -122,6 +137,7 @@ class EncodeStage:
         self._settings = settings
         self._scratch = Scratch(settings.output, settings.nonce)
         chosen = torch.device(device) if device else choose_device()
+        keep_freed_memory()
         self.compiled = settings.compile == "on" or (settings.compile == "auto" and chosen.type == "cuda")
         torch.set_num_threads(settings.threads)
         tower = Tower(
