@@ -25,6 +25,7 @@ RANDOM_SCHEME = "random:"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = 3
+PLAIN_DTYPES = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,13 @@ class Checkpoint:
                 for name in (name for name in shapes if found[name][0] == file):
                     if found[name][1] not in stored:
                         raise RequestError(f"model.path: {self.path}: tensor visual.{name} is missing in {file.name}")
-                    shape = tuple(tensors.get_slice(found[name][1]).get_shape())
+                    header = tensors.get_slice(found[name][1])
+                    if header.get_dtype() not in PLAIN_DTYPES:
+                        raise RequestError(
+                            f"model.path: {self.path}: tensor visual.{name} is {header.get_dtype()}; quantized towers "
+                            "are not supported"
+                        )
+                    shape = tuple(header.get_shape())
                     if shape != shapes[name]:
                         raise RequestError(
                             f"model.path: {self.path}: tensor visual.{name} is {list(shape)}, config.json says "

@@ -189,6 +189,7 @@ def refuse_what_is_not_built_yet(config: Config) -> None:
     not_yet = [
         (config.source.format in ("parquet", "jsonl"), f"source.format: {config.source.format}"),
         (bool(config.source.carry), "source.carry"),
+        (config.source.key_column is not None, "source.key_column (of Parquet and JSONL)"),
         (config.model.linear == "fp8", "model.linear: fp8"),
         (config.output.format == "webdataset", "output.format: webdataset"),
         (config.output.stage == "pre_merger", "output.stage: pre_merger"),

@@ -20,6 +20,7 @@ from pipeline.output import Totals
 from pipeline.units import Unit
 
 MAX_FAILURES_IN_A_ROW = 10
+MAX_LOSSES = 20  # of one unit or part with a node, or to the memory monitor: no attempts, but not for ever either
 REJECTS_CHECKED_AFTER = 1000
 
 
@@ -105,6 +106,7 @@ class Driver:
         self._in_flight_bytes = 0
         self._outstanding = 0
         self._attempts: Counter[str] = Counter()
+        self._losses: Counter[str] = Counter()
         self._failures_in_a_row = 0
         self._started = False
         self.progress = Progress(parts=parts, parts_indexed=len(indexed))
@@ -152,14 +154,17 @@ class Driver:
 
     def _peek(self) -> Unit | None:
         """The next unit that is not committed, without taking it."""
-        if self._retry:
-            return self._retry[0]
         while self._next is None:
             unit = next(self._cutting, None)
             if unit is None:
                 if not self._indexed:
-                    return None
-                units = self._units_of(self._indexed.popleft())
+                    return self._retry[0] if self._retry else None  # what failed comes last: the others finish
+                part = self._indexed.popleft()
+                try:
+                    units = self._units_of(part)
+                except DamagedPart as error:
+                    self.progress.failed_parts[part] = f"part {part:06d}: {error}"
+                    continue
                 self.progress.units_known += len(units)
                 self.progress.parts_cut += 1
                 self._cutting = iter(units)
@@ -174,10 +179,10 @@ class Driver:
         if not self._started:
             self._started = True
             self._on_start()
-        if self._retry:
-            self._retry.popleft()
-        else:
+        if self._next is not None:
             self._next = None
+        else:
+            self._retry.popleft()
 
     def _handle(self, event: Event) -> None:
         self._outstanding -= 1
@@ -209,9 +214,11 @@ class Driver:
         name = f"part {event.part:06d}" if event.unit is None else f"unit {event.unit.id}"
         if event.unit is not None:
             self._release(event.unit)
-        if event.lost != "world":
-            self._attempts[name] += 1
-        final = isinstance(error, DamagedPart | EncodeError) or self._attempts[name] >= self._attempts_limit
+        counter, limit = (self._attempts, self._attempts_limit)
+        if event.lost == "world":
+            counter, limit = (self._losses, MAX_LOSSES)
+        counter[name] += 1
+        final = isinstance(error, DamagedPart | EncodeError) or counter[name] >= limit
         if not final:
             self.progress.retries += 1
             if event.unit is None:
@@ -222,8 +229,8 @@ class Driver:
         message = f"{name}: {error}"
         if event.unit is None:
             self.progress.failed_parts[event.part] = message
-        else:
-            self.progress.set_aside[event.unit.id] = message
+            return
+        self.progress.set_aside[event.unit.id] = message
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise RunFailed(f"{MAX_FAILURES_IN_A_ROW} failures in a row, the last: {message}")

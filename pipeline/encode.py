@@ -125,6 +125,7 @@ class UnitEncoder:
         grids = [state.prepared.grids[image] for image in pack]
         try:
             self._forward(pack, grids, state)
+            return
         except torch.OutOfMemoryError as error:
             if len(pack) == 1:
                 t, h, w = grids[0]
@@ -132,12 +133,13 @@ class UnitEncoder:
                     f"unit {state.prepared.unit.id}: {_key_of(state.prepared, pack[0])}: {t * h * w} patches do not "
                     f"fit on {self.tower.device}, even alone; lower preprocess.max_pixels"
                 ) from error
-            if self.tower.device.type == "cuda":
-                torch.cuda.empty_cache()
-            state.halvings += 1
-            middle = len(pack) // 2
-            self._encode_pack(pack[:middle], state)
-            self._encode_pack(pack[middle:], state)
+        # Behind the except block: inside it, the error would keep the failed forward's tensors alive.
+        if self.tower.device.type == "cuda":
+            torch.cuda.empty_cache()
+        state.halvings += 1
+        middle = len(pack) // 2
+        self._encode_pack(pack[:middle], state)
+        self._encode_pack(pack[middle:], state)
 
     def _forward(self, pack: Sequence[int], grids: list[Grid], state: _State) -> None:
         device = self.tower.device

@@ -6,11 +6,10 @@ from typing import Any
 
 from pipeline.commit import ShardSettings
 from pipeline.driver import Event
-from pipeline.errors import DamagedPart, EncodeError, OutputError, SourceError
 from pipeline.stages import EncodeStage, PrepareStage, StageSettings
 from pipeline.units import Unit
 
-FAILURES = (SourceError, DamagedPart, EncodeError, OutputError)
+FAILURES = Exception  # here, as in an actor, a failure of one call becomes an event; the driver judges it
 
 
 class InlineEngine:

@@ -3,21 +3,23 @@
 Preparers index parts and prepare units; encoders encode, write and commit. Prepared patches stay in the object store of
 the node that made them, and are read there without a copy by an encoder of the same node.
 
-No combination of CPUs can deadlock: encoders are placed first, and where the cluster has fewer CPUs than processes,
-each asks for a hundredth of one.
+No combination of CPUs can deadlock: where fewer are free than there are processes, the processes ask for none.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from pipeline.commit import ShardSettings
 from pipeline.config import Cluster
@@ -29,9 +31,10 @@ from pipeline.stages import EncodeStage, PrepareStage, StageSettings
 from pipeline.units import Unit
 
 CALLS_PER_ENCODER = 2  # one encodes while the other writes
-CROWDED_CPUS = 0.01
 PREPARERS_PER_GPU = 6
 MAX_DEATHS_IN_A_ROW = 20
+# Of Ray's message when its memory monitor ends a process. (Its message for any death speaks of memory.)
+MEMORY_MONITOR_WORDS = "running low on memory"
 START_MESSAGE_SECONDS = 15.0
 REACHABLE_SECONDS = 10.0
 OBJECT_STORE_SHARE = 0.4
@@ -86,6 +89,12 @@ class _Prepared:
     node: str
 
 
+def _last_line(error: BaseException) -> str:
+    """Of a Ray error: what was raised in the other process."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 def _check_reachable(address: str) -> None:
     """Raises RequestError at once where nobody listens: ray.init tries for minutes."""
     host, colon, port = address.rpartition(":")
@@ -127,8 +136,6 @@ class RayEngine:
             self._size(encoding)
             for _ in range(self.encoders):
                 self._add("encoder")
-            if not self._room_for_all:
-                self._await("encoder", self.encoders)
             for _ in range(self._preparers):
                 self._add("preparer")
             self._await("encoder", self.encoders)
@@ -138,9 +145,24 @@ class RayEngine:
             raise
 
     def _connect(self) -> bool:
-        """Joins the cluster that `address` names; returns whether one had to be started for this run."""
+        """Joins the cluster that `address` names; returns whether one had to be started for this run.
+
+        Ray sets signal handlers of its own, which end the process; the command's are put back.
+        """
         if ray.is_initialized():
             return False
+        here = threading.current_thread() is threading.main_thread()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if here}
+        try:
+            return self._join_or_start()
+        except RayError as error:
+            reason = str(error).splitlines()[0]
+            raise RequestError(f"cluster.address: {self._cluster.address}: {reason}") from error
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _join_or_start(self) -> bool:
         address = self._cluster.address
         options: dict[str, Any] = {"logging_level": "warning"}
         if address == "auto" and not os.environ.get("RAY_ADDRESS"):
@@ -172,18 +194,17 @@ class RayEngine:
         useful = PREPARERS_PER_GPU * self.encoders if gpus else self.encoders
         useful = useful if encoding else int(cpus)
         self._preparers = wanted.preprocessors if isinstance(wanted.preprocessors, int) else max(1, min(spare, useful))
-        needed = self.encoders * encoder_cpus + self._preparers
-        crowded = needed > cpus
-        # Where other jobs hold CPUs, preparers must not take those that an encoder still waits for.
-        self._room_for_all = crowded or needed <= ray.available_resources().get("CPU", 0.0)
+        # Where the free CPUs are too few, also because another job holds them, processes ask for none: what asks for
+        # nothing is always placed, and nothing can wait for what a process of ours holds.
+        crowded = self.encoders * encoder_cpus + self._preparers > ray.available_resources().get("CPU", 0.0)
         largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=1.0)
         self._options: dict[str, dict[str, Any]] = {
             "encoder": {
-                "num_cpus": CROWDED_CPUS if crowded else max(CROWDED_CPUS, min(encoder_cpus, largest)),
-                "num_gpus": min(1.0, gpus / self.encoders) if gpus else 0,
+                "num_cpus": 0 if crowded else min(encoder_cpus, largest),
+                "num_gpus": 1 / math.ceil(self.encoders / gpus) if gpus else 0,
                 "max_concurrency": CALLS_PER_ENCODER,
             },
-            "preparer": {"num_cpus": CROWDED_CPUS if crowded else 1},
+            "preparer": {"num_cpus": 0 if crowded else 1},
         }
         self._object_store_bytes = int(total.get("object_store_memory", 1 << 30))
 
@@ -308,7 +329,8 @@ class RayEngine:
 
     def _welcome(self, process: _Process, node: str, sees_probe: bool, identity: dict[str, object]) -> None:
         if not sees_probe:
-            raise RequestError(
+            kind = RunFailed if self._shards is not None else RequestError
+            raise kind(
                 f"output.uri: {self._settings.output} is not seen by node {node}: on several nodes the output must be "
                 "on a file system that all of them share"
             )
@@ -322,6 +344,8 @@ class RayEngine:
         """Starts another process in a dead one's place; says whose fault the death was."""
         if process not in self._processes:
             return self._blame(process, error)  # another call of the same process has reported it
+        if getattr(error, "actor_init_failed", False):
+            raise RunFailed(f"a {process.kind} process cannot start: {_last_line(error)}") from error
         self._processes.remove(process)
         ray.kill(process.handle)  # an actor that is only unavailable must not go on beside its successor
         self._deaths_in_a_row += 1
@@ -333,8 +357,11 @@ class RayEngine:
 
     def _blame(self, process: _Process, error: RayActorError) -> Literal["process", "world"]:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        text = str(error).lower()
-        from_outside = "memory" in text or "preempt" in text or "unavailable" in text
+        from_outside = (
+            isinstance(error, ActorUnavailableError)
+            or getattr(error, "preempted", False)
+            or MEMORY_MONITOR_WORDS in str(error)
+        )
         return "world" if process.node not in alive or from_outside else "process"
 
     def pids(self) -> dict[str, list[int]]:

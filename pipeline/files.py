@@ -43,15 +43,15 @@ class Scratch:
         parent = self.folder.parent
         if not parent.is_dir():
             return
-        for entry in os.scandir(parent):
-            if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SCRATCH_SECONDS:
-                shutil.rmtree(entry.path, ignore_errors=True)
         try:
+            for entry in os.scandir(parent):
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SCRATCH_SECONDS:
+                    shutil.rmtree(entry.path, ignore_errors=True)
             parent.rmdir()
             if self._made_output:
                 self.output.rmdir()
         except OSError:
-            pass  # another driver's scratch is in it, or an output
+            pass  # another driver's scratch is in it, or it cleans up too, or there is an output
 
     def __enter__(self) -> Scratch:
         return self
@@ -60,6 +60,15 @@ class Scratch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+
+def sync_file(path: Path) -> None:
+    """Flushes a file that a library has written. Raises OutputError."""
+    try:
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
 
 
 def sync_directory(folder: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline.rejects import Reject
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+MAX_SIDE = 2**31 - 1  # what the index's columns hold
 # What Pillow's plugins raise on damaged bytes, beside OSError.
 DECODE_ERRORS = (
     OSError,
@@ -74,6 +75,8 @@ def header_of(image: Image.Image, data: bytes) -> Header:
     width, height = image.size
     if width < 1 or height < 1:
         raise Reject(rejects.CORRUPT, f"a size of {width}x{height}")
+    if max(width, height) > MAX_SIDE:
+        raise Reject(rejects.TOO_MANY_PIXELS, f"a size of {width}x{height}")
     if orientation >= 5:
         width, height = height, width
     # A JPEG with several pictures in it (as phones write) is opened as MPO; its first frame is the photo.
@@ -84,12 +87,12 @@ def header_of(image: Image.Image, data: bytes) -> Header:
 def _orientation(image: Image.Image, data: bytes) -> int:
     if image.format == "TIFF":
         return 1  # Pillow's reader applies a TIFF's orientation itself, to the size as well
-    if image.format == "PNG" and "exif" not in image.info:
-        # Image.getexif() would decode all pixels in search of a late eXIf chunk.
-        image.info["exif"] = _late_png_exif(data)
+    if image.format == "PNG" and "exif" not in image.info and (late := _late_png_exif(data)):
+        image.info["exif"] = late
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        # The base class's method: that of PNG would decode all pixels in search of a late eXIf chunk.
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 

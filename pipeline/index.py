@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import rejects
-from pipeline.errors import DamagedPart, SourceError
-from pipeline.files import Scratch, publish_new
+from pipeline.errors import DamagedPart, OutputError, SourceError
+from pipeline.files import Scratch, publish_new, sync_file
 from pipeline.headers import EXTENSIONS, read_header
 from pipeline.parts import Part, SourceFile, check_unchanged
 from pipeline.rejects import Reject
@@ -87,6 +86,8 @@ def index_part(part: Part, image_column: str, on_damaged: str, output: str, scra
         damaged = str(error)
         path.unlink(missing_ok=True)
         count = _write(path, iter(()), damaged)
+    except OSError as error:  # of the index's own file: the source's are SourceError
+        raise OutputError(f"cannot write {path}: {error}") from error
     for file in part.files:
         check_unchanged(part, file)
     if not publish_new(path, final):
@@ -109,8 +110,7 @@ def _write(path: Path, samples: Iterator[IndexedSample], damaged: str) -> int:
         if rows or not count:
             writer.write_table(pa.Table.from_pylist(rows, schema))
             count += len(rows)
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
+    sync_file(path)
     return count
 
 
@@ -152,6 +152,7 @@ class _Group:
     names: set[str]
     images: list[IndexedSample]
     duplicates: list[IndexedSample]
+    links: list[IndexedSample]
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -170,7 +171,11 @@ def _index_tar(part: Part, file: SourceFile, image_column: str) -> Iterator[Inde
             key, suffix = split_key(member.name)
             if not suffix:
                 continue  # webdataset knows no member without an extension
-            group = groups.setdefault(key, _Group(member.offset, set(), [], []))
+            group = groups.setdefault(key, _Group(member.offset, set(), [], [], []))
+            if member.link is not None and member.name.lower().endswith(wanted):
+                message = f"member {member.name} is a link to {member.link}, not an image"
+                place = _place(member, key, file)
+                group.links.append(replace(place, status=rejects.MISSING_IMAGE, error=message[:1000]))
             if data is not None:
                 sample = _facts(_place(member, key, file), data)
                 (group.duplicates if member.name in group.names else group.images).append(sample)
@@ -200,6 +205,8 @@ def _choose(key: str, group: _Group, file: SourceFile, image_column: str) -> Ind
         ]  # fmt: skip
     if len(chosen) == 1:
         return chosen[0]
+    if group.links and not group.images:
+        return group.links[0]
     if group.images:
         names = ", ".join(split_key(str(sample.member))[1] for sample in group.images)
         error = f"{len(group.images)} images ({names}): choose one with source.image_column"
@@ -217,6 +224,7 @@ class IndexArrays:
     width_N: npt.NDArray[np.int64]
     height_N: npt.NDArray[np.int64]
     length_N: npt.NDArray[np.int64]
+    end_N: npt.NDArray[np.int64]
     accepted_N: npt.NDArray[np.bool_]
     damaged: str
 
@@ -224,7 +232,7 @@ class IndexArrays:
 def read_index_arrays(path: Path) -> IndexArrays:
     """Reads the numeric columns of one part's index."""
     file = pq.ParquetFile(path)
-    table = file.read(columns=["width", "height", "length", "status"])
+    table = file.read(columns=["width", "height", "offset", "length", "status"])
     facts = json.loads(file.schema_arrow.metadata[b"visionbake.index"])
 
     def numbers(name: str) -> npt.NDArray[np.int64]:
@@ -235,6 +243,7 @@ def read_index_arrays(path: Path) -> IndexArrays:
         width_N=numbers("width"),
         height_N=numbers("height"),
         length_N=numbers("length"),
+        end_N=numbers("offset") + numbers("length"),
         accepted_N=accepted.astype(np.bool_),
         damaged=facts["damaged"],
     )

@@ -85,14 +85,17 @@ def stored_facts(output: Path) -> dict[str, object] | None:
     path = output / "dataset.json"
     if not path.exists():
         return None
-    return dict(read_dataset(output)["fingerprint_facts"])
+    facts = read_dataset(output).get("fingerprint_facts")
+    if not isinstance(facts, dict):
+        raise RequestError(f"output.uri: {output}: dataset.json is not one of visionbake's")
+    return facts
 
 
 def read_dataset(output: Path) -> dict[str, Any]:
     """dataset.json. Raises RequestError if the folder is not an output."""
     try:
         return dict(json.loads((output / "dataset.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise RequestError(f"{output} is not an output of visionbake: dataset.json: {error}") from error
 
 

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import Source
-from pipeline.errors import RequestError, SourceError
-from pipeline.files import Scratch, publish_new, write_text
+from pipeline.errors import OutputError, RequestError, SourceError
+from pipeline.files import Scratch, publish_new, sync_file, write_text
 from pipeline.headers import EXTENSIONS
 from pipeline.tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES
 
@@ -171,7 +171,11 @@ def _list_tars(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFile
                 ignored[os.path.splitext(path)[1].lower()] += 1
         paths.update(tars)
     for path in sorted(paths):
-        facts = os.stat(path)
+        try:
+            facts = os.stat(path)
+            path.encode("utf-8")
+        except (OSError, UnicodeEncodeError) as error:
+            raise RequestError(f"source: {path!r} cannot be read: {error}") from error
         yield SourceFile(path=os.path.relpath(path, place.root), size=facts.st_size, mtime_ns=facts.st_mtime_ns)
 
 
@@ -243,8 +247,20 @@ class Plan:
                     f"{value!r}; use another output.uri"
                 )
 
-    def update(self, source: Source, place: SourcePlace, scratch: Scratch) -> int:
+    def check_files(self, source: Source, place: SourcePlace) -> int:
+        """How many of the source's files are not planned yet.
+
+        Raises:
+            RequestError: the plan is of another source, or a planned file vanished or changed; the message names it.
+        """
+        self.check_source(source, place)
+        return sum(1 for _ in _new_files(self._known(), list_files(place)))
+
+    def update(self, source: Source, place: SourcePlace, scratch: Scratch, new_files: int | None = None) -> int:
         """Brings the plan up to the source as it is now.
+
+        Args:
+            new_files: what `check_files` has just found, if it was asked.
 
         Returns:
             How many parts are new.
@@ -254,9 +270,10 @@ class Plan:
         """
         before = self.num_parts
         while True:
-            self.check_source(source, place)
-            if self.num_parts and not sum(1 for _ in _new_files(self._known(), list_files(place))):
-                break  # and a file that vanished was refused before anything is written
+            if new_files is None:
+                new_files = self.check_files(source, place)  # refuses before anything is written
+            if not new_files:
+                break
             self._describe(source, place, scratch)
             new = _new_files(self._known(), list_files(place))
             per_part = FOLDER_PART_FILES if place.format == "folder" else 1
@@ -265,6 +282,7 @@ class Plan:
             if appended is False:
                 break
             self.__init__(self.folder.parent)  # type: ignore[misc]  # another run planned meanwhile: look again
+            new_files = None
         return self.num_parts - before
 
     def _describe(self, source: Source, place: SourcePlace, scratch: Scratch) -> None:
@@ -304,11 +322,14 @@ class Plan:
             if rows:
                 writer = writer or pq.ParquetWriter(path, PARTS_SCHEMA)
                 writer.write_table(pa.Table.from_pylist(rows, PARTS_SCHEMA))
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error}") from error
         finally:
             if writer is not None:
                 writer.close()
         if number == first:
             return False
+        sync_file(path)
         if not publish_new(path, self._list_path(first)):
             return None
         self._starts.append(first)

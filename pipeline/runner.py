@@ -133,7 +133,7 @@ def check_source(config: Config, place: SourcePlace) -> Counter[str]:
     ignored: Counter[str] = Counter()
     files = list_files(place, ignored)
     if place.format == "folder":
-        if next(files, None) is None:
+        if not sum(1 for _ in files):  # all of it: a name or folder that cannot be read is found before anything starts
             others = ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in ignored.most_common(3))
             hint = f"; it holds {others}" if others else ": it is empty"
             if ignored[".tar"] or ignored[".tgz"]:
@@ -160,8 +160,8 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         on_damaged=config.source.on_damaged,
         geometry=request.geometry,
         deduplicate=config.pack.deduplicate,
-        model_path=config.model.path if "/" not in config.model.path or not Path(config.model.path).exists()
-        else os.path.abspath(config.model.path),
+        model_path=os.path.abspath(local) if (local := Path(config.model.path).expanduser()).is_dir()
+        else config.model.path,
         model_revision=config.model.revision,
         dtype=config.model.dtype,
         compile=config.model.compile,
@@ -221,14 +221,14 @@ def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progres
     facts = config_facts(config, tower_sha256)
     check_output(output, facts)
     plan = Plan(output)
-    plan.check_source(config.source, request.place)
+    new_files = plan.check_files(config.source, request.place)
 
     with Scratch(output) as scratch:
         engine = start_engine(request, scratch, say)
         try:
             facts |= one_identity(engine.identities(), config.cluster.mixed_devices)
             check_output(output, facts)
-            return _run(request, engine, facts, plan, scratch, say, report)
+            return _run(request, engine, facts, plan, new_files, scratch, say, report)
         finally:
             engine.shutdown()
 
@@ -245,14 +245,14 @@ def make_plan(request: Request, say: Callable[[str], None]) -> tuple[Plan, list[
     config = request.config
     check_output(request.output, {})
     plan = Plan(request.output)
-    plan.check_source(config.source, request.place)
+    new_files = plan.check_files(config.source, request.place)
+    if not new_files and len(plan.indexed_parts()) == plan.num_parts:
+        return plan, []
     with Scratch(request.output) as scratch:
-        plan.update(config.source, request.place, scratch)
-        indexed = plan.indexed_parts()
-        if len(indexed) == plan.num_parts:
-            return plan, []
         engine = start_engine(request, scratch, say, encoding=False)
         try:
+            plan.update(config.source, request.place, scratch, new_files)
+            indexed = plan.indexed_parts()
             driver = Driver(
                 engine, parts=plan.num_parts, indexed=indexed, units_of=lambda part: [], committed=lambda *_: True,
                 unit_bytes=lambda unit: 0, in_flight_bytes=1, attempts=config.limits.attempts,
@@ -264,12 +264,12 @@ def make_plan(request: Request, say: Callable[[str], None]) -> tuple[Plan, list[
 
 
 def _run(
-    request: Request, engine: StartedEngine, facts: dict[str, object], plan: Plan, scratch: Scratch,
+    request: Request, engine: StartedEngine, facts: dict[str, object], plan: Plan, new_files: int, scratch: Scratch,
     say: Callable[[str], None], report: Callable[[Progress, float, int], None],
 ) -> Summary:  # fmt: skip
     config, output = request.config, request.output
     tower = request.checkpoint.config
-    new_parts = plan.update(config.source, request.place, scratch)
+    new_parts = plan.update(config.source, request.place, scratch, new_files)
     committed = CommittedUnits(output)
     if committed.count or new_parts < plan.num_parts:
         say(f"{committed.count} units are committed; {new_parts} of {plan.num_parts} parts are new")
@@ -294,6 +294,8 @@ def _run(
     def units_of(part: int) -> list[Unit]:
         index = read_index_arrays(plan.index_path(part))
         if index.damaged:
+            if config.source.on_damaged == "fail":  # an earlier run skipped it
+                raise DamagedPart(index.damaged)
             skipped.append(index.damaged)
         return cut_units(part, index, request.geometry, config.output.shard_tokens)
 
@@ -333,7 +335,9 @@ def _run(
         skipped_parts=skipped,
         ignored_files=sum(request.ignored.values()),
     )
-    if not problems:
+    if problems:
+        remove_success(output)  # one of an earlier run, before parts were added
+    else:
         if not totals.samples:
             raise RunFailed(f"source.uri: {config.source.uri}: no sample was found")
         check_rejected_fraction(totals, config.limits.max_rejected_fraction)

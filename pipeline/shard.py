@@ -74,10 +74,13 @@ class HashingFile:
         self.closed = False
 
     def write(self, data: bytes) -> int:
-        self._stream.write(data)
-        self._digest.update(data)
-        self.size += len(memoryview(data).cast("B"))
-        return len(data)
+        view = memoryview(data).cast("B")
+        self._digest.update(view)
+        self.size += len(view)
+        rest = view
+        while len(rest):  # an unbuffered file may take less than it is given
+            rest = rest[self._stream.write(rest) :]
+        return len(view)
 
     def tell(self) -> int:
         return self.size
@@ -170,9 +173,9 @@ def write_data_shard(
             os.fsync(stream.fileno())
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error}") from error
-    offsets_N = embedding_offsets(path, lengths_N)
     if os.path.getsize(path) != sink.size:
         raise OutputError(f"{path} holds {os.path.getsize(path)} bytes, {sink.size} were written")
+    offsets_N = embedding_offsets(path, lengths_N)
     return DataShard(path=path, size=sink.size, sha256=sink.hexdigest(), offsets_N=offsets_N, lengths_N=lengths_N)
 
 

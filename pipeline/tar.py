@@ -11,7 +11,7 @@ import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -29,11 +29,15 @@ MAX_HEADER_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A regular file in a tar: its data is `length` bytes at `offset` of the (decompressed) stream."""
+    """A regular file in a tar: its data is `length` bytes at `offset` of the (decompressed) stream.
+
+    Or a link, which has no data: `link` is where it leads.
+    """
 
     name: str
     offset: int
     length: int
+    link: str | None = None
 
 
 class TarStream:
@@ -100,7 +104,9 @@ class TarStream:
 
 
 def walk(stream: TarStream, wanted: tuple[str, ...] | None = None) -> Iterator[tuple[Member, bytes | None]]:
-    """Yields every regular member, with its data where its name ends in one of `wanted` (in any case; None: all).
+    """Yields every regular member and every link.
+
+    A regular member comes with its data where its name ends in one of `wanted` (in any case; None: all).
 
     The whole archive is read, up to and including its end marker and the padding behind it.
 
@@ -152,6 +158,8 @@ def walk(stream: TarStream, wanted: tuple[str, ...] | None = None) -> Iterator[t
             else:
                 _skip(stream, size, f"member {member.name!r}")
                 yield member, None
+        elif info.type in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            yield replace(member, link=_clean(info.linkname)), None
         elif info.type not in _SKIPPED:
             _skip(stream, size, f"member {member.name!r}")
         stream.read_exactly(-size % BLOCK, "padding")

@@ -1,7 +1,8 @@
 """Cut: from a part's index to units. A pure function of index and configuration.
 
 A unit is a run of consecutive samples of one part and becomes one output shard. It closes before the sample that would
-take it over `shard_tokens`, 16 384 samples, or 512 MiB of encoded bytes.
+take it over `shard_tokens`, 16 384 samples, or 512 MiB of
+bytes to read.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def cut_units(part: int, index: IndexArrays, geometry: Geometry, shard_tokens: i
     patches_N = patches_of(index, geometry)
     tokens_N = patches_N // geometry.merge_size**2
     token_ends = np.concatenate([[0], np.cumsum(tokens_N)])
-    byte_ends = np.concatenate([[0], np.cumsum(index.length_N)])
+    # What is read for a sample: in a tar everything since the one before it, since a unit is one range.
+    read_N = np.maximum(index.length_N, np.diff(index.end_N, prepend=index.end_N[:1]))
+    byte_ends = np.concatenate([[0], np.cumsum(read_N)])
     patch_ends = np.concatenate([[0], np.cumsum(patches_N)])
     total = len(tokens_N)
     units: list[Unit] = []

@@ -103,6 +103,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def stamp(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is written again; not its time of reading."""
+    facts = path.stat()
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size
+
+
 def command(*words: object) -> list[str]:
     return [sys.executable, "-m", *map(str, words)]
 

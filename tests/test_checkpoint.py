@@ -106,6 +106,15 @@ def test_another_mean_is_used(copy: Path) -> None:
     assert Checkpoint(str(copy)).config.image_mean == (0.5, 0.5, 0.5)
 
 
+def test_a_quantized_tower_is_refused(copy: Path) -> None:
+    name = "visual.blocks.1.mlp.up_proj.weight"
+    file = copy / json.loads((copy / INDEX_NAME).read_text())["weight_map"][name]
+    tensors = load_file(file)
+    save_file(tensors | {name: tensors[name].to(torch.int8)}, file)
+    with pytest.raises(RequestError, match=rf"{name} is I8"):
+        Checkpoint(str(copy))
+
+
 def test_missing_and_misshapen_tensors_are_named(copy: Path) -> None:
     name = "visual.blocks.1.mlp.up_proj.weight"
     index = json.loads((copy / INDEX_NAME).read_text())

@@ -88,6 +88,7 @@ def test_overrides_set_any_field(tmp_path: Path) -> None:
         ("output.dtype", "int8"),
         ("output.uri", "s3://bucket/x"),
         ("limits.sample_seconds", 5),
+        ("source.key_column", "id"),
         ("source.uri", "s3://bucket/x"),
     ],
 )

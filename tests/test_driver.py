@@ -109,6 +109,20 @@ def test_a_damaged_part_fails_at_once() -> None:
     assert (progress.totals.units, progress.retries) == (10, 0)
 
 
+def test_many_damaged_parts_do_not_stop_the_others() -> None:
+    faults = {("indexed", str(part)): [failure(DamagedPart("cut"))] for part in range(12)}
+    progress = drive(Faulty(faults), parts=14)
+    assert len(progress.failed_parts) == 12
+    assert progress.totals.units == 10
+
+
+def test_what_is_lost_for_ever_is_set_aside_in_the_end() -> None:
+    lost = [failure(RuntimeError("node"), "world") for _ in range(50)]
+    progress = drive(Faulty({("prepared", "000001-0001"): lost}))
+    assert list(progress.set_aside) == ["000001-0001"]
+    assert progress.totals.units == 14
+
+
 def test_failing_to_write_stops_at_once() -> None:
     with pytest.raises(OutputError, match="full"):
         drive(Faulty({("committed", "000000-0001"): [failure(OutputError("full"))]}))

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import encoded, noise
+from conftest import encoded, noise, stamp
 
 from pipeline import rejects
 from pipeline.checkpoint import Checkpoint
@@ -199,9 +199,9 @@ def test_nothing_committed_is_written_again(tower: Tower, tmp_path: Path) -> Non
     prepared = prepared_unit([0, 1, 2])
     assert commit(tower, tmp_path, prepared).fresh
     paths = [data_path(tmp_path, "000003-0001"), samples_path(tmp_path, "000003-0001")]
-    before = [path.stat() for path in paths]
+    before = [stamp(path) for path in paths]
     assert not commit(tower, tmp_path, prepared).fresh
-    assert [path.stat() for path in paths] == before
+    assert [stamp(path) for path in paths] == before
     assert not (tmp_path / "_tmp").exists()
 
 
@@ -209,11 +209,11 @@ def test_a_data_shard_without_its_samples_is_adopted(tower: Tower, tmp_path: Pat
     prepared = prepared_unit([0, 1, 2])
     commit(tower, tmp_path, prepared)
     data, samples = data_path(tmp_path, "000003-0001"), samples_path(tmp_path, "000003-0001")
-    before, table = data.stat(), pq.read_table(samples)
+    before, table = stamp(data), pq.read_table(samples)
     samples.unlink()
     committed = commit(tower, tmp_path, prepared)
     assert committed.record["adopted"]
-    assert data.stat() == before
+    assert stamp(data) == before
     assert pq.read_table(samples).equals(table)
 
 

@@ -246,11 +246,16 @@ def test_parity_at_the_real_dimensions_of_7b(tmp_path: Path) -> None:
     exact = tower.forward(patches, tower.plan(grids))
     assert exact.shape == (62, 3584)
     assert error_of(exact, run_reference(reference_tower(checkpoint, torch.float32, CPU), pixels, grids)) <= 1e-5
+    # bf16 matrix products of a CPU without AMX are very slow: a smaller pack.
+    grids = [(1, 4, 6), (1, 2, 4)]
+    patches = random_patches(grids)
+    exact = tower.forward(patches, tower.plan(grids))
+    pixels = pixel_values(tower, patches).bfloat16()
     del tower
     half = Tower(checkpoint, torch.bfloat16, CPU)
     ours = half.forward(patches, half.plan(grids))
     del half
-    theirs = run_reference(reference_tower(checkpoint, torch.bfloat16, CPU), pixels.bfloat16(), grids)
+    theirs = run_reference(reference_tower(checkpoint, torch.bfloat16, CPU), pixels, grids)
     assert relative_rms(ours, exact) <= 1.05 * relative_rms(theirs, exact)
 
 

@@ -218,6 +218,15 @@ def test_limits_are_checked_before_decoding() -> None:
     assert prepare_image(encoded(noise(1, 200)), GEOMETRY)[1][0] == 1
 
 
+def test_a_side_that_no_column_holds_is_a_reject() -> None:
+    """One such header must not take its part of 8192 files down."""
+    bmp = bytearray(_save(Image.fromarray(noise(20, 20)), "BMP"))
+    bmp[18:22] = b"\xff\xff\xff\xff"
+    with pytest.raises(Reject) as reject:
+        read_header(bytes(bmp))
+    assert reject.value.reason in (rejects.TOO_MANY_PIXELS, rejects.CORRUPT)
+
+
 def test_float_and_32_bit_pixels_are_unsupported() -> None:
     for mode in ("F", "I"):
         with pytest.raises(Reject) as reject:

@@ -16,7 +16,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY, command, config_for, encoded, files_of, make_folder, make_tar, noise, write_config
+from conftest import (
+    REPOSITORY,
+    command,
+    config_for,
+    encoded,
+    files_of,
+    make_folder,
+    make_tar,
+    noise,
+    stamp,
+    write_config,
+)
 
 from pipeline.config import Config
 from pipeline.errors import RequestError, RunFailed
@@ -77,11 +88,11 @@ def test_a_folder_is_encoded_whole(undisturbed: Path, source: Path) -> None:
 
 
 def test_a_second_run_does_nothing(undisturbed: Path, source: Path, model_path: Path) -> None:
-    before = {path: path.stat() for path in undisturbed.rglob("*") if path.parent.name in ("data", "samples", "index")}
+    before = {path: stamp(path) for path in undisturbed.rglob("*") if path.parent.name in ("data", "samples", "index")}
     summary = run_here(config_for(source, undisturbed, model_path))
     assert summary.already_committed == summary.totals.units
     assert summary.this_run.units == 0
-    assert {path: path.stat() for path in before} == before
+    assert {path: stamp(path) for path in before} == before
     assert (undisturbed / "_SUCCESS").exists()
 
 
@@ -119,22 +130,22 @@ def test_killed_at_any_point_the_next_run_goes_on(
     """One output, killed at each point in turn; then run to its end: the bytes are those of an undisturbed run."""
     output = tmp_path / "out"
     config = write_config(tmp_path / "c.yaml", config_for(source, output, model_path))
-    committed: dict[Path, os.stat_result] = {}
+    committed: dict[Path, tuple[int, int, int]] = {}
     for point in POINTS:
         marker = tmp_path / point
         done = run_job("jobs.run", config, VISIONBAKE_FAULT=f"{point}:kill@{marker}")
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert marker.exists()
         assert not (output / "_SUCCESS").exists()
-        assert {path: path.stat() for path in committed} == committed
+        assert {path: stamp(path) for path in committed} == committed
         for name in ("data", "samples"):
             for path in (output / name).iterdir() if (output / name).is_dir() else ():
                 pq.read_table(path)  # whatever a glob finds is complete
         samples = list((output / "samples").iterdir()) if (output / "samples").is_dir() else []
-        committed = {path: path.stat() for sample in samples for path in (sample, output / "data" / sample.name)}
+        committed = {path: stamp(path) for sample in samples for path in (sample, output / "data" / sample.name)}
     done = run_job("jobs.run", config)
     assert done.returncode == 0, done.stderr
-    assert {path: path.stat() for path in committed} == committed
+    assert {path: stamp(path) for path in committed} == committed
     shutil.rmtree(output / "_tmp")  # what the killed processes left: a day old it would have gone by itself
     assert_whole(output, keys_of(source))
     assert files_of(output / "data") == files_of(undisturbed / "data")
@@ -201,7 +212,7 @@ def test_what_is_added_later_becomes_new_units_and_nothing_else_changes(model_pa
     for place, uri in ((folder, folder), (tars, tars / "*.tar")):
         output = tmp_path / f"out-{place.name}"
         run_here(config_for(uri, output, model_path))
-        before = {path: path.stat() for name in ("data", "samples") for path in (output / name).iterdir()}
+        before = {path: stamp(path) for name in ("data", "samples") for path in (output / name).iterdir()}
         if place == folder:
             make_folder(folder, 4, first=500)
         else:
@@ -209,7 +220,7 @@ def test_what_is_added_later_becomes_new_units_and_nothing_else_changes(model_pa
         config = config_for(uri, output, model_path)
         summary = run_here(config)
         assert summary.this_run.samples == (4 if place == folder else 1)
-        assert {path: path.stat() for path in before} == before
+        assert {path: stamp(path) for path in before} == before
         assert json.loads((output / "_SUCCESS").read_text())["samples"] == len(rows_of(output))
         assert len({(row["source"], row["key"]) for row in rows_of(output)}) == len(rows_of(output))
 
@@ -313,13 +324,58 @@ def test_other_weights_are_refused(undisturbed: Path, source: Path, tmp_path: Pa
         run_here(config_for(source, undisturbed, tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["no source", "empty", "no image", "tars only", "file", "foreign", "empty tar"])
+def test_success_goes_when_a_later_part_fails(model_path: Path, tmp_path: Path) -> None:
+    make_tar(tmp_path / "in" / "a.tar", [("a.jpg", encoded(noise(60, 60), "JPEG"))])
+    config = config_for(tmp_path / "in" / "*.tar", tmp_path / "out", model_path)
+    assert run_here(config).complete
+    bad = make_tar(tmp_path / "in" / "b.tar", [("b.jpg", encoded(noise(60, 60), "JPEG"))])
+    bad.write_bytes(bad.read_bytes()[:900])
+    assert not run_here(config).complete
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    skipping = {"source": {"on_damaged": "skip"}}
+    assert run_here(config_for(tmp_path / "in" / "*.tar", tmp_path / "out", model_path, **skipping)).complete
+    failing = run_here(config)  # what was skipped is not forgotten when the setting is taken back
+    assert "b.tar" in failing.problems[0]
+
+
+def test_a_link_in_a_tar_is_a_row(model_path: Path, tmp_path: Path) -> None:
+    import tarfile
+
+    path = make_tar(tmp_path / "a.tar", [("a.jpg", encoded(noise(60, 60), "JPEG"))])
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
+        tar.addfile(link)
+    run_here(config_for(path, tmp_path / "out", model_path))
+    assert {row["key"]: row["status"] for row in rows_of(tmp_path / "out")} == {"a": "ok", "b": "missing_image"}
+
+
+def test_an_index_of_another_output_is_shared(
+    source: Path, model_path: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "plan").symlink_to(undisturbed / "plan")
+    before = {path: stamp(path) for path in (undisturbed / "plan").rglob("*")}
+    summary = run_here(config_for(source, output, model_path, preprocess={"max_pixels": 10_000}))
+    assert summary.complete
+    assert {path: stamp(path) for path in before} == before
+
+
+@pytest.mark.parametrize(
+    "kind", ["bad name", "no source", "empty", "no image", "tars only", "file", "foreign", "empty tar"]
+)
 def test_bad_requests_write_nothing(kind: str, source: Path, model_path: Path, tmp_path: Path) -> None:
     output, uri, says = tmp_path / "out", source, ""
     place = tmp_path / "place"
     place.mkdir()
     if kind == "no source":
         uri, says = tmp_path / "nowhere", "nowhere does not exist"
+    elif kind == "bad name":
+        (place / "a.jpg").write_bytes(b"x")
+        with open(os.fsencode(place) + b"/b\xff.jpg", "wb") as stream:
+            stream.write(b"x")
+        uri, says = place, "not valid UTF-8"
     elif kind == "empty":
         uri, says = place, "it is empty"
     elif kind == "no image":

@@ -39,8 +39,12 @@ def test_members_and_places(kind: int, suffix: str, tmp_path: Path) -> None:
         tar.addfile(link)
     raw = gzip.decompress(path.read_bytes()) if "gz" in suffix else path.read_bytes()
     with TarStream(path) as stream, tarfile.open(path) as reference:
-        found = list(walk(stream))
+        walked = list(walk(stream))
         expected = [info for info in reference if info.isreg()]
+    found = [(member, data) for member, data in walked if member.link is None]
+    assert [(member.name, member.link, data) for member, data in walked if member.link is not None] == [
+        ("link.jpg", "/etc/passwd", None)
+    ]
     assert [member.name for member, _ in found] == [info.name for info in expected]
     for (member, data), info in zip(found, expected, strict=True):
         assert (member.offset, member.length) == (info.offset_data, info.size)
