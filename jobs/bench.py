@@ -86,8 +86,9 @@ def bench_prepare(arguments: argparse.Namespace) -> dict[str, object]:
     from PIL import Image
 
     from jobs.peers import reference_processor
+    from pipeline.decode import Decoder
     from pipeline.index import IndexedSample
-    from pipeline.prepare import Decoder, prepare_into
+    from pipeline.prepare import prepare_into
 
     torch.set_num_threads(1)
     images = [path.read_bytes() for path in photos_of(arguments.photos)]

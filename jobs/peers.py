@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.checkpoint import Checkpoint
+from pipeline.decode import CHANNELS
 from pipeline.encoder import Grid, Tower
-from pipeline.prepare import CHANNELS
 
 
 def reference_processor(min_pixels: int, max_pixels: int) -> Any:

@@ -9,7 +9,8 @@ The stages, in flow order:
     index        facts about every sample's bytes
     grid         sizes, windows and positions that a grid decides
     units        cut: an index to units, one output shard each
-    prepare      decode, resize, cut into patches
+    decode       encoded bytes to RGB pixels, the image policy
+    prepare      resize, cut into patches; a unit's bytes to its patches
     pack         which images share a forward
     checkpoint   the tower's dimensions and tensors (random_tower makes some)
     encoder      the tower

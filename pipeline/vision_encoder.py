@@ -13,11 +13,12 @@ from torch import Tensor
 
 from pipeline import rejects
 from pipeline.checkpoint import Checkpoint
+from pipeline.decode import to_rgb
 from pipeline.encode import UnitEncoder
 from pipeline.encoder import Grid, Tower
 from pipeline.errors import RequestError
 from pipeline.index import IndexedSample
-from pipeline.prepare import PreparedSample, PreparedUnit, patches_of_pixels, prepare_image, to_rgb
+from pipeline.prepare import PreparedSample, PreparedUnit, patches_of_pixels, prepare_image
 from pipeline.rejects import Reject
 from pipeline.units import Geometry, Unit
 

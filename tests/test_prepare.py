@@ -16,9 +16,10 @@ from transformers import Qwen2VLImageProcessor
 
 from pipeline import rejects
 from pipeline.checkpoint import Checkpoint
+from pipeline.decode import decode
 from pipeline.encoder import Tower
 from pipeline.headers import read_header
-from pipeline.prepare import decode, prepare_image
+from pipeline.prepare import prepare_image
 from pipeline.rejects import Reject
 from pipeline.units import Geometry
 
@@ -237,9 +238,9 @@ def test_float_and_32_bit_pixels_are_unsupported() -> None:
 def test_without_the_fast_decoder_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     photos = [path.read_bytes() for path in sorted(PHOTOS.rglob("*.jpg"))]
     fast = [decode(data) for data in photos]
-    import pipeline.prepare as prepare
+    import pipeline.decode as decode_module
 
-    monkeypatch.setattr(prepare, "simplejpeg", None)
+    monkeypatch.setattr(decode_module, "simplejpeg", None)
     for data, pixels in zip(photos, fast, strict=True):
         assert np.array_equal(decode(data), pixels)
 
