@@ -39,6 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
     ]
     if arguments.save:
         import torch
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors = {
@@ -47,7 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
         }
         try:
             save_file(tensors, arguments.save)
-        except Exception as error:
+        except (OSError, SafetensorError) as error:
             raise OutputError(f"--save {arguments.save}: {error}") from error
     if arguments.json:
         print_json(rows)

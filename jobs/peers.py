@@ -32,6 +32,7 @@ def reference_tower(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.de
 
     Its rotary frequencies stay float32, as `from_pretrained` leaves them: `.to(bfloat16)` alone would round them.
     """
+    from transformers.initialization import no_init_weights
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
@@ -39,7 +40,8 @@ def reference_tower(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.de
     tree["in_channels"] = tree.pop("in_chans", CHANNELS)
     config = Qwen2_5_VLVisionConfig(**tree)
     config._attn_implementation = attention
-    tower: Any = Qwen2_5_VisionTransformerPretrainedModel(config)
+    with no_init_weights():  # every weight is loaded below, strictly
+        tower: Any = Qwen2_5_VisionTransformerPretrainedModel(config)
     frequencies = tower.rotary_pos_emb.inv_freq.clone()
     tower.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors()})
     tower = tower.to(dtype=dtype, device=device).eval().requires_grad_(False)

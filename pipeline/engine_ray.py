@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,6 +96,20 @@ def _last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def _cluster_that_is_gone() -> str:
+    """The address that `auto` would try for a minute in vain: a head node that ended leaves it behind."""
+    with suppress(ImportError, AttributeError, OSError):
+        from ray._private.utils import read_ray_address
+
+        address = read_ray_address()
+        if address:
+            try:
+                _check_reachable(address)
+            except RequestError:
+                return str(address)
+    return ""
+
+
 def _check_reachable(address: str) -> None:
     """Raises RequestError at once where nobody listens: ray.init tries for minutes."""
     host, colon, port = address.rpartition(":")
@@ -155,6 +170,8 @@ class RayEngine:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if here}
         try:
             return self._join_or_start()
+        except SystemExit as error:  # Ray's own answer to SIGTERM while it starts
+            raise KeyboardInterrupt("while Ray was starting") from error
         except RayError as error:
             reason = str(error).splitlines()[0]
             raise RequestError(f"cluster.address: {self._cluster.address}: {reason}") from error
@@ -167,6 +184,9 @@ class RayEngine:
         options: dict[str, Any] = {"logging_level": "warning"}
         if address == "auto" and not os.environ.get("RAY_ADDRESS"):
             try:
+                if gone := _cluster_that_is_gone():
+                    self._say(f"the Ray cluster that was last at {gone} is gone")
+                    raise ConnectionError(gone)
                 ray.init(address="auto", **options)
                 return False
             except ConnectionError:
@@ -363,13 +383,6 @@ class RayEngine:
             or MEMORY_MONITOR_WORDS in str(error)
         )
         return "world" if process.node not in alive or from_outside else "process"
-
-    def pids(self) -> dict[str, list[int]]:
-        """Process ids by kind, for fault tests."""
-        pids: dict[str, list[int]] = {"encoder": [], "preparer": []}
-        for process in self._processes:
-            pids[process.kind].append(ray.get(process.handle.pid.remote()))
-        return pids
 
     def shutdown(self) -> None:
         """Ends the actors, and the cluster if it was started for this run."""

@@ -7,7 +7,6 @@ EncodeStage   encode a unit, write it and commit it   (GPU; CPU where there is n
 from __future__ import annotations
 
 import ctypes
-import os
 import resource
 import threading
 from dataclasses import dataclass, replace
@@ -73,9 +72,6 @@ class PrepareStage:
     def identity(self) -> dict[str, object]:
         """What decides the patches' bytes on this machine."""
         return {"pillow": PIL.__version__, "jpeg_decoder": jpeg_decoder(), "torch": torch.__version__.split("+")[0]}
-
-    def pid(self) -> int:
-        return os.getpid()
 
     def index(self, number: int) -> int:
         """Indexes a part; returns its number of samples. Raises as `index_part`."""
@@ -166,9 +162,6 @@ class EncodeStage:
             "attention": tower.kernel,
             "compiled": self.compiled,
         }
-
-    def pid(self) -> int:
-        return os.getpid()
 
     def encode(self, prepared: PreparedUnit, shard_settings: ShardSettings) -> Committed:
         """Encodes, writes and commits one unit. Raises EncodeError, OutputError."""
