@@ -155,7 +155,7 @@ class RayEngine:
                 self._add("preparer")
             self._await("encoder", self.encoders)
             self._await("preparer", 1)
-        except BaseException:
+        except BaseException:  # an interruption too must not leave actors behind
             self.shutdown()
             raise
 
