@@ -17,9 +17,9 @@ from pipeline.errors import RequestError, RunFailed
 from pipeline.index import IndexArrays, read_index_arrays, read_index_status
 from pipeline.parts import Plan
 from pipeline.runner import Request, check_request, make_plan
+from pipeline.storage import STORED, is_scaled
 from pipeline.units import Geometry, cut_units, patches_of
 
-STORED_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 PERCENTILES = (50, 95, 99)
 
 
@@ -122,7 +122,9 @@ def main(arguments: argparse.Namespace) -> int:
             print(f"FAILED  {problem}", file=sys.stderr)
         raise RunFailed(f"{len(failed)} of {plan.num_parts} parts could not be indexed")
     estimates, damaged = estimate(request, plan, budgets)
-    row_bytes = request.checkpoint.config.out_width * STORED_BYTES[config.output.dtype]
+    scale_bytes = 4 if is_scaled(config.output.dtype) else 0
+    hidden_size = request.checkpoint.config.width_of(config.output.stage)
+    row_bytes = hidden_size * STORED[config.output.dtype].itemsize + scale_bytes
     rate, price = arguments.tokens_per_second, arguments.price_per_hour
     results = [one.as_dict(row_bytes, rate, price) for one in estimates]
     if quiet:

@@ -62,6 +62,10 @@ class TowerConfig:
         """Merged tokens along a window's side."""
         return self.window_pixels // self.patch_size // self.merge_size
 
+    def width_of(self, stage: str) -> int:
+        """Values of a token that is written: of the merger's output, or of its input."""
+        return self.out_width if stage == "merged" else self.width * self.merge_size**2
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the tower by its name behind the prefix."""
         merged = self.width * self.merge_size**2

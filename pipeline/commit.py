@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline import rejects
-from pipeline.encode import STORED, EncodedUnit
+from pipeline.encode import EncodedUnit
 from pipeline.errors import OutputError
 from pipeline.fault import fault_point
 from pipeline.files import Scratch, publish_new, publish_over
@@ -34,6 +34,7 @@ from pipeline.shard import (
     write_data_shard,
     write_samples_shard,
 )
+from pipeline.storage import STORED
 from pipeline.units import Unit
 
 SCHEMA_VERSION = 1
@@ -98,7 +99,7 @@ def commit_unit(
     }
     data_columns["dtype"] = [settings.dtype] * len(accepted)
     data_columns["hidden_size"] = [settings.hidden_size] * len(accepted)
-    data_columns["scale"] = [None] * len(accepted)
+    data_columns["scale"] = _scales(prepared, encoded, accepted)
     fault_point("before_data_write")
     shard = write_data_shard(scratch.path(final_data.name), data_columns, embedding, metadata, settings.row_group_bytes)
     fault_point("after_data_write")
@@ -187,6 +188,16 @@ def _embedding(prepared: PreparedUnit, encoded: EncodedUnit, accepted: list[int]
     return embedding_array(flat, lengths_N)
 
 
+def _scales(prepared: PreparedUnit, encoded: EncodedUnit, accepted: list[int]) -> list[object]:
+    """Of int8 and fp8: the little-endian float32 scales of each accepted sample's tokens."""
+    if encoded.scale_M is None:
+        return [None] * len(accepted)
+    scale_M = encoded.scale_M.astype("<f4")
+    starts = np.concatenate([[0], encoded.ends_N]).astype(np.int64)
+    images = [image for index in accepted if (image := prepared.samples[index].image) is not None]
+    return [scale_M[starts[image] : starts[image + 1]].tobytes() for image in images]
+
+
 def _record(
     prepared: PreparedUnit, encoded: EncodedUnit, statuses: list[tuple[str, str | None]], shard: DataShard,
     settings: ShardSettings, adopted: bool,
@@ -214,6 +225,7 @@ def _record(
         "halvings": encoded.halvings,
         "overflows": encoded.overflows,
         "packs": list(encoded.packs),
+        **encoded.errors,
         "adopted": adopted,
     }
 
@@ -243,6 +255,6 @@ def _adoptable(
 def _all_finite(data: bytes, offsets_N: np.ndarray, ours: DataShard, dtype: str) -> bool:
     for offset, length in zip(offsets_N.tolist(), ours.lengths_N.tolist(), strict=True):
         values = torch.frombuffer(bytearray(data[offset : offset + length]), dtype=STORED[dtype])
-        if not bool(torch.isfinite(values).all()):
+        if not bool(torch.isfinite(values.float()).all()):
             return False
     return True

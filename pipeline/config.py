@@ -67,6 +67,12 @@ class Model(_Section):
     linear: Literal["exact", "fp8"] = "exact"
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = "auto"
 
+    @model_validator(mode="after")
+    def _fp8_in_bfloat16(self) -> Model:
+        if self.linear == "fp8" and self.dtype != "bfloat16":
+            raise ValueError(f"linear fp8 needs dtype bfloat16, not {self.dtype}")
+        return self
+
 
 class Pack(_Section):
     max_patches: int = Field(default=32_768, ge=4)
@@ -171,7 +177,7 @@ def _one_line(where: str, error: ValidationError) -> str:
         message = "is missing"
     else:
         message = f"{message[:1].lower()}{message[1:]}, not {first['input']!r}"[:300]
-        if first["type"] == "value_error" and first["loc"] == ("preprocess",):
+        if first["type"] == "value_error" and first["loc"] in (("preprocess",), ("model",)):
             message = first["msg"].removeprefix("Value error, ")
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return f"{where}: {field}: {message}{more}"
@@ -190,10 +196,7 @@ def refuse_what_is_not_built_yet(config: Config) -> None:
         (config.source.format in ("parquet", "jsonl"), f"source.format: {config.source.format}"),
         (bool(config.source.carry), "source.carry"),
         (config.source.key_column is not None, "source.key_column (of Parquet and JSONL)"),
-        (config.model.linear == "fp8", "model.linear: fp8"),
         (config.output.format == "webdataset", "output.format: webdataset"),
-        (config.output.stage == "pre_merger", "output.stage: pre_merger"),
-        (config.output.dtype in ("int8", "fp8"), f"output.dtype: {config.output.dtype}"),
         (config.limits.sample_seconds != DEFAULT_SAMPLE_SECONDS, "limits.sample_seconds (a limit on one decoding)"),
         ("://" in config.source.uri, f"source.uri: {config.source.uri} (object storage)"),
         ("://" in config.output.uri, f"output.uri: {config.output.uri} (object storage)"),

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from pipeline.checkpoint import Checkpoint, TowerConfig
 from pipeline.grid import grid_layout
+from pipeline.linear import Linear, LinearKernel, Weight, aligned, choose_linear, laid_out, linear_of, pad_rows
 
 try:
     from torch.nn.attention import varlen
@@ -35,6 +36,7 @@ ROPE_THETA = 10_000.0
 # On a CPU, rows go through a windowed block in chunks whose intermediates stay in cache, instead of through memory.
 CPU_CHUNK_ROWS = 512
 Kernel = Literal["varlen", "dense"]
+Stage = Literal["merged", "pre_merger"]
 Grid = tuple[int, int, int]
 
 
@@ -118,14 +120,24 @@ def plan_pack(grids: Sequence[Grid], config: TowerConfig, kernel: Kernel, device
         torch.arange(0, config.head_dim // 2, 2, dtype=torch.float32) / (config.head_dim // 2)
     )
     table = torch.arange(int(positions.max()) + 1, dtype=torch.float32)[:, None] * frequencies
-    angles = table[torch.from_numpy(computed)].flatten(1)  # row frequencies, then column frequencies
+    places = to_device(torch.from_numpy(computed), device)
+
+    def of_patches(values: Tensor) -> Tensor:
+        return to_device(values, device)[places].flatten(1)  # row frequencies, then column frequencies
+
     return PackPlan(
-        order_M=torch.from_numpy(order).to(device),
-        cos_PE=angles.cos().to(device),
-        sin_PE=angles.sin().to(device),
+        order_M=to_device(torch.from_numpy(order), device),
+        cos_PE=of_patches(table.cos()),
+        sin_PE=of_patches(table.sin()),
         chunks=chunks,
         frames=frames,
     )
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that neither waits for the device nor makes it wait: through pinned memory, which torch keeps until it is
+    read."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _chunks(lengths: np.ndarray, max_rows: int) -> tuple[Chunk, ...]:
@@ -155,14 +167,14 @@ def _runs_gathered(lengths: np.ndarray, order: np.ndarray, unit: int, device: to
     runs: list[Run] = []
     for length in sorted(set(lengths.tolist()), reverse=True):
         chosen = starts[lengths == length]
-        index = torch.from_numpy(rows[chosen[:, None] + np.arange(length)].ravel()).to(device)
+        index = to_device(torch.from_numpy(rows[chosen[:, None] + np.arange(length)].ravel()), device)
         runs.append(Run(start=0, count=len(chosen), length=length, rows=index))
     return tuple(runs)
 
 
 def _cu_seqlens(lengths: np.ndarray, device: torch.device) -> Segments:
     ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return Segments(cu_seqlens=torch.from_numpy(ends).to(device), max_length=int(lengths.max()))
+    return Segments(cu_seqlens=to_device(torch.from_numpy(ends), device), max_length=int(lengths.max()))
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:
@@ -173,23 +185,24 @@ def choose_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:
 
 
 class _Block:
-    """The weights of one transformer block, in the compute dtype; gate and up as one matrix."""
+    """The weights of one transformer block; gate and up as one matrix, their rows padded to an aligned number."""
 
-    def __init__(self, weights: dict[str, Tensor], number: int) -> None:
+    def __init__(self, weights: dict[str, Tensor], number: int, kernel: LinearKernel) -> None:
         def take(name: str) -> Tensor:
             return weights.pop(f"blocks.{number}.{name}")
 
+        def gate_and_up(kind: str) -> Tensor:
+            return torch.cat([pad_rows(take(f"mlp.{name}_proj.{kind}"), rows) for name in ("gate", "up")])
+
+        down = take("mlp.down_proj.weight")
+        rows = aligned(down.shape[1], down.device)
         self.norm1, self.norm2 = take("norm1.weight"), take("norm2.weight")
-        self.qkv, self.qkv_bias = take("attn.qkv.weight"), take("attn.qkv.bias")
-        self.proj, self.proj_bias = take("attn.proj.weight"), take("attn.proj.bias")
-        self.gate_up = _laid_out(torch.cat([take("mlp.gate_proj.weight"), take("mlp.up_proj.weight")]))
-        self.gate_up_bias = torch.cat([take("mlp.gate_proj.bias"), take("mlp.up_proj.bias")])
-        self.down, self.down_bias = take("mlp.down_proj.weight"), take("mlp.down_proj.bias")
-
-
-def _laid_out(weight: Tensor) -> Tensor:
-    """On a CPU, a matrix whose memory is transposed: the matrix product reads it without packing it anew."""
-    return weight.t().contiguous().t() if weight.device.type == "cpu" and weight.dim() == 2 else weight
+        self.qkv: Weight = laid_out(take("attn.qkv.weight"), kernel)
+        self.proj: Weight = laid_out(take("attn.proj.weight"), kernel)
+        self.gate_up: Weight = laid_out(gate_and_up("weight"), kernel)
+        self.down: Weight = laid_out(pad_rows(down.t(), rows).t().contiguous(), kernel)
+        self.qkv_bias, self.proj_bias = take("attn.qkv.bias"), take("attn.proj.bias")
+        self.gate_up_bias, self.down_bias = gate_and_up("bias"), take("mlp.down_proj.bias")
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -208,22 +221,23 @@ def rotate(x_PHE: Tensor, cos_PE: Tensor, sin_PE: Tensor) -> Tensor:
 
 
 def before_attention(
-    x_PD: Tensor, norm: Tensor, weight: Tensor, bias: Tensor, cos_PE: Tensor, sin_PE: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    x_PD: Tensor, norm: Tensor, weight: Weight, bias: Tensor, cos_PE: Tensor, sin_PE: Tensor, num_heads: int,
+    linear: Linear = functional.linear,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Norm, qkv and rotary: three [P, H, E] tensors; the values are a view of the qkv product."""
-    qkv = functional.linear(rms_norm(x_PD, norm), weight, bias).view(x_PD.shape[0], 3, num_heads, -1)
+    qkv = linear(rms_norm(x_PD, norm), weight, bias).view(x_PD.shape[0], 3, num_heads, -1)
     turned = rotate(qkv[:, :2], cos_PE, sin_PE)
     return turned[:, 0], turned[:, 1], qkv[:, 2]
 
 
 def after_attention(
-    x_PD: Tensor, attended_PD: Tensor, proj: Tensor, proj_bias: Tensor, norm: Tensor, gate_up: Tensor,
-    gate_up_bias: Tensor, down: Tensor, down_bias: Tensor,
+    x_PD: Tensor, attended_PD: Tensor, proj: Weight, proj_bias: Tensor, norm: Tensor, gate_up: Weight,
+    gate_up_bias: Tensor, down: Weight, down_bias: Tensor, linear: Linear = functional.linear,
 ) -> Tensor:  # fmt: skip
     """Projection, residual, and the SiLU-gated MLP with its residual."""
-    x_PD = x_PD + functional.linear(attended_PD, proj, proj_bias)
-    gate, up = functional.linear(rms_norm(x_PD, norm), gate_up, gate_up_bias).chunk(2, dim=-1)
-    return x_PD + functional.linear(functional.silu(gate).mul_(up), down, down_bias)
+    x_PD = x_PD + linear(attended_PD, proj, proj_bias)
+    gate, up = linear(rms_norm(x_PD, norm), gate_up, gate_up_bias).chunk(2, dim=-1)
+    return x_PD + linear(functional.silu(gate).mul_(up), down, down_bias)
 
 
 def attend(q_PHE: Tensor, k_PHE: Tensor, v_PHE: Tensor, segments: Segments) -> Tensor:
@@ -270,35 +284,46 @@ class Tower:
     Args:
         checkpoint: whose `visual.*` tensors are loaded.
         dtype: of weights and computation, bfloat16 or float32.
-        compile_blocks: whether the two halves of a block around attention go through torch.compile.
+        compile_blocks: on a GPU, whether what lies between matrix products is fused into Triton kernels; on a CPU,
+            whether the two halves of a block around attention go through torch.compile.
+        linear: `exact`, or `fp8` for the matrix products of the blocks (not of patch embedding and merger).
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, compile_blocks: bool = False
-    ) -> None:
-        self.config = checkpoint.config
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, compile_blocks: bool = False,
+        linear: str = "exact",
+    ) -> None:  # fmt: skip
+        self.config, self.checkpoint = checkpoint.config, checkpoint
         self.dtype, self.device = dtype, device
         self.kernel: Kernel = choose_kernel(device, dtype)
+        self.fused = compile_blocks and device.type == "cuda"
+        # openblas_linear is not for a compiler to look into.
+        exact: LinearKernel = "torch" if compile_blocks else choose_linear(device, dtype)
+        self.linear_kernel = choose_linear(device, dtype, linear) if linear == "fp8" else exact
+        self._exact, self._linear = linear_of(exact), linear_of(self.linear_kernel)
         patch_weight = torch.empty(0)
         weights: dict[str, Tensor] = {}
         for name, tensor in checkpoint.tensors():
             if name == "patch_embed.proj.weight":
                 patch_weight = tensor.float()
             else:
-                weights[name] = _laid_out(tensor.to(device=device, dtype=dtype))
+                weights[name] = tensor.to(device=device, dtype=dtype)
         # A still image fills both frames of a patch with the same values: their weights can be summed, rounded once.
         self.patch_weight_still = patch_weight.sum(2).flatten(1).to(device=device, dtype=dtype)
         self.patch_weight_frames = patch_weight.flatten(1).to(device=device, dtype=dtype)
-        self.blocks = [_Block(weights, number) for number in range(self.config.depth)]
+        self.blocks = [_Block(weights, number, self.linear_kernel) for number in range(self.config.depth)]
         self.merger_norm = weights.pop("merger.ln_q.weight")
-        self.merger = [weights.pop(f"merger.mlp.{layer}.{kind}") for layer in (0, 2) for kind in ("weight", "bias")]
+        self.merger: list[Any] = []
+        for layer in (0, 2):
+            self.merger.append(laid_out(weights.pop(f"merger.mlp.{layer}.weight"), exact))
+            self.merger.append(weights.pop(f"merger.mlp.{layer}.bias"))
         self.mean = torch.tensor(self.config.image_mean, device=device) * (1 / (1 / 255))
         self.std = torch.tensor(self.config.image_std, device=device) * (1 / (1 / 255))
         self._before, self._after = before_attention, after_attention
-        if compile_blocks:
+        if compile_blocks and not self.fused:
             # dynamic: packs differ in their number of rows. No autotuning: a choice by timing could change bits.
-            self._before = torch.compile(before_attention, dynamic=True)
-            self._after = torch.compile(after_attention, dynamic=True)
+            self._before = torch.compile(before_attention, dynamic=True, fullgraph=True)
+            self._after = torch.compile(after_attention, dynamic=True, fullgraph=True)
         if dtype == torch.float32 and device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -315,22 +340,39 @@ class Tower:
         weight = self.patch_weight_still
         if patches_PC.shape[1] != weight.shape[1]:
             weight = self.patch_weight_frames
-        return functional.linear(self.normalize(patches_PC).to(self.dtype), weight)
+        return self._exact(self.normalize(patches_PC).to(self.dtype), weight, None)
 
     @torch.inference_mode()
-    def forward(self, patches_PC: Tensor, plan: PackPlan) -> Tensor:
+    def forward(self, patches_PC: Tensor, plan: PackPlan, stage: Stage = "merged") -> Tensor:
         """Encodes one pack.
 
         Args:
             patches_PC: uint8 [P, C], on the device, of the pack's images in order.
             plan: of the same images' grids.
+            stage: `pre_merger` for what the merger would get, before its norm: [M, merge_size² · D].
 
         Returns:
             Merged tokens [M, O] in the compute dtype, in input order.
         """
+        computed_MO = self.forward_in_window_order(patches_PC, plan, stage)
+        out_MO = torch.empty_like(computed_MO)
+        out_MO[plan.order_M] = computed_MO
+        return out_MO
+
+    @torch.inference_mode()
+    def forward_in_window_order(self, patches_PC: Tensor, plan: PackPlan, stage: Stage = "merged") -> Tensor:
+        """As `forward`, but row i is input token `plan.order_M[i]`: for those who put rows in an order of their own."""
+        merged = stage == "merged"
+        x_PD = self._blocks_fused(patches_PC, plan, merged) if self.fused else self._blocks(patches_PC, plan, merged)
+        x_MD = x_PD.view(-1, self.config.merge_size**2 * self.config.width)
+        if not merged:
+            return x_MD
+        return self._exact(functional.gelu(self._exact(x_MD, *self.merger[:2])), *self.merger[2:])
+
+    def _blocks(self, patches_PC: Tensor, plan: PackPlan, norm: bool) -> Tensor:
+        """Patches to the merger's input, normalised if asked, [P, D] in window order."""
         config = self.config
-        unit = config.merge_size**2
-        x_PD = self.embed(patches_PC).unflatten(0, (-1, unit))[plan.order_M].flatten(0, 1)
+        x_PD = self.embed(patches_PC).unflatten(0, (-1, config.merge_size**2))[plan.order_M].flatten(0, 1)
         for number, block in enumerate(self.blocks):
             if number in config.full_attention_blocks:
                 parts = [self._queries(x_PD, block, plan, chunk.rows) for chunk in plan.chunks]
@@ -344,24 +386,51 @@ class Tower:
                     attended_PD = attend(*self._queries(x_PD, block, plan, chunk.rows), chunk.windows)
                     done = self._finish(x_PD[chunk.rows], attended_PD, block)
                     x_PD = _put(x_PD, chunk, done)
-        x_MD = rms_norm(x_PD, self.merger_norm).view(-1, unit * config.width)
-        hidden = functional.gelu(functional.linear(x_MD, self.merger[0], self.merger[1]))
-        merged_MO = functional.linear(hidden, self.merger[2], self.merger[3])
-        out_MO = torch.empty_like(merged_MO)
-        out_MO[plan.order_M] = merged_MO
-        return out_MO
+        return rms_norm(x_PD, self.merger_norm) if norm else x_PD
+
+    def _blocks_fused(self, patches_PC: Tensor, plan: PackPlan, norm: bool) -> Tensor:
+        """`_blocks` for a GPU: a pass through memory between two matrix products, and the residual stream in place."""
+        from pipeline import fused
+
+        config = self.config
+        (chunk,) = plan.chunks
+        weight = self.patch_weight_still
+        if patches_PC.shape[1] != weight.shape[1]:
+            weight = self.patch_weight_frames
+        padded = aligned_values(weight.shape[1])
+        values = fused.normalize(patches_PC, self.mean, self.std, padded, self.dtype)
+        x_PD = functional.linear(values, functional.pad(weight, (0, padded - weight.shape[1])))
+        x_PD = x_PD.unflatten(0, (-1, config.merge_size**2))[plan.order_M].flatten(0, 1)
+        added_PD = None
+        for number, block in enumerate(self.blocks):
+            normed_PD = fused.add_rms_norm(x_PD, added_PD, block.norm1, RMS_NORM_EPS)
+            qkv_PX = self._linear(normed_PD, block.qkv, block.qkv_bias)
+            fused.rotate_(qkv_PX, plan.cos_PE, plan.sin_PE, config.num_heads)
+            q_PHE, k_PHE, v_PHE = qkv_PX.view(len(x_PD), 3, config.num_heads, -1).unbind(1)
+            segments = plan.frames if number in config.full_attention_blocks else chunk.windows
+            added_PD = self._linear(attend(q_PHE, k_PHE, v_PHE, segments), block.proj, block.proj_bias)
+            normed_PD = fused.add_rms_norm(x_PD, added_PD, block.norm2, RMS_NORM_EPS)
+            gated_PI = fused.silu_mul(self._linear(normed_PD, block.gate_up, block.gate_up_bias))
+            added_PD = self._linear(gated_PI, block.down, block.down_bias)
+        normed_PD = fused.add_rms_norm(x_PD, added_PD, self.merger_norm, RMS_NORM_EPS)
+        return normed_PD if norm else x_PD
 
     def _queries(self, x_PD: Tensor, block: _Block, plan: PackPlan, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         return self._before(
             x_PD[rows], block.norm1, block.qkv, block.qkv_bias, plan.cos_PE[rows], plan.sin_PE[rows],
-            self.config.num_heads,
+            self.config.num_heads, self._linear,
         )  # fmt: skip
 
     def _finish(self, x_PD: Tensor, attended_PD: Tensor, block: _Block) -> Tensor:
         return self._after(
             x_PD, attended_PD, block.proj, block.proj_bias, block.norm2, block.gate_up, block.gate_up_bias, block.down,
-            block.down_bias,
+            block.down_bias, self._linear,
         )  # fmt: skip
+
+
+def aligned_values(count: int) -> int:
+    """Values of a patch, padded to rows of whole 16 bytes."""
+    return -(-count // 8) * 8
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

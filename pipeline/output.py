@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.errors import RequestError
 from pipeline.files import Scratch, publish_new, publish_over, write_text
 from pipeline.shard import read_metadata
+from pipeline.storage import STORED, is_scaled
 
 OURS = {"plan", "data", "samples", "_tmp", "dataset.json", "README.md", "_SUCCESS"}
 RECORDED_PACKAGES = ("visionbake", "ray", "transformers", "numpy", "safetensors", "huggingface_hub", "pydantic")
@@ -249,6 +250,13 @@ def data_set_card(dataset: dict[str, Any], totals: Totals) -> str:
         if str(model).startswith("random:")
         else ""
     )
+    scale_note = (
+        'scale = torch.frombuffer(bytearray(row["scale"]), dtype=torch.float32)\n'
+        "image_embeds = image_embeds.float() * scale[:, None]\n"
+        if is_scaled(config["output"]["dtype"])
+        else ""
+    )
+    kind = "merged tokens" if config["output"]["stage"] == "merged" else "the merger's input"
     return f"""---
 configs:
 - config_name: tokens
@@ -260,7 +268,7 @@ tags:
 ---
 # Vision tokens of `{config["source"]["uri"]}`
 
-The output of the vision tower of `{model}` (merged tokens, {dataset["hidden_size"]} wide, stored as
+The output of the vision tower of `{model}` ({kind}, {dataset["hidden_size"]} wide, stored as
 {config["output"]["dtype"]}) for every image, with its `grid_thw`. Written by visionbake.
 {random_note}
 | | |
@@ -282,9 +290,9 @@ The output of the vision tower of `{model}` (merged tokens, {dataset["hidden_siz
 import pyarrow.parquet as pq, torch
 
 row = pq.read_table("data").slice(0, 1).to_pylist()[0]
-image_embeds = torch.frombuffer(bytearray(row["embedding"]), dtype=torch.{config["output"]["dtype"]})
+image_embeds = torch.frombuffer(bytearray(row["embedding"]), dtype={STORED[config["output"]["dtype"]]})
 image_embeds = image_embeds.view(row["num_tokens"], row["hidden_size"])
-```
+{scale_note}```
 
 ```sql
 SELECT status, count(*) AS images, sum(num_tokens) AS tokens FROM 'samples/*.parquet' GROUP BY status;

@@ -165,6 +165,8 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         model_revision=config.model.revision,
         dtype=config.model.dtype,
         compile=config.model.compile,
+        linear=config.model.linear,
+        stage=config.output.stage,
         max_patches=config.pack.max_patches,
         stored_dtype=config.output.dtype,
         on_overflow=config.output.on_overflow,
@@ -273,7 +275,8 @@ def _run(
     committed = CommittedUnits(output)
     if committed.count or new_parts < plan.num_parts:
         say(f"{committed.count} units are committed; {new_parts} of {plan.num_parts} parts are new")
-    sizes = {"hidden_size": tower.out_width, "merge_size": tower.merge_size, "patch_size": tower.patch_size}
+    hidden_size = tower.width_of(config.output.stage)
+    sizes = {"hidden_size": hidden_size, "merge_size": tower.merge_size, "patch_size": tower.patch_size}
     write_dataset(output, config, facts, sizes, scratch)
     for folder in ("data", "samples"):
         (output / folder).mkdir(exist_ok=True)
@@ -283,7 +286,7 @@ def _run(
             tower_sha256=str(facts["tower_sha256"]),
             stage=config.output.stage,
             dtype=config.output.dtype,
-            hidden_size=tower.out_width,
+            hidden_size=hidden_size,
             merge_size=tower.merge_size,
             row_group_bytes=config.output.row_group_bytes,
             device=str(facts["device"]),

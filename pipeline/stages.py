@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import resource
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,11 +18,12 @@ import torch
 from pipeline.checkpoint import Checkpoint
 from pipeline.commit import Committed, ShardSettings, commit_unit
 from pipeline.encode import UnitEncoder
-from pipeline.encoder import Tower
+from pipeline.encoder import Stage, Tower
 from pipeline.errors import OutputError
 from pipeline.fault import fault_point
 from pipeline.files import Scratch
 from pipeline.index import index_part, read_index_rows
+from pipeline.linear import openblas_version
 from pipeline.output import version_of
 from pipeline.parts import Part, Plan
 from pipeline.prepare import PreparedUnit, UnitReader, prepare_unit
@@ -46,6 +46,8 @@ class StageSettings:
     model_revision: str | None
     dtype: str
     compile: str
+    linear: str
+    stage: Stage
     max_patches: int
     stored_dtype: str
     on_overflow: str
@@ -141,6 +143,7 @@ class EncodeStage:
             getattr(torch, settings.dtype),
             chosen,
             compile_blocks=self.compiled,
+            linear=settings.linear,
         )
         self._encoder = UnitEncoder(
             tower,
@@ -148,8 +151,8 @@ class EncodeStage:
             stored_dtype=settings.stored_dtype,
             on_overflow=settings.on_overflow,
             threads=settings.threads,
+            stage=settings.stage,
         )
-        self._device_lock = threading.Lock()
 
     def identity(self) -> dict[str, object]:
         """What decides the tokens' bytes on this machine."""
@@ -160,14 +163,14 @@ class EncodeStage:
             "pyarrow": pyarrow.__version__,
             "device": device_name(tower.device),
             "attention": tower.kernel,
+            "linear": openblas_version() if tower.linear_kernel == "openblas" else tower.linear_kernel,
             "compiled": self.compiled,
         }
 
     def encode(self, prepared: PreparedUnit, shard_settings: ShardSettings) -> Committed:
         """Encodes, writes and commits one unit. Raises EncodeError, OutputError."""
         fault_point("before_encode")
-        with self._device_lock:
-            encoded = self._encoder.encode(prepared)
+        encoded = self._encoder.encode(prepared)
         fault_point("after_encode")
         try:
             committed = commit_unit(prepared, encoded, Path(self._settings.output), self._scratch, shard_settings)

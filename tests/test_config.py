@@ -82,10 +82,7 @@ def test_overrides_set_any_field(tmp_path: Path) -> None:
     [
         ("source.format", "parquet"),
         ("source.carry", ["caption"]),
-        ("model.linear", "fp8"),
         ("output.format", "webdataset"),
-        ("output.stage", "pre_merger"),
-        ("output.dtype", "int8"),
         ("output.uri", "s3://bucket/x"),
         ("limits.sample_seconds", 5),
         ("source.key_column", "id"),

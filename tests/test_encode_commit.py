@@ -16,12 +16,13 @@ from pipeline import rejects
 from pipeline.checkpoint import Checkpoint
 from pipeline.commit import Committed, ShardSettings, commit_unit, data_path, samples_path
 from pipeline.encode import EncodedUnit, UnitEncoder
-from pipeline.encoder import Tower
+from pipeline.encoder import PackPlan, Tower, rms_norm
 from pipeline.errors import EncodeError, OutputError
 from pipeline.files import Scratch, publish_new
 from pipeline.index import IndexedSample
 from pipeline.prepare import PreparedSample, PreparedUnit, patches_of_pixels
 from pipeline.shard import read_metadata
+from pipeline.storage import STORED, restore
 from pipeline.units import Geometry, Unit
 
 GEOMETRY = Geometry(
@@ -83,20 +84,22 @@ def test_rows_leave_in_input_order_whatever_the_packs(tower: Tower) -> None:
 def test_out_of_memory_halves_the_pack_and_goes_on(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepared_unit([0, 1, 2, 3, 4])
     expected = unit_encoder(tower, max_patches=10_000).encode(prepared)
-    forward, refused = tower.forward, []
+    forward, refused = tower.forward_in_window_order, []
 
-    def limited(patches_PC: torch.Tensor, plan: object) -> torch.Tensor:
+    def limited(patches_PC: torch.Tensor, *rest: object) -> torch.Tensor:
         if len(patches_PC) > 120:
             refused.append(len(patches_PC))
             raise torch.OutOfMemoryError("CUDA out of memory (made by a test)")
-        return forward(patches_PC, plan)
+        return forward(patches_PC, *rest)
 
-    monkeypatch.setattr(tower, "forward", limited)
+    monkeypatch.setattr(tower, "forward_in_window_order", limited)
     unit = unit_encoder(tower, max_patches=10_000).encode(prepared)
     assert refused
     assert unit.halvings == len(refused)
     assert torch.allclose(unit.tokens_MO, expected.tokens_MO, atol=1e-5)
-    monkeypatch.setattr(tower, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("made by a test")))
+    monkeypatch.setattr(
+        tower, "forward_in_window_order", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("made by a test"))
+    )
     with pytest.raises(EncodeError, match=r"000003-0001: k\d: \d+ patches do not fit"):
         unit_encoder(tower).encode(prepared)
 
@@ -104,38 +107,83 @@ def test_out_of_memory_halves_the_pack_and_goes_on(tower: Tower, monkeypatch: py
 def test_non_finite_tokens_are_tried_alone_then_rejected(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepared_unit([0, 1, 2])
     expected = unit_encoder(tower, max_patches=10_000).encode(prepared)
-    forward, calls = tower.forward, []
+    forward, calls = tower.forward_in_window_order, []
     middle = slice(int(expected.ends_N[0]), int(expected.ends_N[1]))
 
-    def poisoned(patches_PC: torch.Tensor, plan: object, always: bool = True) -> torch.Tensor:
+    def poisoned(patches_PC: torch.Tensor, plan: PackPlan, stage: str, always: bool = True) -> torch.Tensor:
         calls.append(len(patches_PC))
-        tokens = forward(patches_PC, plan).clone()
+        tokens = forward(patches_PC, plan, stage).clone()
         if len(calls) == 1:
-            tokens[middle] = float("nan")
+            tokens[(plan.order_M >= middle.start) & (plan.order_M < middle.stop)] = float("nan")
         elif always:
             tokens[0, 0] = float("inf")
         return tokens
 
-    monkeypatch.setattr(tower, "forward", poisoned)
+    monkeypatch.setattr(tower, "forward_in_window_order", poisoned)
     unit = unit_encoder(tower, max_patches=10_000).encode(prepared)
     assert calls == [len(prepared.patches_PC), 4 * (middle.stop - middle.start)]
     assert unit.finite_N.tolist() == [True, False, True]
     for image in (0, 2):
         assert torch.equal(tokens_of(unit, image), tokens_of(expected, image))
     calls.clear()
-    monkeypatch.setattr(tower, "forward", lambda patches, plan: poisoned(patches, plan, always=False))
+    monkeypatch.setattr(tower, "forward_in_window_order", lambda *a: poisoned(*a, always=False))
     assert unit_encoder(tower, max_patches=10_000).encode(prepared).finite_N.all()
 
 
 def test_float16_overflow_fails_or_is_clamped_and_counted(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepared_unit([0, 1])
-    forward = tower.forward
-    monkeypatch.setattr(tower, "forward", lambda *a: forward(*a).index_fill(1, torch.tensor([3]), 70_000.0))
-    with pytest.raises(EncodeError, match="float16's range among k0"):
+    forward = tower.forward_in_window_order
+    monkeypatch.setattr(
+        tower, "forward_in_window_order", lambda *a: forward(*a).index_fill(1, torch.tensor([3]), 70_000.0)
+    )
+    with pytest.raises(EncodeError, match="float16's range in k0, k1;"):
         unit_encoder(tower, stored_dtype="float16").encode(prepared)
     unit = unit_encoder(tower, stored_dtype="float16", on_overflow="clamp").encode(prepared)
     assert unit.overflows == unit.tokens_MO.shape[0]
     assert (unit.tokens_MO[:, 3] == 65504).all()
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.02), ("fp8", 0.04)])
+def test_scaled_storage_records_its_error(
+    dtype: str, bound: float, tower: Tower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepared_unit([0, 1, 2])
+    exact = unit_encoder(tower).encode(prepared)
+    unit = unit_encoder(tower, stored_dtype=dtype).encode(prepared)
+    assert unit.tokens_MO.dtype == STORED[dtype]
+    assert unit.scale_M is not None
+    restored = restore(unit.tokens_MO, torch.from_numpy(unit.scale_M))
+    error = float((restored - exact.tokens_MO).norm() / exact.tokens_MO.norm())
+    assert 1e-4 < error < bound
+    assert unit.errors["storage_relative_rms"] == pytest.approx(error, rel=1e-4)
+    assert unit.norm_max_N[0] == pytest.approx(float(restored[: unit.ends_N[0]].norm(dim=-1).max()), rel=1e-5)
+    # The largest value of each token is met to one step of the scale; NaN must not become a number.
+    forward = tower.forward_in_window_order
+    monkeypatch.setattr(
+        tower, "forward_in_window_order", lambda *a: forward(*a).index_fill(1, torch.tensor([3]), float("nan"))
+    )
+    assert not unit_encoder(tower, stored_dtype=dtype).encode(prepared).finite_N.any()
+
+
+def test_before_the_merger(tower: Tower) -> None:
+    """What `pre_merger` stores, put through the merger, is what `merged` stores: in merge order, before the norm."""
+    prepared = prepared_unit([0, 1, 2, 3])
+    unit = unit_encoder(tower, stage="pre_merger").encode(prepared)
+    assert unit.tokens_MO.shape[1] == 4 * tower.config.width
+    patches_PD = unit.tokens_MO.view(-1, tower.config.width)
+    normed_MD = rms_norm(patches_PD, tower.merger_norm).view(len(unit.tokens_MO), -1)
+    hidden = torch.nn.functional.gelu(torch.nn.functional.linear(normed_MD, *tower.merger[:2]))
+    merged = torch.nn.functional.linear(hidden, *tower.merger[2:])
+    assert torch.allclose(merged, unit_encoder(tower).encode(prepared).tokens_MO, atol=1e-5)
+
+
+def test_fp8_products_say_what_they_cost(checkpoint: Checkpoint) -> None:
+    fp8 = Tower(checkpoint, torch.bfloat16, torch.device("cpu"), linear="fp8")
+    unit = unit_encoder(fp8).encode(prepared_unit([0, 1, 2]))
+    record = unit.errors["fp8_linear"]
+    for against in ("bfloat16", "float32"):
+        assert 1e-3 < record[against]["relative_rms"] < 0.4
+        assert 0.9 < record[against]["cosine_min"] <= record[against]["cosine_mean"] < 1
 
 
 def settings_for(dtype: str = "float32", row_group_bytes: int = 4000) -> ShardSettings:
@@ -151,7 +199,7 @@ def commit(tower: Tower, output: Path, prepared: PreparedUnit, dtype: str = "flo
         return commit_unit(prepared, unit, output, scratch, settings_for(dtype))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "fp8"])
 def test_a_committed_unit_says_where_each_embedding_lies(dtype: str, tower: Tower, tmp_path: Path) -> None:
     images = [0, 1, 0, 2, 3, 4, 1]
     prepared = prepared_unit([*images, 2], {1: rejects.CORRUPT, 7: rejects.TRUNCATED})
@@ -161,7 +209,7 @@ def test_a_committed_unit_says_where_each_embedding_lies(dtype: str, tower: Towe
     data = pq.read_table(data_path(tmp_path, "000003-0001")).to_pylist()
     assert [row["key"] for row in table] == [f"k{index}" for index in range(8)]
     assert [row["status"] for row in table].count("ok") == len(data) == 6
-    assert pq.read_metadata(data_path(tmp_path, "000003-0001")).num_row_groups > 1
+    assert pq.read_metadata(data_path(tmp_path, "000003-0001")).num_row_groups > (dtype not in ("int8", "fp8"))
     rows = iter(data)
     for row, sample in zip(table, prepared.samples, strict=True):
         if row["status"] != "ok":
@@ -174,8 +222,12 @@ def test_a_committed_unit_says_where_each_embedding_lies(dtype: str, tower: Towe
             stream.seek(row["offset"])
             raw = stream.read(row["length"])
         assert raw == stored["embedding"] == expected.contiguous().view(torch.uint8).numpy().tobytes()
-        read = torch.frombuffer(bytearray(raw), dtype=getattr(torch, stored["dtype"])).view(-1, stored["hidden_size"])
-        assert torch.equal(read, expected)
+        read = torch.frombuffer(bytearray(raw), dtype=STORED[stored["dtype"]]).view(-1, stored["hidden_size"])
+        assert torch.equal(read.float(), expected.float())
+        if dtype in ("int8", "fp8"):
+            read = restore(read, torch.frombuffer(bytearray(stored["scale"]), dtype=torch.float32))
+        else:
+            assert stored["scale"] is None
         assert row["num_tokens"] == len(read)
         assert row["grid_thw"] == stored["grid_thw"] == list(prepared.grids[sample.image])
         assert row["norm_max"] == stored["norm_max"] == pytest.approx(float(read.float().norm(dim=-1).max()), rel=1e-3)
