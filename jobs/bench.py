@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from jobs.bench_encoder import bench_encoder, log_normal_grids
 from jobs.cli import print_json, run_command, say
-from pipeline.checkpoint import Checkpoint
 from pipeline.commit import Committed
 from pipeline.driver import Driver, Event
-from pipeline.encoder import Grid, Tower
+from pipeline.encoder import Grid
 from pipeline.errors import RequestError
 from pipeline.grid import smart_resize
 from pipeline.headers import EXTENSIONS, read_header
@@ -49,7 +49,7 @@ SEED = 7
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("part", nargs="?", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}; or all")
     parser.add_argument("--photos", type=Path, help="a folder of photos")
-    parser.add_argument("--model", default=None, help="of `encoder`: random:small on a CPU, random:7b on a GPU")
+    parser.add_argument("--model", default=None, help="of `encoder`: random:wide on a CPU, random:7b on a GPU")
     parser.add_argument("--dtype", default=None, choices=("bfloat16", "float32"), help="of `encoder`")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write the results as JSON")
@@ -123,19 +123,6 @@ def bench_prepare(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def log_normal_grids(count: int, median_mpx: float = 0.5, sigma: float = 0.5) -> list[Grid]:
-    """Grids of photos with log-normal areas and common aspect ratios, capped at MAX_PIXELS. Seeded."""
-    generator = np.random.default_rng(SEED)
-    areas = np.exp(generator.normal(np.log(median_mpx * 1e6), sigma, count))
-    ratios = generator.choice([1.0, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3], count)
-    grids: list[Grid] = []
-    for area, ratio in zip(areas.tolist(), ratios.tolist(), strict=True):
-        height, width = round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
-        height, width, _ = smart_resize(height, width, GEOMETRY.factor, MIN_PIXELS, MAX_PIXELS)
-        grids.append((1, height // GEOMETRY.patch_size, width // GEOMETRY.patch_size))
-    return grids
-
-
 def photo_grids(photos: list[Path]) -> list[Grid]:
     grids: list[Grid] = []
     for path in photos:
@@ -143,86 +130,6 @@ def photo_grids(photos: list[Path]) -> list[Grid]:
         height, width, _ = smart_resize(header.height, header.width, GEOMETRY.factor, MIN_PIXELS, MAX_PIXELS)
         grids.append((1, height // GEOMETRY.patch_size, width // GEOMETRY.patch_size))
     return grids
-
-
-def bench_encoder(arguments: argparse.Namespace) -> dict[str, object]:
-    from jobs.peers import pixel_values, reference_tower, run_reference
-
-    torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on_gpu = device.type == "cuda"
-    model = arguments.model or ("random:7b" if on_gpu else "random:small")
-    dtype = getattr(torch, arguments.dtype or ("bfloat16" if on_gpu else "float32"))
-    checkpoint = Checkpoint(model)
-    tower = Tower(checkpoint, dtype, device, compile_blocks=on_gpu)
-    reference = reference_tower(checkpoint, dtype, device)
-    grids = _one_pack(log_normal_grids(64, 0.48), 32_768 if on_gpu else 12_000)
-    patches = sum(t * h * w for t, h, w in grids)
-    generator = torch.Generator().manual_seed(SEED)
-    patches_PC = torch.randint(0, 256, (patches, 588), dtype=torch.uint8, generator=generator).to(device)
-    pixels_PC = pixel_values(tower, patches_PC).to(dtype)
-    plan = tower.plan(grids)
-
-    def waited(call: Callable[[], torch.Tensor]) -> torch.Tensor:
-        result = call()
-        if on_gpu:
-            torch.cuda.synchronize()
-        return result
-
-    ours = waited(lambda: tower.forward(patches_PC, plan)).float()
-    theirs = waited(lambda: run_reference(reference, pixels_PC, grids)).float()
-    size = 8192 if on_gpu else 1536
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = interleaved(
-        {
-            "ours": lambda: waited(lambda: tower.forward(patches_PC, plan)),
-            "reference": lambda: waited(lambda: run_reference(reference, pixels_PC, grids)),
-            "matrix": lambda: waited(lambda: left @ right),
-        },
-        arguments.repeats,
-    )
-    flops = useful_flops(grids, tower)
-    matrix_rate = 2 * size**3 / seconds["matrix"]
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu else f"cpu, {torch.get_num_threads()} thread",
-        "model": model,
-        "dtype": str(dtype).removeprefix("torch."),
-        "images": len(grids),
-        "patches": patches,
-        "ours_seconds": seconds["ours"],
-        "reference_seconds": seconds["reference"],
-        "ratio": seconds["reference"] / seconds["ours"],
-        "asked": 1.3,
-        "matrix_gflops": matrix_rate / 1e9,
-        "ours_share_of_matrix_rate": flops / seconds["ours"] / matrix_rate,
-        "reference_share_of_matrix_rate": flops / seconds["reference"] / matrix_rate,
-        "relative_rms_difference": float((ours - theirs).norm() / theirs.norm()),
-    }
-
-
-def _one_pack(grids: list[Grid], budget: int) -> list[Grid]:
-    chosen: list[Grid] = []
-    for grid in grids:
-        if sum(t * h * w for t, h, w in chosen) + grid[1] * grid[2] <= budget:
-            chosen.append(grid)
-    return chosen
-
-
-def useful_flops(grids: list[Grid], tower: Tower) -> float:
-    """Multiply-adds counted twice: linear layers, patch embedding of one frame, attention, merger."""
-    config = tower.config
-    width, merged = config.width, config.width * config.merge_size**2
-    full = len(config.full_attention_blocks)
-    total = 0.0
-    for t, h, w in grids:
-        patches = t * h * w
-        linear = config.depth * (4 * width**2 + 3 * width * config.intermediate)
-        embedding = tower.patch_weight_still.numel()
-        merger = (merged**2 + merged * config.out_width) / config.merge_size**2
-        window = (config.window_pixels // config.patch_size) ** 2
-        attention = 2 * width * ((config.depth - full) * min(window, h * w) + full * h * w)
-        total += 2.0 * patches * (linear + embedding + merger + attention)
-    return total
 
 
 def bench_pack(arguments: argparse.Namespace) -> dict[str, object]:

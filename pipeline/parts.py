@@ -19,16 +19,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import braceexpand
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import Source
 from pipeline.errors import OutputError, RequestError, SourceError
 from pipeline.files import Scratch, publish_new, sync_file, write_text
 from pipeline.headers import EXTENSIONS
 from pipeline.tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES
+
+if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
+    from pipeline.config import Source
 
 PLAN_VERSION = 1
 FOLDER_PART_FILES = 8192
@@ -75,6 +77,8 @@ def resolve_source(source: Source) -> SourcePlace:
     """Decides format and root. Raises RequestError, naming the URI, for what does not exist or is not supported."""
     uri = os.path.expanduser(source.uri)
     try:
+        import braceexpand
+
         patterns = [os.path.abspath(pattern) for pattern in braceexpand.braceexpand(uri)]
     except ValueError as error:
         raise RequestError(f"source.uri: {source.uri}: unbalanced braces") from error

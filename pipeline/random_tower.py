@@ -40,6 +40,8 @@ SIZES = {
     # For demonstrations and tests.
     "tiny": random_config(depth=4, width=160, num_heads=2, intermediate=428, out_width=256, full=(1, 3)),
     "small": random_config(depth=8, width=320, num_heads=4, intermediate=856, out_width=512, full=(3, 7)),
+    # For benchmarks on a CPU: the published width, and a full block in eight, as published.
+    "wide": random_config(depth=8, width=1280, num_heads=16, intermediate=3420, out_width=3584, full=(7,)),
     # The published dimensions of Qwen2.5-VL-3B and -7B.
     "3b": random_config(
         depth=32, width=1280, num_heads=16, intermediate=3420, out_width=2048, full=(7, 15, 23, 31)

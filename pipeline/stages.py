@@ -163,8 +163,8 @@ class EncodeStage:
             "pyarrow": pyarrow.__version__,
             "device": device_name(tower.device),
             "attention": tower.kernel,
-            "linear": openblas_version() if tower.linear_kernel == "openblas" else tower.linear_kernel,
             "compiled": self.compiled,
+            "linear": openblas_version() if tower.linear_kernel == "openblas" else tower.linear_kernel,
         }
 
     def encode(self, prepared: PreparedUnit, shard_settings: ShardSettings) -> Committed:

@@ -10,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ import torch
 from PIL import Image
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import Config, parse_config
 from pipeline.random_tower import random_config, write_random_checkpoint
+
+if TYPE_CHECKING:  # what lies below the Ray layer is tested where the configuration's packages are not
+    from pipeline.config import Config
 
 REPOSITORY = Path(__file__).parent.parent
 PHOTOS = REPOSITORY / "tests" / "data" / "photos"
@@ -91,6 +94,8 @@ def config_for(source: Path | str, output: Path, model: Path, /, **sections: dic
     }
     for section, fields in sections.items():
         tree[section] = tree.get(section, {}) | fields
+    from pipeline.config import parse_config
+
     return parse_config(tree)
 
 
