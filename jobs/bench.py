@@ -277,13 +277,14 @@ def _plan_and_drive(samples: int) -> dict[str, object]:
     from pipeline.config import Source
     from pipeline.files import Scratch
     from pipeline.index import read_index_arrays
-    from pipeline.parts import Plan, SourceFile, SourcePlace
+    from pipeline.parts import Plan
+    from pipeline.sources import SourceFile, SourcePlace
     from pipeline.units import cut_units
 
     def listing(place: SourcePlace, ignored: object = None) -> Iterator[SourceFile]:
         return (SourceFile(path=f"{n // 1000:05d}/{n:09d}.jpg", size=100_000, mtime_ns=n) for n in range(samples))
 
-    parts_module.list_files = listing  # type: ignore[assignment]  # a million real files would measure the disk
+    parts_module.list_files = listing  # type: ignore[assignment,attr-defined]  # a million real files would measure the disk
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is the imports'; start anew
     before = _peak_resident_bytes()
     with tempfile.TemporaryDirectory() as folder, Scratch(folder) as scratch:

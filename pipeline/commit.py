@@ -101,7 +101,10 @@ def commit_unit(
     data_columns["hidden_size"] = [settings.hidden_size] * len(accepted)
     data_columns["scale"] = _scales(prepared, encoded, accepted)
     fault_point("before_data_write")
-    shard = write_data_shard(scratch.path(final_data.name), data_columns, embedding, metadata, settings.row_group_bytes)
+    shard = write_data_shard(
+        scratch.path(final_data.name), data_columns, embedding, metadata, settings.row_group_bytes,
+        None if prepared.carried is None else prepared.carried.take(accepted),
+    )  # fmt: skip
     fault_point("after_data_write")
     adopted = False
     if not publish_new(shard.path, final_data):
@@ -134,7 +137,7 @@ def commit_unit(
     sample_columns["offset"] = [None if row is None else int(shard.offsets_N[row]) for row in rows]
     sample_columns["length"] = [None if row is None else int(shard.lengths_N[row]) for row in rows]
     path = scratch.path(final_samples.name)
-    write_samples_shard(path, sample_columns, record)
+    write_samples_shard(path, sample_columns, record, prepared.carried)
     fault_point("after_samples_write")
     if not publish_new(path, final_samples):
         path.unlink()

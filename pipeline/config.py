@@ -193,9 +193,6 @@ def _known_fields(location: tuple[int | str, ...]) -> str:
 def refuse_what_is_not_built_yet(config: Config) -> None:
     """Raises RequestError for a setting that the contract names and this version does not serve yet."""
     not_yet = [
-        (config.source.format in ("parquet", "jsonl"), f"source.format: {config.source.format}"),
-        (bool(config.source.carry), "source.carry"),
-        (config.source.key_column is not None, "source.key_column (of Parquet and JSONL)"),
         (config.output.format == "webdataset", "output.format: webdataset"),
         (config.limits.sample_seconds != DEFAULT_SAMPLE_SECONDS, "limits.sample_seconds (a limit on one decoding)"),
         ("://" in config.source.uri, f"source.uri: {config.source.uri} (object storage)"),

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +23,16 @@ from pipeline import rejects
 from pipeline.errors import DamagedPart, OutputError, SourceError
 from pipeline.files import Scratch, publish_new, sync_file
 from pipeline.headers import EXTENSIONS, read_header
-from pipeline.parts import Part, SourceFile, check_unchanged
+from pipeline.parts import Part
 from pipeline.rejects import Reject
+from pipeline.rows import places, read_place
+from pipeline.sources import SourceFile, check_unchanged
 from pipeline.tar import Member, TarStream, walk
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 ROWS_PER_GROUP = 16_384
 
+MEMBER = pa.struct([("suffix", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -41,6 +45,10 @@ INDEX_SCHEMA = pa.schema(
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("orientation", pa.int8()),
+        pa.field("path", pa.string()),
+        pa.field("item", pa.int32()),
+        pa.field("group", pa.int32(), nullable=False),
+        pa.field("members", pa.list_(MEMBER)),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
     ]
@@ -49,7 +57,15 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedSample:
-    """One image's facts. `offset` and `length` place its bytes in `source`; `member` is its full name in a tar."""
+    """One image's facts. `offset` and `length` place its bytes in `source`; `member` is its full name in a tar.
+
+    Attributes:
+        offset: of a Parquet file the row, of a manifest the line's first byte.
+        path: the image's own file, where a row or line names one.
+        item: its number in the row's list of images.
+        group: the row group, -1 elsewhere.
+        members: the other members of a tar's sample, for carrying.
+    """
 
     key: str
     source: str
@@ -61,11 +77,17 @@ class IndexedSample:
     width: int | None = None
     height: int | None = None
     orientation: int | None = None
+    path: str | None = None
+    item: int | None = None
+    group: int = -1
+    members: list[dict[str, Any]] | None = None
     status: str = rejects.OK
     error: str | None = None
 
 
-def index_part(part: Part, image_column: str, on_damaged: str, output: str, scratch: Scratch) -> int:
+def index_part(
+    part: Part, image_column: str, on_damaged: str, output: str, scratch: Scratch, key_column: str | None = None
+) -> int:
     """Reads a part and publishes its index, unless another process has done so already.
 
     Returns:
@@ -79,7 +101,7 @@ def index_part(part: Part, image_column: str, on_damaged: str, output: str, scra
     path = scratch.path(final.name)
     damaged = ""
     try:
-        count = _write(path, index_samples(part, image_column), damaged)
+        count = _write(path, index_samples(part, image_column, key_column), damaged)
     except DamagedPart as error:
         if on_damaged == "fail":
             raise
@@ -89,7 +111,7 @@ def index_part(part: Part, image_column: str, on_damaged: str, output: str, scra
     except OSError as error:  # of the index's own file: the source's are SourceError
         raise OutputError(f"cannot write {path}: {error}") from error
     for file in part.files:
-        check_unchanged(part, file)
+        check_unchanged(part.root, file)
     if not publish_new(path, final):
         path.unlink()
     return count
@@ -114,18 +136,20 @@ def _write(path: Path, samples: Iterator[IndexedSample], damaged: str) -> int:
     return count
 
 
-def index_samples(part: Part, image_column: str) -> Iterator[IndexedSample]:
+def index_samples(part: Part, image_column: str, key_column: str | None = None) -> Iterator[IndexedSample]:
     """Reads every image of a part and yields its facts. Raises SourceError and DamagedPart as `index_part` does."""
     if part.format == "folder":
         yield from (_index_file(part, file) for file in part.files)
+    elif part.format in ("parquet", "jsonl"):
+        yield from _index_rows(part, image_column, key_column)
     else:
         for file in part.files:
-            check_unchanged(part, file)
+            check_unchanged(part.root, file)
             yield from _index_tar(part, file, image_column)
 
 
 def _index_file(part: Part, file: SourceFile) -> IndexedSample:
-    check_unchanged(part, file)
+    check_unchanged(part.root, file)
     try:
         data = Path(part.root, file.path).read_bytes()
     except OSError as error:
@@ -144,6 +168,27 @@ def _facts(sample: IndexedSample, data: bytes) -> IndexedSample:
     )
 
 
+def _index_rows(part: Part, image_column: str, key_column: str | None) -> Iterator[IndexedSample]:
+    """Rows and lines; a second one with a key is a duplicate."""
+    keys: set[str] = set()
+    source = part.files[0].path
+    for place in places(part, image_column, key_column):
+        sample = IndexedSample(
+            key=place.key, source=source, offset=place.offset, path=place.path, item=place.item, group=place.group
+        )
+        data = None if place.problem else read_place(place)
+        if place.key in keys:
+            message = f"the key {place.key} stands in this part more than once"
+            sample = replace(sample, status=rejects.DUPLICATE_KEY, error=message)
+        elif data is None:
+            problem = place.problem or f"there is no file {place.path}"
+            sample = replace(sample, status=rejects.MISSING_IMAGE, error=problem[:1000])
+        else:
+            sample = _facts(replace(sample, length=len(data)), data)
+        keys.add(place.key)
+        yield sample
+
+
 @dataclass
 class _Group:
     """The members of a tar that share a key, gathered while walking."""
@@ -153,6 +198,7 @@ class _Group:
     images: list[IndexedSample]
     duplicates: list[IndexedSample]
     links: list[IndexedSample]
+    others: list[dict[str, Any]]
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -171,7 +217,7 @@ def _index_tar(part: Part, file: SourceFile, image_column: str) -> Iterator[Inde
             key, suffix = split_key(member.name)
             if not suffix:
                 continue  # webdataset knows no member without an extension
-            group = groups.setdefault(key, _Group(member.offset, set(), [], [], []))
+            group = groups.setdefault(key, _Group(member.offset, set(), [], [], [], []))
             if member.link is not None and member.name.lower().endswith(wanted):
                 message = f"member {member.name} is a link to {member.link}, not an image"
                 place = _place(member, key, file)
@@ -179,10 +225,12 @@ def _index_tar(part: Part, file: SourceFile, image_column: str) -> Iterator[Inde
             if data is not None:
                 sample = _facts(_place(member, key, file), data)
                 (group.duplicates if member.name in group.names else group.images).append(sample)
+            elif member.link is None and member.name not in group.names:
+                group.others.append({"suffix": suffix, "offset": member.offset, "length": member.length})
             group.names.add(member.name)
     samples: list[IndexedSample] = []
     for key, group in groups.items():
-        samples.append(_choose(key, group, file, image_column))
+        samples.append(replace(_choose(key, group, file, image_column), members=group.others or None))
         for duplicate in group.duplicates:
             message = f"member {duplicate.member} stands in the tar more than once"
             samples.append(replace(duplicate, status=rejects.DUPLICATE_KEY, error=message))
@@ -226,13 +274,14 @@ class IndexArrays:
     length_N: npt.NDArray[np.int64]
     end_N: npt.NDArray[np.int64]
     accepted_N: npt.NDArray[np.bool_]
+    group_N: npt.NDArray[np.int64]
     damaged: str
 
 
 def read_index_arrays(path: Path) -> IndexArrays:
     """Reads the numeric columns of one part's index."""
     file = pq.ParquetFile(path)
-    table = file.read(columns=["width", "height", "offset", "length", "status"])
+    table = file.read(columns=["width", "height", "offset", "length", "status", "group"])
     facts = json.loads(file.schema_arrow.metadata[b"visionbake.index"])
 
     def numbers(name: str) -> npt.NDArray[np.int64]:
@@ -245,6 +294,7 @@ def read_index_arrays(path: Path) -> IndexArrays:
         length_N=numbers("length"),
         end_N=numbers("offset") + numbers("length"),
         accepted_N=accepted.astype(np.bool_),
+        group_N=numbers("group"),
         damaged=facts["damaged"],
     )
 

@@ -13,6 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from pipeline.carry import schema_of_text
 from pipeline.commit import SCHEMA_VERSION
 from pipeline.config import Config
 from pipeline.errors import RequestError
@@ -100,8 +103,16 @@ def read_dataset(output: Path) -> dict[str, Any]:
         raise RequestError(f"{output} is not an output of visionbake: dataset.json: {error}") from error
 
 
+def stored_carry(output: Path) -> pa.Schema | None:
+    """The carried columns' types as an earlier run decided them. None if there was none."""
+    if not (output / "dataset.json").exists():
+        return None
+    text = read_dataset(output).get("carried_schema")
+    return schema_of_text(text) if text else None
+
+
 def write_dataset(
-    output: Path, config: Config, facts: dict[str, object], sizes: dict[str, int], scratch: Scratch
+    output: Path, config: Config, facts: dict[str, object], sizes: dict[str, Any], scratch: Scratch
 ) -> None:
     """Writes dataset.json, once: a later run has been found to agree with it."""
     tree = {

@@ -18,17 +18,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.nn import functional
 
 from pipeline import rejects
+from pipeline.carry import read_carried
 from pipeline.decode import CHANNELS, Decoder, Uint8
 from pipeline.errors import SourceError
 from pipeline.grid import smart_resize
 from pipeline.headers import header_of, open_image
 from pipeline.index import IndexedSample
-from pipeline.parts import Part, check_unchanged
+from pipeline.parts import Part
 from pipeline.rejects import Reject
+from pipeline.rows import read_rows
+from pipeline.sources import check_unchanged
 from pipeline.tar import TarStream
 from pipeline.units import Geometry, Unit
 
@@ -55,6 +59,7 @@ class PreparedUnit:
         grids: `(t, h, w)` in patches of each distinct image.
         patches_PC: uint8 [P, C], the distinct images' patches one after the other; C = 3·patch_size².
         seconds: by step (`read`, `decode`).
+        carried: a row of carried columns for each sample, if any are carried.
     """
 
     unit: Unit
@@ -62,6 +67,7 @@ class PreparedUnit:
     grids: tuple[tuple[int, int, int], ...]
     patches_PC: Uint8
     seconds: dict[str, float] = field(default_factory=dict)
+    carried: pa.Table | None = None
 
 
 def resize(pixels: Uint8, height: int, width: int) -> Uint8:
@@ -157,7 +163,8 @@ def _resized(width: int, height: int, geometry: Geometry) -> tuple[int, int, str
 class UnitReader:
     """Reads the encoded bytes of units. Keeps a compressed tar open, so that the next unit reads on."""
 
-    def __init__(self) -> None:
+    def __init__(self, image_column: str = "image") -> None:
+        self._image_column = image_column
         self._tar: TarStream | None = None
 
     def read(self, part: Part, samples: Sequence[IndexedSample]) -> list[bytes | None]:
@@ -171,7 +178,7 @@ class UnitReader:
             files = {file.path: file for file in part.files}
             found: dict[int, bytes] = {}
             for sample in wanted:
-                check_unchanged(part, files[sample.source])
+                check_unchanged(part.root, files[sample.source])
                 path = os.path.join(part.root, sample.source)
                 try:
                     with open(path, "rb") as stream:
@@ -179,8 +186,10 @@ class UnitReader:
                 except OSError as error:
                     raise SourceError(f"{path}: cannot be read: {error}") from error
             return [found.get(id(sample)) for sample in samples]
+        if part.format in ("parquet", "jsonl"):
+            return read_rows(part, samples, self._image_column)
         (file,) = part.files
-        check_unchanged(part, file)
+        check_unchanged(part.root, file)
         if not wanted:
             return [None] * len(samples)
         start = min(sample.offset for sample in wanted)
@@ -209,8 +218,9 @@ class UnitReader:
 
 
 def prepare_unit(
-    unit: Unit, part: Part, samples: Sequence[IndexedSample], geometry: Geometry, deduplicate: bool, reader: UnitReader
-) -> PreparedUnit:
+    unit: Unit, part: Part, samples: Sequence[IndexedSample], geometry: Geometry, deduplicate: bool,
+    reader: UnitReader, carry: pa.Schema | None = None,
+) -> PreparedUnit:  # fmt: skip
     """Prepares every sample of a unit; what cannot be prepared becomes a reject.
 
     Raises:
@@ -218,6 +228,7 @@ def prepare_unit(
     """
     started = time.perf_counter()
     encoded = reader.read(part, samples)
+    carried = read_carried(part, samples, carry) if carry else None
     changed: set[int] = set()
     for index, sample in enumerate(samples):
         if not _same(encoded[index], sample):
@@ -265,8 +276,9 @@ def prepare_unit(
             known[sample.sha256] = result
     seconds["decode"] = time.perf_counter() - started
     return PreparedUnit(
-        unit=unit, samples=tuple(results), grids=tuple(grids), patches_PC=patches_PC[:cursor], seconds=seconds
-    )
+        unit=unit, samples=tuple(results), grids=tuple(grids), patches_PC=patches_PC[:cursor], seconds=seconds,
+        carried=carried,
+    )  # fmt: skip
 
 
 def _same(data: bytes | None, sample: IndexedSample) -> bool:

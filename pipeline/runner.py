@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import pyarrow as pa
+
+from pipeline.carry import carried_schema, schema_text
 from pipeline.checkpoint import Checkpoint
 from pipeline.commit import ShardSettings
 from pipeline.config import Config, refuse_what_is_not_built_yet
@@ -29,11 +32,14 @@ from pipeline.output import (
     config_facts,
     fingerprint_of,
     remove_success,
+    stored_carry,
     totals_of,
     write_dataset,
     write_success,
 )
-from pipeline.parts import Plan, SourcePlace, list_files, resolve_source
+from pipeline.parts import Plan
+from pipeline.rows import check_columns
+from pipeline.sources import SourcePlace, list_files, resolve_source
 from pipeline.stages import StageSettings, peak_memory_bytes
 from pipeline.tar import TarStream, walk
 from pipeline.units import Geometry, Unit, cut_units
@@ -103,6 +109,7 @@ class Request:
     checkpoint: Checkpoint
     geometry: Geometry
     ignored: Counter[str]
+    carry: pa.Schema
 
 
 def check_request(config: Config) -> Request:
@@ -125,7 +132,11 @@ def check_request(config: Config) -> Request:
         max_pixels=config.preprocess.max_pixels,
         max_image_pixels=config.limits.max_image_pixels,
     )
-    return Request(config=config, output=output, place=place, checkpoint=checkpoint, geometry=geometry, ignored=ignored)
+    carry = stored_carry(output) if config.source.carry else None
+    return Request(
+        config=config, output=output, place=place, checkpoint=checkpoint, geometry=geometry, ignored=ignored,
+        carry=carried_schema(config.source, place) if carry is None else carry,
+    )  # fmt: skip
 
 
 def check_source(config: Config, place: SourcePlace) -> Counter[str]:
@@ -140,6 +151,15 @@ def check_source(config: Config, place: SourcePlace) -> Counter[str]:
                 hint += f"; for its tars write {config.source.uri.rstrip('/')}/*.tar"
             raise RequestError(f"source.uri: {config.source.uri} holds no image ({', '.join(EXTENSIONS)}){hint}")
         return ignored
+    if place.format in ("parquet", "jsonl"):
+        first = next(files, None)
+        if first is None:
+            raise RequestError(f"source.uri: {config.source.uri} holds no {place.format} file")
+        if place.format == "parquet":
+            check_columns(place, first, config.source.image_column, config.source.key_column)
+        return ignored
+    if config.source.key_column is not None:
+        raise RequestError(f"source.key_column: a source of format {place.format} has no columns")
     for file in files:
         # Damage is for the index to report; here only the first image is looked for.
         with suppress(DamagedPart, SourceError), TarStream(Path(place.root, file.path)) as stream:
@@ -157,6 +177,8 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         output=str(request.output),
         nonce=nonce,
         image_column=config.source.image_column,
+        key_column=config.source.key_column,
+        carry=request.carry,
         on_damaged=config.source.on_damaged,
         geometry=request.geometry,
         deduplicate=config.pack.deduplicate,
@@ -277,7 +299,7 @@ def _run(
         say(f"{committed.count} units are committed; {new_parts} of {plan.num_parts} parts are new")
     hidden_size = tower.width_of(config.output.stage)
     sizes = {"hidden_size": hidden_size, "merge_size": tower.merge_size, "patch_size": tower.patch_size}
-    write_dataset(output, config, facts, sizes, scratch)
+    write_dataset(output, config, facts, sizes | {"carried_schema": schema_text(request.carry)}, scratch)
     for folder in ("data", "samples"):
         (output / folder).mkdir(exist_ok=True)
     engine.start(

@@ -138,13 +138,14 @@ def row_groups(lengths_N: npt.NDArray[np.int64], row_group_bytes: int) -> list[t
 
 def write_data_shard(
     path: Path, columns: dict[str, list[object]], embedding: pa.LargeBinaryArray, metadata: dict[str, object],
-    row_group_bytes: int,
+    row_group_bytes: int, carried: pa.Table | None = None,
 ) -> DataShard:  # fmt: skip
     """Writes and checks a complete shard at a scratch path.
 
     Args:
         columns: of DATA_SCHEMA but the embedding, N values each.
         embedding: large_binary [N].
+        carried: N rows of carried columns.
         metadata: goes into the file's key-value metadata as JSON.
 
     Raises:
@@ -154,15 +155,16 @@ def write_data_shard(
     arrays = [
         embedding if field.name == EMBEDDING else pa.array(columns[field.name], field.type) for field in DATA_SCHEMA
     ]
-    table = pa.Table.from_arrays(arrays, schema=schema)
+    table = with_carried(pa.Table.from_arrays(arrays, schema=schema), carried)
     lengths_N = np.diff(np.frombuffer(embedding.buffers()[1], np.int64)[: len(embedding) + 1])
+    compression = {name: "NONE" if name == EMBEDDING else "ZSTD" for name in table.schema.names}
     try:
         with open(path, "xb", buffering=0) as stream:
             sink = HashingFile(stream)  # type: ignore[arg-type]
             writer = pq.ParquetWriter(
                 sink,
-                schema,
-                compression={field.name: "NONE" if field.name == EMBEDDING else "ZSTD" for field in DATA_SCHEMA},
+                table.schema,
+                compression=compression,
                 use_dictionary=_DICTIONARY,
                 write_statistics=_STATISTICS,
                 data_page_size=1 << 30,
@@ -208,10 +210,21 @@ def embedding_offsets(path: Path, lengths_N: Sequence[int] | npt.NDArray[np.int6
     return offsets
 
 
-def write_samples_shard(path: Path, columns: dict[str, list[object]], record: dict[str, object]) -> None:
+def with_carried(table: pa.Table, carried: pa.Table | None) -> pa.Table:
+    """The table with the carried columns behind its own."""
+    if carried is not None:
+        for field in carried.schema:
+            table = table.append_column(field, carried.column(field.name))
+    return table
+
+
+def write_samples_shard(
+    path: Path, columns: dict[str, list[object]], record: dict[str, object], carried: pa.Table | None = None
+) -> None:
     """Writes a complete samples shard at a scratch path; its footer holds the commit record. Raises OutputError."""
     schema = SAMPLES_SCHEMA.with_metadata({METADATA_KEY: json.dumps(record, sort_keys=True)})
     table = pa.Table.from_pydict({field.name: columns[field.name] for field in SAMPLES_SCHEMA}, schema=schema)
+    table = with_carried(table, carried)
     try:
         pq.write_table(table, path, compression="ZSTD", use_dictionary=["source", "status", "clamped", "shard"])
         with open(path, "rb") as stream:

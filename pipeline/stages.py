@@ -39,6 +39,8 @@ class StageSettings:
     output: str
     nonce: str
     image_column: str
+    key_column: str | None
+    carry: pyarrow.Schema
     on_damaged: str
     geometry: Geometry
     deduplicate: bool
@@ -65,7 +67,7 @@ class PrepareStage:
     def __init__(self, settings: StageSettings) -> None:
         self._settings = settings
         self._scratch = Scratch(settings.output, settings.nonce)
-        self._reader = UnitReader()
+        self._reader = UnitReader(settings.image_column)
         self._plan: Plan | None = None
         self._part: Part | None = None
         keep_freed_memory()
@@ -80,8 +82,9 @@ class PrepareStage:
         settings = self._settings
         fault_point("index")
         return index_part(
-            self._load(number), settings.image_column, settings.on_damaged, settings.output, self._scratch
-        )
+            self._load(number), settings.image_column, settings.on_damaged, settings.output, self._scratch,
+            settings.key_column,
+        )  # fmt: skip
 
     def prepare(self, unit: Unit) -> PreparedUnit:
         """Prepares one unit. Raises SourceError."""
@@ -91,7 +94,7 @@ class PrepareStage:
         part = self._load(unit.part)
         assert self._plan is not None
         samples = read_index_rows(self._plan.index_path(unit.part), unit.first, unit.count)
-        return prepare_unit(unit, part, samples, settings.geometry, settings.deduplicate, self._reader)
+        return prepare_unit(unit, part, samples, settings.geometry, settings.deduplicate, self._reader, settings.carry)
 
     def _load(self, number: int) -> Part:
         if self._part is None or self._part.number != number:

@@ -72,12 +72,16 @@ def cut_units(part: int, index: IndexArrays, geometry: Geometry, shard_tokens: i
     byte_ends = np.concatenate([[0], np.cumsum(read_N)])
     patch_ends = np.concatenate([[0], np.cumsum(patches_N)])
     total = len(tokens_N)
+    starts = _group_starts(index.group_N)
     units: list[Unit] = []
     first = 0
     while first < total:
         by_tokens = int(np.searchsorted(token_ends, token_ends[first] + shard_tokens, side="right")) - 1
         by_bytes = int(np.searchsorted(byte_ends, byte_ends[first] + MAX_UNIT_BYTES, side="right")) - 1
         end = max(first + 1, min(by_tokens, by_bytes, first + MAX_UNIT_SAMPLES, total))
+        if end < total:
+            # A row group is read as a whole: cut before one that does not fit, unless it does not fit by itself.
+            end = int(starts[end]) if starts[end] > first else end
         units.append(
             Unit(
                 part=part,
@@ -90,6 +94,13 @@ def cut_units(part: int, index: IndexArrays, geometry: Geometry, shard_tokens: i
         )
         first = end
     return units
+
+
+def _group_starts(group_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For each sample the first of its row group; itself where there are no row groups."""
+    number = np.arange(len(group_N))
+    starts = group_N != np.concatenate([[-2], group_N[:-1]])
+    return np.where(group_N < 0, number, np.maximum.accumulate(np.where(starts, number, 0)))
 
 
 def units_of(path: Path, part: int, geometry: Geometry, shard_tokens: int) -> Iterator[Unit]:

@@ -80,12 +80,9 @@ def test_overrides_set_any_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("source.format", "parquet"),
-        ("source.carry", ["caption"]),
         ("output.format", "webdataset"),
         ("output.uri", "s3://bucket/x"),
         ("limits.sample_seconds", 5),
-        ("source.key_column", "id"),
         ("source.uri", "s3://bucket/x"),
     ],
 )

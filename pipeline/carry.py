@@ -1,0 +1,161 @@
+"""Carried columns: what of a source stands beside each image in the output, types kept.
+
+Of Parquet its columns; of a manifest its fields; of a tar the members with that suffix, whole: text as string, others
+as binary. Their types are decided once, when a run starts, and written to dataset.json.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import RequestError, SourceError
+from pipeline.rows import parse_line, read_columns
+from pipeline.shard import DATA_SCHEMA, SAMPLES_SCHEMA
+from pipeline.sources import SourcePlace, check_unchanged, list_files
+from pipeline.tar import TarStream
+
+if TYPE_CHECKING:
+    from pipeline.config import Source
+    from pipeline.index import IndexedSample
+    from pipeline.parts import Part
+
+TEXT_SUFFIXES = ("txt", "text", "caption", "json", "jsonl", "html", "md", "csv", "url", "cls", "id", "transcript")
+LINES_LOOKED_AT = 1000
+
+
+def carried_schema(source: Source, place: SourcePlace) -> pa.Schema:
+    """The carried columns' names and types.
+
+    Raises:
+        RequestError: a name that the output has already, that the source lacks, or whose values have no one type.
+    """
+    for name in source.carry:
+        if name in DATA_SCHEMA.names or name in SAMPLES_SCHEMA.names:
+            raise RequestError(f"source.carry: {name} is a column of the output itself; rename it in the source")
+        if source.carry.count(name) > 1:
+            raise RequestError(f"source.carry: {name} stands there twice")
+    if not source.carry:
+        return pa.schema([])
+    if place.format == "folder":
+        raise RequestError("source.carry: a folder of images has nothing to carry; list them in a manifest (JSONL)")
+    if place.format == "webdataset":
+        return pa.schema([(name, pa.string() if _is_text(name) else pa.binary()) for name in source.carry])
+    first = next(list_files(place))
+    path = os.path.join(place.root, first.path)
+    try:
+        if place.format == "jsonl":
+            return _of_lines(path, source.carry)
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise RequestError(f"source: {path}: cannot be read as {place.format}: {error}") from error
+    for name in source.carry:
+        if schema.get_field_index(name) < 0:
+            raise RequestError(f"source.carry: {path} has no column {name!r}; it has {', '.join(schema.names)}")
+    return pa.schema([pa.field(name, schema.field(name).type) for name in source.carry])
+
+
+def _is_text(suffix: str) -> bool:
+    return suffix.rpartition(".")[2].lower() in TEXT_SUFFIXES
+
+
+def _of_lines(path: str, names: list[str]) -> pa.Schema:
+    """From the first lines of the first manifest; a field of nulls alone is a string."""
+    values: dict[str, list[Any]] = {name: [] for name in names}
+    with open(path, "rb") as stream:
+        for line in itertools.islice(stream, LINES_LOOKED_AT):
+            try:
+                tree = parse_line(line)
+            except ValueError:
+                continue
+            for name in names:
+                values[name].append(tree.get(name))
+    fields = []
+    for name, found in values.items():
+        try:
+            kind = pa.array(found).type
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise RequestError(f"source.carry: {name} has values of several types in {path}: {error}") from error
+        fields.append(pa.field(name, pa.string() if pa.types.is_null(kind) else kind))
+    return pa.schema(fields)
+
+
+def schema_text(schema: pa.Schema) -> str:
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def schema_of_text(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+
+
+def read_carried(part: Part, samples: Sequence[IndexedSample], schema: pa.Schema) -> pa.Table:
+    """A row of carried values for each sample; null where the source has none.
+
+    Raises:
+        SourceError: a file changed or cannot be read, or a value is not of the column's type.
+    """
+    (file,) = part.files
+    path = os.path.join(part.root, file.path)
+    check_unchanged(part.root, file)
+    if part.format == "parquet":
+        table = read_columns(part, samples, schema.names)
+        try:
+            return table.select(schema.names).cast(schema)
+        except (pa.ArrowException, ValueError) as error:
+            raise SourceError(f"{path}: its carried columns are not {schema}: {error}") from error
+    rows = _of_jsonl(path, samples) if part.format == "jsonl" else _of_tar(path, samples, schema)
+    columns = []
+    for field in schema:
+        try:
+            columns.append(pa.array([row.get(field.name) for row in rows], field.type))
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise SourceError(f"{path}: carried {field.name} is not always {field.type}: {error}") from error
+    return pa.table(columns, schema=schema)
+
+
+def _of_jsonl(path: str, samples: Sequence[IndexedSample]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    try:
+        with open(path, "rb") as stream:
+            for sample in samples:
+                stream.seek(sample.offset)
+                try:
+                    rows.append(parse_line(stream.readline()))
+                except ValueError:  # a reject, which carries nothing
+                    rows.append({})
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+    return rows
+
+
+def _of_tar(path: str, samples: Sequence[IndexedSample], schema: pa.Schema) -> list[dict[str, Any]]:
+    """In one pass over the tar's range that these samples lie in."""
+    wanted = sorted(
+        (member["offset"], member["length"], member["suffix"], number)
+        for number, sample in enumerate(samples)
+        for member in sample.members or ()
+        if member["suffix"] in schema.names
+    )
+    rows: list[dict[str, Any]] = [{} for _ in samples]
+    if not wanted:
+        return rows
+    texts = {field.name for field in schema if pa.types.is_string(field.type)}
+    with TarStream(path) as stream:
+        for offset, length, suffix, number in wanted:
+            stream.seek(offset)
+            data = bytes(stream.read_exactly(length, "a carried member"))
+            if suffix in texts:
+                try:
+                    rows[number][suffix] = data.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    key = samples[number].key
+                    raise SourceError(f"{path}: carried {key}.{suffix} is not valid UTF-8: {error}") from error
+            else:
+                rows[number][suffix] = data
+    return rows

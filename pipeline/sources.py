@@ -1,0 +1,202 @@
+"""List: a source URI to its files, in sorted order, each as it is now.
+
+folder      image files below a folder
+webdataset  tars, by brace or glob
+parquet     Parquet files, or a folder of them
+jsonl       manifests, or a folder of them
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import RequestError, SourceError
+from pipeline.headers import EXTENSIONS
+from pipeline.tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES
+
+if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
+    from pipeline.config import Source
+
+SUFFIXES = {
+    "webdataset": (".tar", *GZIP_SUFFIXES),
+    "parquet": (".parquet", ".pq"),
+    "jsonl": (".jsonl", ".ndjson"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file of the source as it was when it was planned, or a range of it. `path` is relative to the source's root.
+
+    Attributes:
+        first, last: of a part of a Parquet file its row groups, of a JSONL file its bytes; else 0.
+        row: the number of the first row or line in the file.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    first: int = 0
+    last: int = 0
+    row: int = 0
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """What must not change."""
+        return self.size, self.mtime_ns
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourcePlace:
+    """A source URI made definite: its format, and the folder that paths are relative to."""
+
+    format: str
+    root: str
+    patterns: tuple[str, ...]  # absolute; the folder itself, or the tars' glob patterns
+
+
+def resolve_source(source: Source) -> SourcePlace:
+    """Decides format and root. Raises RequestError, naming the URI, for what does not exist or is not supported."""
+    uri = os.path.expanduser(source.uri)
+    try:
+        import braceexpand
+
+        patterns = [os.path.abspath(pattern) for pattern in braceexpand.braceexpand(uri)]
+    except ValueError as error:
+        raise RequestError(f"source.uri: {source.uri}: unbalanced braces") from error
+    literal = os.path.abspath(uri)
+    if os.path.isdir(literal):
+        if source.format == "webdataset":
+            raise RequestError(f"source.uri: {source.uri} is a folder; for its tars write {uri.rstrip('/')}/*.tar")
+        kind = "folder" if source.format == "auto" else source.format
+        return SourcePlace(format=kind, root=literal, patterns=(literal,))
+    for kind in ("parquet", "jsonl"):
+        if source.format == kind or (source.format == "auto" and uri.lower().rstrip("*").endswith(SUFFIXES[kind])):
+            if os.path.exists(literal):
+                patterns = [glob.escape(literal)]
+            return SourcePlace(format=kind, root=_common_root(patterns), patterns=tuple(patterns))
+    if uri.lower().endswith(COMPRESSED_ELSEWHERE):
+        raise RequestError(f"source.uri: {source.uri}: of the compressed tars only .tar.gz and .tgz can be read")
+    named_as_tar = uri.lower().endswith(SUFFIXES["webdataset"]) or uri.lower().endswith((".tar*", "*"))
+    if source.format == "webdataset" or (source.format == "auto" and named_as_tar):
+        if os.path.exists(literal):
+            patterns = [glob.escape(literal)]
+        return SourcePlace(format="webdataset", root=_common_root(patterns), patterns=tuple(patterns))
+    if not os.path.exists(literal):
+        raise RequestError(f"source.uri: {source.uri} does not exist")
+    raise RequestError(
+        f"source.uri: {source.uri}: neither a folder nor a tar (*.tar, *.tar.gz, *.tgz), Parquet or JSONL file by its "
+        "name; set source.format if it is one"
+    )
+
+
+def _common_root(patterns: list[str]) -> str:
+    """The longest folder above every pattern that has no glob character in it."""
+    folders = []
+    for pattern in patterns:
+        folder = os.path.dirname(pattern)
+        while glob.has_magic(folder.replace("[[]", "").replace("[*]", "").replace("[?]", "")):
+            folder = os.path.dirname(folder)
+        folders.append(folder.replace("[[]", "[").replace("[*]", "*").replace("[?]", "?"))
+    return os.path.commonpath(folders)
+
+
+def list_files(place: SourcePlace, ignored: Counter[str] | None = None) -> Iterator[SourceFile]:
+    """Lists the source in sorted order; other files are counted in `ignored` by their extension.
+
+    Raises:
+        RequestError: a folder or file that cannot be read, or a pattern that names nothing.
+    """
+    counts: Counter[str] = Counter() if ignored is None else ignored
+    if place.patterns == (place.root,):
+        return _list_folder(place.root, "", counts, SUFFIXES.get(place.format, EXTENSIONS))
+    return _list_named(place, counts)
+
+
+def _list_folder(root: str, below: str, ignored: Counter[str], suffixes: tuple[str, ...]) -> Iterator[SourceFile]:
+    """Depth first, in the order of the relative paths' code points; names only, one directory's at a time."""
+    names: list[str] = []
+    try:
+        with os.scandir(os.path.join(root, below)) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=True):
+                    if not entry.is_symlink() or not _is_above(entry.path, root):
+                        names.append(entry.name + "/")
+                elif entry.name.lower().endswith(suffixes):
+                    names.append(entry.name)
+                else:
+                    ignored[os.path.splitext(entry.name)[1].lower()] += 1
+    except OSError as error:
+        raise RequestError(f"source.uri: {os.path.join(root, below)} cannot be listed: {error}") from error
+    names.sort()
+    for name in names:
+        path = below + name
+        if name.endswith("/"):
+            yield from _list_folder(root, path, ignored, suffixes)
+        else:
+            try:
+                facts = os.stat(os.path.join(root, path))
+                path.encode("utf-8")
+            except UnicodeEncodeError:
+                raise RequestError(f"source: {path!r}: the file's name is not valid UTF-8; rename it") from None
+            except OSError as error:
+                raise RequestError(f"source: {path} cannot be read: {error}") from error
+            yield SourceFile(path=path, size=facts.st_size, mtime_ns=facts.st_mtime_ns)
+
+
+def _is_above(link: str, root: str) -> bool:
+    """Whether a link leads to a folder that holds it: following it would never end."""
+    target, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    return (here + os.sep).startswith(target.rstrip(os.sep) + os.sep)
+
+
+def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFile]:
+    paths: set[str] = set()
+    for pattern in place.patterns:
+        found = glob.glob(pattern, recursive=True)
+        unreadable = [path for path in found if path.lower().endswith(COMPRESSED_ELSEWHERE)]
+        if unreadable and place.format == "webdataset":
+            raise RequestError(f"source.uri: {unreadable[0]}: of the compressed tars only .tar.gz and .tgz can be read")
+        suffixes = SUFFIXES[place.format]
+        # A file that was named in full is what source.format says, whatever its own name says.
+        literal = found == [pattern] or glob.escape(pattern) == pattern
+        named = [path for path in found if literal or path.lower().endswith(suffixes)]
+        if place.format == "webdataset":
+            named = [path for path in found if path.lower().endswith(suffixes)]
+        if not named:
+            what = "names no file" if not found else f"is not named {', '.join('*' + suffix for suffix in suffixes)}"
+            raise RequestError(f"source.uri: {pattern} {what}")
+        for path in found:
+            if path not in named:
+                ignored[os.path.splitext(path)[1].lower()] += 1
+        paths.update(named)
+    for path in sorted(paths):
+        try:
+            facts = os.stat(path)
+            path.encode("utf-8")
+        except (OSError, UnicodeEncodeError) as error:
+            raise RequestError(f"source: {path!r} cannot be read: {error}") from error
+        yield SourceFile(path=os.path.relpath(path, place.root), size=facts.st_size, mtime_ns=facts.st_mtime_ns)
+
+
+def difference(old: SourceFile, new: SourceFile) -> str:
+    if old.size != new.size:
+        return f"has changed since it was planned: {old.size} bytes then, {new.size} now"
+    return f"has changed since it was planned: mtime {old.mtime_ns} ns then, {new.mtime_ns} now"
+
+
+def check_unchanged(root: str, file: SourceFile) -> None:
+    """Raises SourceError, naming the file, if it is no longer what was planned."""
+    path = os.path.join(root, file.path)
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+    now = SourceFile(path=file.path, size=facts.st_size, mtime_ns=facts.st_mtime_ns)
+    if now.state != file.state:
+        raise SourceError(f"{path} {difference(file, now)}")
