@@ -3,7 +3,10 @@
 The stages, in flow order:
 
     config       the configuration file
-    parts        list: a source to numbered parts
+    sources      list: a source to its files
+    rows         Parquet and JSONL: ranges of rows, and the images that they name
+    parts        the plan: files to numbered parts
+    carry        what stands beside an image in the source
     tar          strict reading of tar structure
     headers      what an encoded image's header says
     index        facts about every sample's bytes
@@ -14,6 +17,9 @@ The stages, in flow order:
     pack         which images share a forward
     checkpoint   the tower's dimensions and tensors (random_tower makes some)
     encoder      the tower
+    linear       its matrix products
+    fused        what lies between them on a GPU
+    storage      the dtypes that tokens are stored in
     encode       a prepared unit to its tokens
     shard        write a data shard
     commit       publish it, then its samples shard
@@ -21,22 +27,32 @@ The stages, in flow order:
     stages       what one process of each kind does
     driver       which process does what (engine_inline, engine_ray run them)
     runner       the whole run
+    reader       an output as data sets of torch
+    adapters     what transformers, vLLM and SGLang take
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pipeline.adapters import CachedProcessor
+    from pipeline.reader import EmbeddingDataset, EmbeddingStream
     from pipeline.vision_encoder import Embedding, VisionEncoder
 
-__all__ = ["Embedding", "VisionEncoder"]
+__all__ = ["CachedProcessor", "Embedding", "EmbeddingDataset", "EmbeddingStream", "VisionEncoder"]
+_PLACES = {
+    "CachedProcessor": "adapters",
+    "Embedding": "vision_encoder",
+    "EmbeddingDataset": "reader",
+    "EmbeddingStream": "reader",
+    "VisionEncoder": "vision_encoder",
+}
 
 
 def __getattr__(name: str) -> object:
     """Loads the public classes on first use: importing a stage must not import them all."""
-    if name in __all__:
-        from pipeline import vision_encoder
-
-        return getattr(vision_encoder, name)
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"pipeline.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
