@@ -21,7 +21,7 @@ The stages, in flow order:
     fused        what lies between them on a GPU
     storage      the dtypes that tokens are stored in
     encode       a prepared unit to its tokens
-    shard        write a data shard
+    shard        write a data shard (shard_tar: as WebDataset)
     commit       publish it, then its samples shard
     output       fingerprint, totals, card, _SUCCESS
     stages       what one process of each kind does

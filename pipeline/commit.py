@@ -34,6 +34,7 @@ from pipeline.shard import (
     write_data_shard,
     write_samples_shard,
 )
+from pipeline.shard_tar import read_tar_shard, tar_offsets, write_tar_shard
 from pipeline.storage import STORED
 from pipeline.units import Unit
 
@@ -52,6 +53,7 @@ class ShardSettings:
     merge_size: int
     row_group_bytes: int
     device: str
+    format: str = "parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,8 @@ class Committed:
     peak_memory_bytes: int = 0
 
 
-def data_path(output: Path, unit_id: str) -> Path:
-    return output / "data" / f"part-{unit_id}.parquet"
+def data_path(output: Path, unit_id: str, kind: str = "parquet") -> Path:
+    return output / "data" / f"part-{unit_id}.{'tar' if kind == 'webdataset' else 'parquet'}"
 
 
 def samples_path(output: Path, unit_id: str) -> Path:
@@ -82,7 +84,7 @@ def commit_unit(
     """
     started = time.perf_counter()
     unit = prepared.unit
-    final_data, final_samples = data_path(output, unit.id), samples_path(output, unit.id)
+    final_data, final_samples = data_path(output, unit.id, settings.format), samples_path(output, unit.id)
     statuses = [_status(sample, encoded) for sample in prepared.samples]
     accepted = [index for index, (status, _) in enumerate(statuses) if status == rejects.OK]
     data_columns = _columns(prepared, encoded, accepted)
@@ -101,10 +103,12 @@ def commit_unit(
     data_columns["hidden_size"] = [settings.hidden_size] * len(accepted)
     data_columns["scale"] = _scales(prepared, encoded, accepted)
     fault_point("before_data_write")
-    shard = write_data_shard(
-        scratch.path(final_data.name), data_columns, embedding, metadata, settings.row_group_bytes,
-        None if prepared.carried is None else prepared.carried.take(accepted),
-    )  # fmt: skip
+    place = scratch.path(final_data.name)
+    carried = None if prepared.carried is None else prepared.carried.take(accepted)
+    if settings.format == "webdataset":
+        shard = write_tar_shard(place, data_columns, embedding, metadata, carried)
+    else:
+        shard = write_data_shard(place, data_columns, embedding, metadata, settings.row_group_bytes, carried)
     fault_point("after_data_write")
     adopted = False
     if not publish_new(shard.path, final_data):
@@ -238,13 +242,13 @@ def _adoptable(
 ) -> DataShard | None:
     """The published shard if it is what this unit must give: metadata, rows, lengths, finite values; else None."""
     try:
-        if read_metadata(path) != metadata:
-            return None
-        offsets_N = embedding_offsets(path, ours.lengths_N)
-        table = pq.read_table(path, columns=["key", "num_tokens", "norm_max"])
-        if table.column("key").to_pylist() != columns["key"]:
-            return None
-        if not np.isfinite(table.column("norm_max").to_numpy()).all():
+        if path.suffix == ".tar":
+            found, places = read_tar_shard(path)
+            keys, offsets_N = [key for key, _, _ in places], tar_offsets(path, ours.lengths_N)
+        else:
+            found, offsets_N = read_metadata(path), embedding_offsets(path, ours.lengths_N)
+            keys = pq.read_table(path, columns=["key"]).column("key").to_pylist()
+        if found != metadata or keys != columns["key"]:
             return None
         data = path.read_bytes()
     except (OSError, OutputError, pa.ArrowException):

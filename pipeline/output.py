@@ -267,11 +267,32 @@ def data_set_card(dataset: dict[str, Any], totals: Totals) -> str:
         if is_scaled(config["output"]["dtype"])
         else ""
     )
+    loading = f"""import pyarrow.parquet as pq, torch
+
+row = pq.read_table("data").slice(0, 1).to_pylist()[0]
+image_embeds = torch.frombuffer(bytearray(row["embedding"]), dtype={STORED[config["output"]["dtype"]]})
+image_embeds = image_embeds.view(row["num_tokens"], row["hidden_size"])
+{scale_note}""".rstrip()
+    rows = (
+        "`data/*.parquet`: a row for every accepted image: `key`, `grid_thw`, `num_tokens`, …, and `embedding`:\n"
+        "  `num_tokens × hidden_size` values, little-endian, row-major."
+    )
+    suffix = "parquet"
+    if config["output"]["format"] == "webdataset":
+        suffix = "tar"
+        rows = (
+            "`data/*.tar`: for every accepted image `KEY.safetensors` (`image_embeds`, `image_grid_thw`) and\n"
+            "  `KEY.json` (`key`, `num_tokens`, …). A dot in a key is written as `%2E`."
+        )
+        loading = """import safetensors.torch, webdataset
+
+for sample in webdataset.WebDataset("data/part-000000-0000.tar", shardshuffle=False):
+    image_embeds = safetensors.torch.load(sample["safetensors"])["image_embeds"]"""
     kind = "merged tokens" if config["output"]["stage"] == "merged" else "the merger's input"
     return f"""---
 configs:
 - config_name: tokens
-  data_files: data/*.parquet
+  data_files: data/*.{suffix}
 - config_name: samples
   data_files: samples/*.parquet
 tags:
@@ -292,18 +313,13 @@ The output of the vision tower of `{model}` ({kind}, {dataset["hidden_size"]} wi
 | device | {dataset["device"]} |
 | fingerprint | `{dataset["fingerprint"]}` |
 
-- `data/*.parquet`: a row for every accepted image: `key`, `grid_thw`, `num_tokens`, …, and `embedding`:
-  `num_tokens × hidden_size` values, little-endian, row-major.
+- {rows}
 - `samples/*.parquet`: a row for every image of the source, rejects included, with `status`, and `shard`, `offset`,
   `length`: where in the data shard the embedding's bytes lie.
 
 ```python
-import pyarrow.parquet as pq, torch
-
-row = pq.read_table("data").slice(0, 1).to_pylist()[0]
-image_embeds = torch.frombuffer(bytearray(row["embedding"]), dtype={STORED[config["output"]["dtype"]]})
-image_embeds = image_embeds.view(row["num_tokens"], row["hidden_size"])
-{scale_note}```
+{loading}
+```
 
 ```sql
 SELECT status, count(*) AS images, sum(num_tokens) AS tokens FROM 'samples/*.parquet' GROUP BY status;

@@ -189,7 +189,7 @@ class EmbeddingDataset(Dataset[Item]):
         raw = self._bytes(columns["shard"], columns["offset"], columns["length"])
         image_embeds = raw.view(self.dtype).view(columns["num_tokens"], -1)
         if self._scaled:
-            scale_M = torch.frombuffer(bytearray(self._scale(columns["shard"])[row]), dtype=torch.float32)
+            scale_M = self._scale(columns, row)
             image_embeds = (image_embeds.float() * scale_M[:, None]).to(torch.bfloat16)
         item: Item = {
             "key": columns["key"],
@@ -221,12 +221,18 @@ class EmbeddingDataset(Dataset[Item]):
             rest = rest[count:]
         return buffer
 
-    def _scale(self, shard: str) -> list[bytes]:
+    def _scale(self, columns: dict[str, Any], row: int) -> Tensor:
+        """In a tar the scales lie behind the embedding; in Parquet they are a small column, read a shard at a time."""
+        shard = columns["shard"]
+        if shard.endswith(".tar"):
+            return self._bytes(shard, columns["offset"] + columns["length"], 4 * columns["num_tokens"]).view(
+                torch.float32
+            )
         if shard not in self._scales:
             with self._fs.open(self._path(shard)) as stream:
                 scales = pq.read_table(stream, columns=["scale"]).column("scale").to_pylist()
             _keep(self._scales, shard, scales, TABLES_KEPT)
-        return self._scales[shard]
+        return torch.frombuffer(bytearray(self._scales[shard][row]), dtype=torch.float32)
 
     def stream(self, **options: Any) -> EmbeddingStream:
         """The same rows as an iterable data set; options as of `EmbeddingStream`."""

@@ -312,6 +312,7 @@ def _run(
             merge_size=tower.merge_size,
             row_group_bytes=config.output.row_group_bytes,
             device=str(facts["device"]),
+            format=config.output.format,
         )
     )
     skipped: list[str] = []

@@ -80,7 +80,6 @@ def test_overrides_set_any_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("output.format", "webdataset"),
         ("output.uri", "s3://bucket/x"),
         ("limits.sample_seconds", 5),
         ("source.uri", "s3://bucket/x"),

@@ -1,0 +1,156 @@
+"""The WebDataset sink: read back by webdataset and by our reader; the same bytes every time; committed as any shard."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from conftest import config_for, encoded, files_of, make_folder, noise
+
+from pipeline import EmbeddingDataset
+from pipeline.config import Config
+from pipeline.errors import OutputError
+from pipeline.runner import Summary, run
+from pipeline.shard_tar import member_key, read_tar_shard, true_key
+
+
+def run_here(config: Config) -> Summary:
+    return run(config, say=lambda line: None, report=lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_folder(tmp_path_factory.mktemp("folder"))
+    (folder / "0" / "broken.jpg").write_bytes(b"\xff\xd8broken")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parquet(folder: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("parquet") / "out"
+    assert run_here(config_for(folder, output, model_path)).complete
+    return output
+
+
+def tars(output: Path) -> list[str]:
+    return sorted(str(path) for path in (output / "data").iterdir())
+
+
+def test_read_back_by_webdataset(folder: Path, parquet: Path, model_path: Path, tmp_path: Path) -> None:
+    import webdataset
+
+    output = tmp_path / "out"
+    summary = run_here(config_for(folder, output, model_path, output={"format": "webdataset"}))
+    assert summary.complete
+    assert summary.totals.rejected == 1
+    found: dict[str, torch.Tensor] = {}
+    for sample in webdataset.WebDataset(tars(output), shardshuffle=False):
+        facts = json.loads(sample["json"])
+        tensors = safetensors.torch.load(sample["safetensors"])
+        assert tensors["image_grid_thw"].tolist() == [facts["grid_thw"]]
+        assert "." not in sample["__key__"]
+        found[facts["key"]] = tensors["image_embeds"]
+    rows = pq.read_table(parquet / "data").to_pylist()
+    assert list(found) == [row["key"] for row in rows]
+    for row in rows:
+        assert found[row["key"]].numpy().tobytes() == row["embedding"]
+    # The samples tables agree but for the place; the reader finds every embedding at its place.
+    dataset = EmbeddingDataset(output)
+    for item, row in zip(dataset.stream(), rows, strict=True):
+        assert item["image_embeds"].numpy().tobytes() == row["embedding"]
+    assert dataset[rows[2]["key"]]["grid_thw"].tolist() == rows[2]["grid_thw"]
+
+
+def test_the_same_bytes_again_and_after_a_lost_record(folder: Path, model_path: Path, tmp_path: Path) -> None:
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    for output in outputs:
+        run_here(config_for(folder, output, model_path, output={"format": "webdataset"}))
+    assert files_of(outputs[0] / "data") == files_of(outputs[1] / "data")
+    with tarfile.open(tars(outputs[0])[0]) as tar:
+        assert {(member.mtime, member.uid, member.uname) for member in tar} == {(0, 0, "")}
+    # A crash between the two publications: a good shard is adopted, a damaged one is replaced.
+    good, bad = (Path(path) for path in tars(outputs[0])[:2])
+    whole, before = bad.read_bytes(), good.stat()
+    for shard in (good, bad):
+        (outputs[0] / "samples" / f"{shard.stem}.parquet").unlink()
+    bad.write_bytes(whole[: len(whole) // 2])
+    config = config_for(folder, outputs[0], model_path, output={"format": "webdataset"})
+    assert run_here(config).this_run.units == 2
+    assert good.stat().st_mtime_ns == before.st_mtime_ns
+    assert bad.read_bytes() == whole
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "fp8"])
+def test_dtypes(dtype: str, folder: Path, parquet: Path, model_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert run_here(config_for(folder, output, model_path, output={"format": "webdataset", "dtype": dtype})).complete
+    for ours, exact in zip(EmbeddingDataset(output).stream(), EmbeddingDataset(parquet).stream(), strict=True):
+        wanted = exact["image_embeds"]
+        assert float((ours["image_embeds"].float() - wanted).norm() / wanted.norm()) < 0.04
+    tensors = [
+        safetensors.torch.load(tar.extractfile(member).read())
+        for path in tars(output)
+        for tar in [tarfile.open(path)]
+        for member in tar
+        if member.name.endswith(".safetensors")
+    ]
+    assert {name for one in tensors for name in one} == {
+        "image_embeds", "image_grid_thw", *(["scale"] if dtype in ("int8", "fp8") else [])
+    }  # fmt: skip
+
+
+def test_carried_values_and_hostile_keys(model_path: Path, tmp_path: Path) -> None:
+    keys = ["../../etc/x", "/root", "a.b", "a%2Eb", "é ü", "a\\b", ".."]
+    source = tmp_path / "a.parquet"
+    cells = [encoded(noise(60 + 10 * number, 60, number)) for number in range(len(keys))]
+    table = {
+        "image": cells, "id": keys, "caption": [f"of {key}" for key in keys], "n": range(len(keys)),
+        "raw": [bytes([number]) for number in range(len(keys))],
+    }  # fmt: skip
+    pq.write_table(pa.table(table), source)
+    fields: dict[str, Any] = {"key_column": "id", "carry": ["caption", "n", "raw"]}
+    config = config_for(
+        source, tmp_path / "out", model_path, source=fields, output={"format": "webdataset", "shard_tokens": 9999}
+    )
+    assert run_here(config).complete
+    (path,) = tars(tmp_path / "out")
+    _, places = read_tar_shard(Path(path))
+    assert [key for key, _, _ in places] == keys
+    with tarfile.open(path) as tar:
+        for member in tar:
+            assert ".." not in member.name.split("/")
+            assert not member.name.startswith("/")
+            assert tarfile.data_filter(member, str(tmp_path)) is not None
+        name = member_key(keys[2])
+        assert name == "a%2Eb"
+        assert tar.extractfile(f"{name}.caption").read() == b"of a.b"
+        assert tar.extractfile(f"{name}.raw").read() == b"\2"
+        facts = json.loads(tar.extractfile(f"{name}.json").read())
+    assert (facts["key"], facts["n"]) == ("a.b", 2)
+    assert EmbeddingDataset(tmp_path / "out")["a.b"]["caption"] == "of a.b"
+
+
+@pytest.mark.parametrize("key", ["a.b", "/a/b", "%", "%2E", "%252F", "/", "a\\.b%", "%2F"])
+def test_keys_come_back(key: str) -> None:
+    assert true_key(member_key(key)) == key
+    assert "." not in member_key(key)
+
+
+def test_a_cut_shard_is_no_shard(folder: Path, model_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run_here(config_for(folder, output, model_path, output={"format": "webdataset"}))
+    path = Path(tars(output)[0])
+    data = path.read_bytes()
+    read_tar_shard(path)
+    for length in np.linspace(0, len(data) - 1, 40).astype(int):
+        path.write_bytes(data[:length])
+        with pytest.raises(OutputError, match=r"part-000000-0000\.tar: not a complete shard"):
+            read_tar_shard(path)
