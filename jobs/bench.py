@@ -4,6 +4,7 @@ prepare   encoded bytes to patches, one thread, against Pillow + the reference p
 encoder   the tower against the reference tower on the same packs
 pack      how full first-fit-decreasing packs are, and how even after balancing
 write     a data shard against a raw write of the same bytes
+read      the reader against a raw read of the same bytes
 driver    its own time for each unit, and its memory for a plan of a million samples
 job       the whole job on Ray against the Ray Data recipe
 """
@@ -205,6 +206,49 @@ def bench_write(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
+def bench_read(arguments: argparse.Namespace) -> dict[str, object]:
+    """The reader against reading the same shards raw; page cache warm for both."""
+    from pipeline.config import parse_config
+    from pipeline.reader import EmbeddingDataset
+    from pipeline.runner import run
+
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        photos = Path(folder, "photos")
+        photos.mkdir()
+        for number, path in enumerate(photos_of(arguments.photos)[:24]):
+            for copy in range(4):
+                target = photos / f"{number:03d}-{copy}{path.suffix.lower()}"
+                target.symlink_to(path.resolve())
+        config = parse_config(
+            {
+                "source": {"uri": str(photos)},
+                "preprocess": {"max_pixels": MAX_PIXELS},
+                "model": {"path": "random:tiny", "dtype": "float32"},
+                "output": {"uri": f"{folder}/out", "dtype": "float32", "stage": "pre_merger", "shard_tokens": 16_384},
+                "cluster": {"engine": "inline"},
+            }
+        )
+        run(config, say=lambda line: None, report=lambda *_: None)
+        dataset = EmbeddingDataset(f"{folder}/out")
+        shards = sorted(Path(folder, "out", "data").iterdir())
+
+        def ours() -> int:
+            return sum(item["image_embeds"].nbytes for item in dataset.stream())
+
+        def raw() -> int:
+            return sum(len(path.read_bytes()) for path in shards)
+
+        size = ours()
+        seconds = interleaved({"ours": ours, "raw": raw}, arguments.repeats)
+    return {
+        "bytes": size,
+        "ours_mb_per_second": size / seconds["ours"] / 1e6,
+        "raw_mb_per_second": size / seconds["raw"] / 1e6,
+        "ratio": seconds["raw"] / seconds["ours"],
+        "asked": 0.7,
+    }
+
+
 class NullEngine:
     """Stages that do nothing: what is left is the driver."""
 
@@ -391,6 +435,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {
     "encoder": bench_encoder,
     "pack": bench_pack,
     "write": bench_write,
+    "read": bench_read,
     "driver": bench_driver,
     "job": bench_job,
 }
