@@ -27,6 +27,7 @@ The stages, in flow order:
     stages       what one process of each kind does
     driver       which process does what (engine_inline, engine_ray run them)
     runner       the whole run
+    verify       an output's files against their records and the source's index
     reader       an output as data sets of torch
     adapters     what transformers, vLLM and SGLang take
 """
