@@ -368,6 +368,7 @@ for part in range(parts):
     columns = {field.name: pa.nulls(n, field.type) for field in schema}
     columns |= {"key": names, "source": names, "sha256": ["0" * 64] * n, "width": sides[0], "height": sides[1]}
     columns |= {"offset": np.zeros(n, np.int64), "length": np.full(n, 100000), "status": ["ok"] * n}
+    columns["group"] = np.full(n, -1, np.int32)
     pq.write_table(pa.table(columns, schema=schema), folder / f"part-{part:06d}.parquet")
 """
     subprocess.run([sys.executable, "-c", code, str(plan.index_folder), str(samples), str(plan.num_parts)], check=True)

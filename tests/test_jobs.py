@@ -131,13 +131,6 @@ def test_the_library_gives_what_a_run_writes(model_path: Path, tmp_path: Path) -
     assert encoder.encode([paths[0]])[0].image_embeds.dtype == torch.float32
 
 
-@pytest.mark.parametrize("command", ["stats"])
-def test_commands_of_later_say_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = call(capsys, command, "somewhere")
-    assert code == 2
-    assert "not yet built" in err
-
-
 def test_wrong_words_exit_2(run_job: Runner, tmp_path: Path) -> None:
     for words in ([], ["nonsense"], ["run"], ["run", "a.yaml", "--nonsense"], ["status", tmp_path / "nothing"]):
         done = run_job("jobs.cli", *words)
