@@ -106,6 +106,7 @@ class UnitEncoder:
         with self._turn:
             started = time.perf_counter()
             torch.set_num_threads(self.threads)  # here, because it is a property of the calling thread
+            begun = self._mark()
             state = self._state(prepared, sizes, tokens, ends_N)
             for pack in packs:
                 self._encode_pack(pack, state)
@@ -128,6 +129,10 @@ class UnitEncoder:
             errors["storage_relative_rms"] = _relative_rms(others[1], finite_N, tokens)
         if self.tower.linear_kernel == "fp8" and len(sizes):
             errors["fp8_linear"] = self._linear_error(prepared, state, sizes)
+        # On a GPU the device's own time: the unit before may still have been under way when this one was launched.
+        seconds = time.perf_counter() - started
+        if begun is not None and launched is not None:
+            seconds = begun.elapsed_time(launched) / 1e3
         norms = norms_M.numpy().astype(np.float64)
         starts = state.token_ends[:-1]
         norm_mean = np.add.reduceat(norms, starts) / np.maximum(tokens, 1) if len(starts) else norms
@@ -141,7 +146,7 @@ class UnitEncoder:
             halvings=state.halvings,
             overflows=over,
             packs=tuple(sum(sizes[image].patches for image in pack) for pack in packs),
-            seconds={"encode": time.perf_counter() - started},
+            seconds={"encode": seconds},
             scale_M=others[0].numpy() if state.scale_M is not None else None,
             errors=errors,
         )
@@ -230,7 +235,11 @@ class UnitEncoder:
     def _mark(self) -> torch.cuda.Event | None:
         """The point that the device's queue has reached."""
         device = self.tower.device
-        return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        if device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        torch.cuda.current_stream(device).record_event(event)
+        return event
 
     def _fetch(self, tensors: list[Tensor], launched: torch.cuda.Event | None) -> list[Tensor]:
         """Copies on the CPU, once what was launched is done; what was launched since goes on meanwhile."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import resource
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -157,6 +158,18 @@ class EncodeStage:
             stage=settings.stage,
         )
 
+        self._warm_up_seconds = self._warm_up(tower) if chosen.type == "cuda" else 0.0
+
+    def _warm_up(self, tower: Tower) -> float:
+        """Loads and compiles kernels before the first unit comes; returns how long that took."""
+        started = time.perf_counter()
+        side = 2 * tower.config.window_merged * tower.config.merge_size
+        values = tower.patch_weight_still.shape[1]
+        patches_PC = torch.zeros(side**2, values, dtype=torch.uint8, device=tower.device)
+        tower.forward(patches_PC, tower.plan([(1, side, side)]), self._settings.stage)
+        torch.cuda.synchronize(tower.device)
+        return time.perf_counter() - started
+
     def identity(self) -> dict[str, object]:
         """What decides the tokens' bytes on this machine."""
         tower = self._encoder.tower
@@ -174,6 +187,9 @@ class EncodeStage:
         """Encodes, writes and commits one unit. Raises EncodeError, OutputError."""
         fault_point("before_encode")
         encoded = self._encoder.encode(prepared)
+        if self._warm_up_seconds:  # shown beside the stages, once, and no part of their rates
+            encoded = replace(encoded, seconds=encoded.seconds | {"warm_up": self._warm_up_seconds})
+            self._warm_up_seconds = 0.0
         fault_point("after_encode")
         try:
             committed = commit_unit(prepared, encoded, Path(self._settings.output), self._scratch, shard_settings)

@@ -77,7 +77,8 @@ class VisionEncoder:
             temporal_patch_size=config.temporal_patch_size, min_pixels=min_pixels, max_pixels=max_pixels,
             max_image_pixels=max_image_pixels,
         )  # fmt: skip
-        return cls(Tower(checkpoint, dtype, chosen), geometry, max_patches)
+        tower = Tower(checkpoint, dtype, chosen, compile_blocks=chosen.type == "cuda")
+        return cls(tower, geometry, max_patches)
 
     def encode(self, images: Sequence[ImageLike]) -> list[Embedding]:
         """Encodes images, packed together.

@@ -22,6 +22,7 @@ from pipeline.random_tower import random_config, write_random_checkpoint
 
 if TYPE_CHECKING:  # what lies below the Ray layer is tested where the configuration's packages are not
     from pipeline.config import Config
+    from pipeline.runner import Summary
 
 REPOSITORY = Path(__file__).parent.parent
 PHOTOS = REPOSITORY / "tests" / "data" / "photos"
@@ -97,6 +98,28 @@ def config_for(source: Path | str, output: Path, model: Path, /, **sections: dic
     from pipeline.config import parse_config
 
     return parse_config(tree)
+
+
+def run_here(config: Config) -> Summary:
+    """Runs in this process, silently."""
+    from pipeline.runner import run
+
+    return run(config, say=lambda line: None, report=lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("source") / "in", 24)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run that nothing happened to."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    summary = run_here(config_for(source, output, model_path))
+    assert summary.complete
+    assert summary.totals.units > 5
+    return output
 
 
 def write_config(path: Path, config: Config) -> Path:

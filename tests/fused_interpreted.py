@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_encoder import FP32_TOLERANCE, GRIDS, error_of, random_patches
+from test_encoder import FP32_TOLERANCE, error_of, random_patches
 
 import pipeline.encoder as encoder_module
 from jobs.peers import pixel_values, reference_tower, run_reference
 from pipeline import fused
 from pipeline.checkpoint import Checkpoint
-from pipeline.encoder import RMS_NORM_EPS, Tower, rms_norm, rotate
+from pipeline.encoder import RMS_NORM_EPS, Grid, Tower, rms_norm, rotate
 
 DTYPES = [torch.float32, torch.float16]
 ROWS, WIDTH, HEADS = 7, 160, 2
+GRIDS: list[Grid] = [(1, 2, 2), (1, 6, 10), (1, 10, 12)]  # few rows: each is a program that Python interprets
 
 
 def close(ours: torch.Tensor, exact: torch.Tensor) -> None:

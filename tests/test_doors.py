@@ -11,17 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import config_for, encoded, make_tar, noise
+from conftest import config_for, encoded, make_tar, noise, run_here
 
-from pipeline.config import Config
 from pipeline.errors import RequestError
-from pipeline.runner import Summary, run
 
 COUNT = 14
-
-
-def run_here(config: Config) -> Summary:
-    return run(config, say=lambda line: None, report=lambda *_: None)
 
 
 @pytest.fixture(scope="module")

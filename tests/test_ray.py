@@ -14,26 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, config_for, files_of, make_folder
-from test_run import assert_whole, keys_of, run_here
+from conftest import REPOSITORY, config_for, files_of, run_here
+from test_run import assert_whole, keys_of
 
 from pipeline.config import Config
 from pipeline.errors import RequestError
 from pipeline.runner import Summary, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("source") / "in", 24)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(source: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
-    run_here(config_for(source, output, model_path))
-    return output
 
 
 @contextmanager

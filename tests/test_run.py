@@ -25,19 +25,15 @@ from conftest import (
     make_folder,
     make_tar,
     noise,
+    run_here,
     stamp,
     write_config,
 )
 
-from pipeline.config import Config
 from pipeline.errors import RequestError, RunFailed
-from pipeline.runner import Summary, run
+from pipeline.verify import Verifier
 
 Runner = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def run_here(config: Config) -> Summary:
-    return run(config, say=lambda line: None, report=lambda *_: None)
 
 
 def rows_of(output: Path) -> list[dict[str, object]]:
@@ -55,6 +51,8 @@ def assert_whole(output: Path, keys: list[str]) -> None:
     assert success["samples"] == success["rows"] + success["rejected"]
     assert success["tokens"] == sum(row["num_tokens"] for row in data)
     assert not (output / "_tmp").exists()
+    report = Verifier(output).verify()
+    assert report.proven, report
     assert {path.stem for path in (output / "data").iterdir()} == {path.stem for path in (output / "samples").iterdir()}
 
 
@@ -62,20 +60,6 @@ def keys_of(source: Path) -> list[str]:
     return [
         path.relative_to(source).as_posix() for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".png")
     ]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("source") / "in", 24)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(source: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
-    summary = run_here(config_for(source, output, model_path))
-    assert summary.complete
-    assert summary.totals.units > 5
-    return output
 
 
 def test_a_folder_is_encoded_whole(undisturbed: Path, source: Path) -> None:
@@ -315,7 +299,7 @@ def test_another_fingerprint_is_refused_by_its_field(
 
 
 def test_other_weights_are_refused(undisturbed: Path, source: Path, tmp_path: Path) -> None:
-    from conftest import TINY
+    from conftest import TINY, run_here
 
     from pipeline.random_tower import write_random_checkpoint
 

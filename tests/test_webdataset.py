@@ -13,17 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from conftest import config_for, encoded, files_of, make_folder, noise
+from conftest import config_for, encoded, files_of, make_folder, noise, run_here
 
 from pipeline import EmbeddingDataset
-from pipeline.config import Config
 from pipeline.errors import OutputError
-from pipeline.runner import Summary, run
 from pipeline.shard_tar import member_key, read_tar_shard, true_key
-
-
-def run_here(config: Config) -> Summary:
-    return run(config, say=lambda line: None, report=lambda *_: None)
 
 
 @pytest.fixture(scope="module")
