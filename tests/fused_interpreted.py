@@ -21,9 +21,14 @@ GRIDS: list[Grid] = [(1, 2, 2), (1, 6, 10), (1, 10, 12)]  # few rows: each is a 
 
 
 def close(ours: torch.Tensor, exact: torch.Tensor) -> None:
-    """Within one rounding of the dtype."""
-    step = torch.finfo(ours.dtype).eps
-    assert float((ours.double() - exact.double()).abs().max()) <= 1.01 * step * float(exact.abs().max())
+    """Within one rounding of a narrow dtype, a few of the fp32 that is computed in."""
+    step = torch.finfo(ours.dtype).eps * (8 if ours.dtype == torch.float32 else 1.01)
+    assert float((ours.double() - exact.double()).abs().max()) <= step * float(exact.abs().max())
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
