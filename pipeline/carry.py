@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import RequestError, SourceError
 from pipeline.rows import parse_line, read_columns
 from pipeline.shard import DATA_SCHEMA, SAMPLES_SCHEMA
-from pipeline.sources import SourcePlace, check_unchanged, list_files
-from pipeline.tar import TarStream
+from pipeline.sources import SourcePlace, list_files
 
 if TYPE_CHECKING:
     from pipeline.config import Source
@@ -94,22 +93,26 @@ def schema_of_text(text: str) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
-def read_carried(part: Part, samples: Sequence[IndexedSample], schema: pa.Schema) -> pa.Table:
+def read_carried(
+    part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
+) -> pa.Table:
     """A row of carried values for each sample; null where the source has none.
 
+    Args:
+        members: of a tar, each sample's carried members by suffix, read with its image.
+
     Raises:
-        SourceError: a file changed or cannot be read, or a value is not of the column's type.
+        SourceError: a file cannot be read, or a value is not of the column's type.
     """
     (file,) = part.files
     path = os.path.join(part.root, file.path)
-    check_unchanged(part.root, file)
     if part.format == "parquet":
         table = read_columns(part, samples, schema.names)
         try:
             return table.select(schema.names).cast(schema)
         except (pa.ArrowException, ValueError) as error:
             raise SourceError(f"{path}: its carried columns are not {schema}: {error}") from error
-    rows = _of_jsonl(path, samples) if part.format == "jsonl" else _of_tar(path, samples, schema)
+    rows = _of_jsonl(path, samples) if part.format == "jsonl" else _of_members(path, samples, members, schema)
     columns = []
     for field in schema:
         try:
@@ -134,28 +137,15 @@ def _of_jsonl(path: str, samples: Sequence[IndexedSample]) -> list[dict[str, Any
     return rows
 
 
-def _of_tar(path: str, samples: Sequence[IndexedSample], schema: pa.Schema) -> list[dict[str, Any]]:
-    """In one pass over the tar's range that these samples lie in."""
-    wanted = sorted(
-        (member["offset"], member["length"], member["suffix"], number)
-        for number, sample in enumerate(samples)
-        for member in sample.members or ()
-        if member["suffix"] in schema.names
-    )
-    rows: list[dict[str, Any]] = [{} for _ in samples]
-    if not wanted:
-        return rows
+def _of_members(
+    path: str, samples: Sequence[IndexedSample], members: Sequence[dict[str, bytes]], schema: pa.Schema
+) -> list[dict[str, Any]]:
+    """Text as text, in the columns that are."""
     texts = {field.name for field in schema if pa.types.is_string(field.type)}
-    with TarStream(path) as stream:
-        for offset, length, suffix, number in wanted:
-            stream.seek(offset)
-            data = bytes(stream.read_exactly(length, "a carried member"))
-            if suffix in texts:
-                try:
-                    rows[number][suffix] = data.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    key = samples[number].key
-                    raise SourceError(f"{path}: carried {key}.{suffix} is not valid UTF-8: {error}") from error
-            else:
-                rows[number][suffix] = data
+    rows: list[dict[str, Any]] = []
+    for sample, found in zip(samples, members, strict=True):
+        try:
+            rows.append({name: data.decode("utf-8") if name in texts else data for name, data in found.items()})
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{path}: a carried member of {sample.key} is not valid UTF-8: {error}") from error
     return rows

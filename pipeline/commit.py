@@ -247,7 +247,10 @@ def _adoptable(
             keys, offsets_N = [key for key, _, _ in places], tar_offsets(path, ours.lengths_N)
         else:
             found, offsets_N = read_metadata(path), embedding_offsets(path, ours.lengths_N)
-            keys = pq.read_table(path, columns=["key"]).column("key").to_pylist()
+            table = pq.read_table(path, columns=["key", "norm_max"])
+            keys = table.column("key").to_pylist()
+            if not np.isfinite(table.column("norm_max").to_numpy()).all():
+                return None
         if found != metadata or keys != columns["key"]:
             return None
         data = path.read_bytes()

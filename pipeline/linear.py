@@ -44,14 +44,26 @@ Linear = Callable[[Tensor, Any, Tensor | None], Tensor]
 
 
 def choose_linear(device: torch.device, dtype: torch.dtype, setting: str = "exact") -> LinearKernel:
-    """The kernel of `model.linear: exact` or `fp8`. Raises RequestError: fp8 on a GPU that cannot."""
+    """The kernel of `model.linear: exact` or `fp8`. Raises RequestError: fp8 where there is no kernel for it."""
     if setting == "fp8":
         if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
             raise RequestError(f"model.linear: fp8: {torch.cuda.get_device_name(device)} has no matrix unit for it")
+        if device.type == "cpu" and not has_fp8_on_cpu():
+            raise RequestError(f"model.linear: fp8: torch {torch.__version__} scales fp8 by rows on GPUs only")
         return "fp8"
     if device.type == "cpu" and dtype == torch.float32 and cpu_vendor() == "AuthenticAMD" and _has_openblas():
         return "openblas"
     return "torch"
+
+
+@cache
+def has_fp8_on_cpu() -> bool:
+    """Whether this torch's CPU kernel takes a scale for each row: 2.11 takes one for a tensor."""
+    try:
+        fp8_linear(torch.ones(16, 16, dtype=torch.bfloat16), quantize_rows(torch.ones(16, 16)))
+    except RuntimeError:
+        return False
+    return True
 
 
 def linear_of(kernel: LinearKernel) -> Linear:

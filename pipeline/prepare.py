@@ -14,7 +14,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,6 +35,9 @@ from pipeline.rows import read_rows
 from pipeline.sources import check_unchanged
 from pipeline.tar import TarStream
 from pipeline.units import Geometry, Unit
+
+# How far from a unit's images a carried member may stand to be read in one range with them.
+BESIDE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,21 +191,39 @@ class UnitReader:
             return [found.get(id(sample)) for sample in samples]
         if part.format in ("parquet", "jsonl"):
             return read_rows(part, samples, self._image_column)
+        return self.read_with_members(part, samples, ())[0]
+
+    def read_with_members(
+        self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str]
+    ) -> tuple[list[bytes | None], list[dict[str, bytes]]]:
+        """As `read`; of a tar also each sample's members of these suffixes, of the same range where they are near."""
+        if part.format != "webdataset":
+            return self.read(part, samples), [{} for _ in samples]
         (file,) = part.files
         check_unchanged(part.root, file)
-        if not wanted:
-            return [None] * len(samples)
-        start = min(sample.offset for sample in wanted)
-        end = max(sample.offset + sample.length for sample in wanted)
+        members = [[member for member in sample.members or () if member["suffix"] in suffixes] for sample in samples]
+        images = [(sample.offset, sample.length) for sample in samples if sample.sha256 is not None]
+        places = images + [(member["offset"], member["length"]) for some in members for member in some]
+        if not places:
+            return [None] * len(samples), [{} for _ in samples]
+        start, end = _range(images or places[:1], places)
         tar = self._open(os.path.join(part.root, file.path), start)
         tar.seek(start)
         data = memoryview(tar.read_exactly(end - start, "a unit's range"))
+
+        def bytes_at(offset: int, length: int) -> bytes:
+            if start <= offset and offset + length <= end:
+                return bytes(data[offset - start :][:length])
+            tar.seek(offset)  # a member that stands far from its image
+            return tar.read_exactly(length, "a carried member")
+
+        found = [
+            {member["suffix"]: bytes_at(member["offset"], member["length"]) for member in some} for some in members
+        ]
         if not tar.compressed:
             self.close()
-        return [
-            None if sample.sha256 is None else bytes(data[sample.offset - start :][: sample.length])
-            for sample in samples
-        ]
+        encoded = [None if sample.sha256 is None else bytes_at(sample.offset, sample.length) for sample in samples]
+        return encoded, found
 
     def _open(self, path: str, start: int) -> TarStream:
         if self._tar is not None and (str(self._tar.path) != path or self._tar.position > start):
@@ -217,6 +238,18 @@ class UnitReader:
             self._tar = None
 
 
+def _range(images: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """From the first to the last byte of the images, and of what stands beside them."""
+    start = min(offset for offset, _ in images)
+    end = max(offset + length for offset, length in images)
+    near = [
+        (offset, offset + length)
+        for offset, length in places
+        if start - BESIDE_BYTES <= offset and offset + length <= end + BESIDE_BYTES
+    ]
+    return min(start, *(first for first, _ in near)), max(end, *(last for _, last in near))
+
+
 def prepare_unit(
     unit: Unit, part: Part, samples: Sequence[IndexedSample], geometry: Geometry, deduplicate: bool,
     reader: UnitReader, carry: pa.Schema | None = None,
@@ -227,8 +260,8 @@ def prepare_unit(
         SourceError: as `UnitReader.read`.
     """
     started = time.perf_counter()
-    encoded = reader.read(part, samples)
-    carried = read_carried(part, samples, carry) if carry else None
+    encoded, members = reader.read_with_members(part, samples, carry.names if carry else ())
+    carried = read_carried(part, samples, carry, members) if carry else None
     changed: set[int] = set()
     for index, sample in enumerate(samples):
         if not _same(encoded[index], sample):

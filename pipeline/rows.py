@@ -256,10 +256,13 @@ def read_rows(part: Part, samples: Sequence[IndexedSample], image_column: str) -
             if found[index] is None:
                 raise SourceError(f"{sample.path}, named by {sample.source}, has vanished since it was indexed")
     if inside:
-        cells = read_columns(part, [samples[index] for index in inside], [image_column]).column(image_column)
-        for index, cell in zip(inside, cells, strict=True):
-            value, item = cell.as_py(), samples[index].item
-            value = value[item] if item is not None else value
+        # A row once, however many images its list has.
+        rows = {samples[index].offset: samples[index] for index in inside}
+        cells = read_columns(part, list(rows.values()), [image_column]).column(image_column)
+        value_of = dict(zip(rows, cells, strict=True))
+        for index in inside:
+            value, item = value_of[samples[index].offset], samples[index].item
+            value = value.as_py() if item is None else value[item].as_py()
             found[index] = value["bytes"] if isinstance(value, dict) else value
     return found
 

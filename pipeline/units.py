@@ -1,8 +1,8 @@
 """Cut: from a part's index to units. A pure function of index and configuration.
 
 A unit is a run of consecutive samples of one part and becomes one output shard. It closes before the sample that would
-take it over `shard_tokens`, 16 384 samples, or 512 MiB of
-bytes to read.
+take it over `shard_tokens`, 16 384 samples, or 512 MiB of bytes to read; in Parquet before a row group that does not
+fit.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import config_for, encoded, make_tar, noise, run_here
 
+import pipeline.prepare as prepare_module
 from pipeline.errors import RequestError
 
 COUNT = 14
@@ -304,3 +305,35 @@ def test_tar_members_are_carried_whole(images: dict[str, bytes], model_path: Pat
     assert [(row["key"], row["json"]) for row in rows] == [("a", '{"x": 1}'), ("b", None), ("c", "{}")]
     assert rows[0]["npy"] == array.getvalue()
     assert [row["key"] for row in pq.read_table(tmp_path / "out" / "data").to_pylist()] == ["a", "b"]
+
+
+def test_a_tar_is_read_in_one_range_with_what_is_carried(
+    images: dict[str, bytes], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gzip stream would else be decompressed once more for every unit. Members far away are sought by themselves."""
+    members = [("late.txt", b"far before")]
+    for name, data in images.items():
+        members += [(name, data), (name.replace(".png", ".txt"), f"of {name}".encode())]
+    members += [("filler.bin", bytes(5000)), ("late.png", images["000.png"]), ("000.cls", b"far behind")]
+    source = make_tar(tmp_path / "a.tar.gz", members, "w:gz")
+    opened: list[Path] = []
+    stream = prepare_module.TarStream
+
+    class Counted(stream):  # type: ignore[misc, valid-type]
+        def __init__(self, path: Path) -> None:
+            opened.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(prepare_module, "TarStream", Counted)
+    run_here(config_for(source, tmp_path / "near", model_path, source={"carry": ["txt"]}))
+    rows = {row["key"]: row["txt"] for row in samples(tmp_path / "near")}
+    assert rows.pop("filler") is None  # a reject: there is no image
+    assert rows == {name.removesuffix(".png"): f"of {name}" for name in images} | {"late": "far before"}
+    units = len(list((tmp_path / "near" / "samples").iterdir()))
+    assert units > 4
+    assert len(opened) <= 2  # the last sample's text stands at the tar's start: one step back
+    monkeypatch.setattr(prepare_module, "BESIDE_BYTES", 100)
+    run_here(config_for(source, tmp_path / "far", model_path, source={"carry": ["txt", "cls"]}))
+    found = {row["key"]: (row["txt"], row["cls"]) for row in samples(tmp_path / "far")}
+    assert found["late"] == ("far before", None)
+    assert found["000"] == ("of 000.png", "far behind")

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-triton = pytest.importorskip("triton") if sys.platform != "linux" else __import__("triton")
-
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
-from pipeline import fused  # noqa: E402
-from pipeline.encoder import RMS_NORM_EPS, rms_norm, rotate  # noqa: E402
+from pipeline import fused
+from pipeline.encoder import RMS_NORM_EPS, rms_norm, rotate
 
 KERNELS = {
     "add_rms_norm": (

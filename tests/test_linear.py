@@ -9,9 +9,11 @@ from test_encoder import GRIDS, random_patches, relative_rms
 import pipeline.linear as linear_module
 from pipeline.checkpoint import Checkpoint
 from pipeline.encoder import Tower
+from pipeline.errors import RequestError
 from pipeline.linear import aligned, choose_linear, fp8_linear, laid_out, linear_of, openblas_linear, pad_rows
 
 CPU = torch.device("cpu")
+needs_fp8 = pytest.mark.skipif(not linear_module.has_fp8_on_cpu(), reason="an older torch: fp8 by rows on GPUs only")
 
 
 @pytest.mark.parametrize("kernel", ["torch", "openblas"])
@@ -43,7 +45,11 @@ def test_the_choice_follows_from_the_machine(monkeypatch: pytest.MonkeyPatch) ->
     assert choose_linear(torch.device("cuda"), torch.float32) == "torch"
     monkeypatch.setattr(linear_module, "cpu_vendor", lambda: "GenuineIntel")
     assert choose_linear(CPU, torch.float32) == "torch"
+    monkeypatch.setattr(linear_module, "has_fp8_on_cpu", lambda: True)
     assert choose_linear(CPU, torch.bfloat16, "fp8") == "fp8"
+    monkeypatch.setattr(linear_module, "has_fp8_on_cpu", lambda: False)
+    with pytest.raises(RequestError, match=r"model\.linear: fp8"):
+        choose_linear(CPU, torch.bfloat16, "fp8")
 
 
 def test_padding_the_mlp_is_exact_algebra() -> None:
@@ -58,6 +64,7 @@ def test_padding_the_mlp_is_exact_algebra() -> None:
     assert pad_rows(torch.ones(3), 5).tolist() == [1, 1, 1, 0, 0]
 
 
+@needs_fp8
 def test_fp8_is_the_product_of_the_quantized_rows() -> None:
     x, weight, bias = torch.randn(40, 96).bfloat16(), torch.randn(48, 96).bfloat16(), torch.randn(48).bfloat16()
     x[3] = 0
@@ -71,6 +78,7 @@ def test_fp8_is_the_product_of_the_quantized_rows() -> None:
     assert 1e-3 < relative_rms(ours, full) < 0.06
 
 
+@needs_fp8
 def test_a_tower_in_fp8_is_near_the_exact_one(checkpoint: Checkpoint) -> None:
     patches = random_patches(GRIDS)
     exact, fp8 = (
