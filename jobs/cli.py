@@ -13,6 +13,8 @@ import sys
 from types import FrameType
 
 from pipeline.errors import DamagedPart, EncodeError, OutputError, RequestError, RunFailed, SourceError
+from pipeline.files import AnyPath, absolute, is_folder
+from pipeline.remote import check_uri
 
 COMMANDS = {
     "plan": "index the source and say what a run would cost",
@@ -42,6 +44,15 @@ def catch_signals() -> None:
 
 def say(line: str) -> None:
     print(line, flush=True)
+
+
+def output_of(text: str) -> AnyPath:
+    """The place that a command's OUTPUT names. Raises RequestError if there is nothing."""
+    check_uri("OUTPUT", text)
+    output = absolute(text)
+    if not is_folder(output):
+        raise RequestError(f"{text} does not exist")
+    return output
 
 
 def print_json(tree: object) -> None:
@@ -103,7 +114,7 @@ def run_command(command: str, arguments: list[str] | None = None) -> int:
     except RequestError as error:
         print(f"visionbake {command}: {error}", file=sys.stderr, flush=True)
         return 2
-    except (RunFailed, OutputError, SourceError, DamagedPart, EncodeError) as error:
+    except (RunFailed, OutputError, SourceError, DamagedPart, EncodeError, OSError) as error:
         print(f"visionbake {command}: {error}", file=sys.stderr, flush=True)
         return 1
     except (Interrupted, KeyboardInterrupt) as error:

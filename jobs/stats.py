@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-from jobs.cli import add_json_argument, bytes_text, print_json, run_command, say
+from jobs.cli import add_json_argument, bytes_text, output_of, print_json, run_command, say
 from pipeline.errors import RequestError
+from pipeline.files import AnyPath, names_in
 from pipeline.output import CommittedUnits, read_dataset, totals_of
+from pipeline.remote import RemotePath, dataset_of
 
 PERCENTILES = (0.05, 0.5, 0.95, 0.99)
 TEXT_ROWS = 200
@@ -22,24 +23,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser)
 
 
-def connect(output: Path) -> Any:
+def connect(output: AnyPath) -> Any:
     """DuckDB with the views `samples` and `data`. Raises RequestError: no output, nothing committed, or no DuckDB."""
     try:
         import duckdb
     except ImportError as error:
         raise RequestError(f"stats: {error}; install visionbake[sql]") from error
     dataset = read_dataset(output)
-    if not any((output / "samples").glob("*.parquet")):
+    if not any(name.endswith(".parquet") for name in names_in(output / "samples")):
         raise RequestError(f"{output}: nothing is committed yet")
     connection = duckdb.connect()
     folders = ["samples"] + (["data"] if dataset["config"]["output"]["format"] == "parquet" else [])
     for folder in folders:
+        if isinstance(output, RemotePath):  # through the same client, credentials and retries as everything else
+            connection.register(folder, dataset_of(output / folder))
+            continue
         place = str((output / folder).resolve() / "*.parquet").replace("'", "''")
         connection.execute(f"CREATE VIEW {folder} AS SELECT * FROM read_parquet('{place}')")
     return connection
 
 
-def statistics_of(output: Path) -> dict[str, Any]:
+def statistics_of(output: AnyPath) -> dict[str, Any]:
     """The numbers of the committed units; the same as `plan` gives, less what was rejected at decoding."""
     connection = connect(output)
     totals = totals_of(output, CommittedUnits(output).unit_ids())
@@ -63,9 +67,7 @@ def statistics_of(output: Path) -> dict[str, Any]:
 def main(arguments: argparse.Namespace) -> int:
     if arguments.html:
         raise RequestError("--html: not yet built in this version of visionbake")
-    output = Path(arguments.output)
-    if not output.is_dir():
-        raise RequestError(f"{output} does not exist")
+    output = output_of(arguments.output)
     if arguments.sql:
         return _run_query(connect(output), arguments)
     result = statistics_of(output)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 
-from jobs.cli import add_json_argument, bytes_text, print_json, run_command, say
+from jobs.cli import add_json_argument, bytes_text, output_of, print_json, run_command, say
 from pipeline.config import parse_config
-from pipeline.errors import RequestError
+from pipeline.files import AnyPath
 from pipeline.index import read_index_arrays
 from pipeline.output import CommittedUnits, Totals, read_dataset, totals_of
 from pipeline.parts import Plan
@@ -27,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Status:
     """Reads what is new since the last look: an index is cut, and a record summed, once."""
 
-    def __init__(self, output: Path) -> None:
-        if not output.is_dir():
-            raise RequestError(f"{output} does not exist")
+    def __init__(self, output: AnyPath) -> None:
         dataset = read_dataset(output)
         config = parse_config(dataset["config"])
         self._output = output
@@ -49,7 +46,7 @@ class Status:
         for part in indexed - self._units.keys():
             index = read_index_arrays(plan.index_path(part))
             self._units[part] = len(cut_units(part, index, self._geometry, self._shard_tokens))
-        committed = CommittedUnits(self._output)
+        committed = CommittedUnits(self._output, plan.num_parts)
         fresh = [unit_id for unit_id in committed.unit_ids() if unit_id not in self._seen]
         self._seen.update(fresh)
         self.totals.merge(totals_of(self._output, fresh))
@@ -75,7 +72,7 @@ def line_of(status: dict[str, object]) -> str:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    status = Status(Path(arguments.output))
+    status = Status(output_of(arguments.output))
     while True:
         look = status.look()
         if arguments.json:

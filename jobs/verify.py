@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jobs.cli import add_json_argument, bytes_text, print_json, run_command, say
+from jobs.cli import add_json_argument, bytes_text, output_of, print_json, run_command, say
 from pipeline.errors import RequestError
 from pipeline.verify import Verifier
 
@@ -29,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     if arguments.sample is not None and arguments.sample < 1:
         raise RequestError(f"--sample: must be positive, not {arguments.sample}")
-    output = Path(arguments.output)
-    if not output.is_dir():
-        raise RequestError(f"{output} does not exist")
+    output = output_of(arguments.output)
     verifier = Verifier(output)
     report = verifier.verify()
     compared = compare_with_reference(verifier, arguments.sample) if arguments.sample else []
@@ -90,7 +87,7 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
     if checkpoint.sha256() != verifier.dataset["fingerprint_facts"]["tower_sha256"]:
         raise RequestError(f"--sample: {config['model']['path']} holds other weights than this output was made with")
     tower = reference_tower(checkpoint, torch.float32, torch.device("cpu"))
-    dataset = EmbeddingDataset(verifier.output)
+    dataset = EmbeddingDataset(str(verifier.output))
     reader, decoder = UnitReader(config["source"]["image_column"]), Decoder()
     limit = LIMITS[config["output"]["dtype"]]
     if config["model"]["dtype"] == "bfloat16":

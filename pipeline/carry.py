@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import RequestError, SourceError
-from pipeline.rows import parse_line, read_columns
+from pipeline.files import open_input
+from pipeline.rows import open_parquet, parse_line, read_columns
 from pipeline.shard import DATA_SCHEMA, SAMPLES_SCHEMA
 from pipeline.sources import SourcePlace, list_files
 
@@ -51,7 +51,8 @@ def carried_schema(source: Source, place: SourcePlace) -> pa.Schema:
     try:
         if place.format == "jsonl":
             return _of_lines(path, source.carry)
-        schema = pq.read_schema(path)
+        with open_parquet(path) as parquet:
+            schema = parquet.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise RequestError(f"source: {path}: cannot be read as {place.format}: {error}") from error
     for name in source.carry:
@@ -67,7 +68,7 @@ def _is_text(suffix: str) -> bool:
 def _of_lines(path: str, names: list[str]) -> pa.Schema:
     """From the first lines of the first manifest; a field of nulls alone is a string."""
     values: dict[str, list[Any]] = {name: [] for name in names}
-    with open(path, "rb") as stream:
+    with open_input(path) as stream:
         for line in itertools.islice(stream, LINES_LOOKED_AT):
             try:
                 tree = parse_line(line)
@@ -125,7 +126,7 @@ def read_carried(
 def _of_jsonl(path: str, samples: Sequence[IndexedSample]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     try:
-        with open(path, "rb") as stream:
+        with open_input(path) as stream:
             for sample in samples:
                 stream.seek(sample.offset)
                 try:

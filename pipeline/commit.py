@@ -10,6 +10,7 @@ unit must give, else replaced. Nothing that is committed is written again.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from pipeline import rejects
 from pipeline.encode import EncodedUnit
 from pipeline.errors import OutputError
 from pipeline.fault import fault_point
-from pipeline.files import Scratch, publish_new, publish_over
+from pipeline.files import AnyPath, Scratch, local_copy, publish_new, publish_over
 from pipeline.prepare import PreparedSample, PreparedUnit
 from pipeline.shard import (
     DataShard,
@@ -66,16 +67,16 @@ class Committed:
     peak_memory_bytes: int = 0
 
 
-def data_path(output: Path, unit_id: str, kind: str = "parquet") -> Path:
+def data_path(output: AnyPath, unit_id: str, kind: str = "parquet") -> AnyPath:
     return output / "data" / f"part-{unit_id}.{'tar' if kind == 'webdataset' else 'parquet'}"
 
 
-def samples_path(output: Path, unit_id: str) -> Path:
+def samples_path(output: AnyPath, unit_id: str) -> AnyPath:
     return output / "samples" / f"part-{unit_id}.parquet"
 
 
 def commit_unit(
-    prepared: PreparedUnit, encoded: EncodedUnit, output: Path, scratch: Scratch, settings: ShardSettings
+    prepared: PreparedUnit, encoded: EncodedUnit, output: AnyPath, scratch: Scratch, settings: ShardSettings
 ) -> Committed:
     """Writes, checks and publishes one unit.
 
@@ -112,7 +113,8 @@ def commit_unit(
     fault_point("after_data_write")
     adopted = False
     if not publish_new(shard.path, final_data):
-        existing = _adoptable(final_data, metadata, data_columns, shard)
+        with local_copy(final_data) as copy:
+            existing = _adoptable(copy, metadata, data_columns, shard)
         if existing is not None:
             shard.path.unlink()
             shard, adopted = existing, True
@@ -145,7 +147,9 @@ def commit_unit(
     fault_point("after_samples_write")
     if not publish_new(path, final_samples):
         path.unlink()
-        return Committed(unit=unit, record=read_metadata(final_samples), fresh=False)
+        stands = read_metadata(final_samples)
+        # Our own record, where the storage's answer to its publication was lost.
+        return Committed(unit=unit, record=stands, fresh=stands == json.loads(json.dumps(record)))
     fault_point("after_samples_publish")
     return Committed(unit=unit, record=record, fresh=True)
 

@@ -194,8 +194,6 @@ def refuse_what_is_not_built_yet(config: Config) -> None:
     """Raises RequestError for a setting that the contract names and this version does not serve yet."""
     not_yet = [
         (config.limits.sample_seconds != DEFAULT_SAMPLE_SECONDS, "limits.sample_seconds (a limit on one decoding)"),
-        ("://" in config.source.uri, f"source.uri: {config.source.uri} (object storage)"),
-        ("://" in config.output.uri, f"output.uri: {config.output.uri} (object storage)"),
     ]
     for wanted, what in not_yet:
         if wanted:

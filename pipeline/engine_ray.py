@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -28,6 +29,7 @@ from pipeline.driver import Event
 from pipeline.errors import RequestError, RunFailed
 from pipeline.files import Scratch, write_text
 from pipeline.prepare import PreparedUnit
+from pipeline.remote import is_remote
 from pipeline.stages import EncodeStage, PrepareStage, StageSettings
 from pipeline.units import Unit
 
@@ -46,7 +48,7 @@ class _Introduces:
 
     def introduce(self, probe: str) -> tuple[str, bool, dict[str, object]]:
         """Its node, whether it sees a file that the driver wrote, and what decides bits there."""
-        return ray.get_runtime_context().get_node_id(), os.path.exists(probe), self.identity()  # type: ignore[attr-defined]
+        return ray.get_runtime_context().get_node_id(), not probe or os.path.exists(probe), self.identity()  # type: ignore[attr-defined]
 
 
 class _EncodeActor(_Introduces, EncodeStage):
@@ -144,8 +146,10 @@ class RayEngine:
         self._calls: dict[Any, _Call] = {}
         self._identities: dict[str, list[dict[str, object]]] = {"encoder": [], "preparer": []}
         self._deaths_in_a_row = 0
-        self._probe = scratch.path("probe")
-        write_text(self._probe, settings.nonce)
+        self._probe = ""
+        if not is_remote(settings.output):
+            self._probe = str(scratch.path("probe"))
+            write_text(Path(self._probe), settings.nonce)
         self._started_cluster = self._connect()
         try:
             self._size(encoding)
@@ -237,7 +241,7 @@ class RayEngine:
         handle: Any = ray.remote(stage).options(**self._options[kind]).remote(self._settings)  # type: ignore[attr-defined]
         process = _Process(kind=kind, handle=handle)
         self._processes.append(process)
-        self._calls[handle.introduce.remote(str(self._probe))] = _Call(process=process, kind="ready")
+        self._calls[handle.introduce.remote(self._probe)] = _Call(process=process, kind="ready")
 
     def _await(self, kind: str, count: int) -> None:
         """Waits until `count` processes of a kind answer, saying what it waits for."""

@@ -1,45 +1,133 @@
-"""Local file systems: scratch, publishing without replacing, and flushing both file and directory."""
+"""Files, wherever they lie: opening, scratch, and publishing a complete file under its final name.
+
+A place is a local path or a URI (`pipeline.remote`). Local file systems publish by a hard link, which never replaces;
+object stores by one PUT or one completed multipart upload, create-if-absent.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import IO, Any
 
+from pipeline import remote
 from pipeline.errors import OutputError
+from pipeline.remote import RemotePath, is_remote
 
 STALE_SCRATCH_SECONDS = 24 * 3600
 
+AnyPath = Path | RemotePath
+
+
+def as_path(place: str | os.PathLike[str] | RemotePath) -> AnyPath:
+    """A local path or, of a URI, a remote one."""
+    if isinstance(place, RemotePath):
+        return place
+    text = os.fspath(place)
+    return RemotePath(text.rstrip("/")) if is_remote(text) else Path(text.removeprefix("file://"))
+
+
+def absolute(uri: str) -> AnyPath:
+    """An output's place as its configuration names it: `~` and relative paths resolved."""
+    return as_path(uri if is_remote(uri) else os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
+
+
+def is_folder(path: AnyPath) -> bool:
+    """Whether there is such a folder; in an object store, whether anything lies below. Raises OSError."""
+    return remote.is_folder(path.uri) if isinstance(path, RemotePath) else path.is_dir()
+
+
+def names_in(folder: AnyPath, prefix: str = "") -> list[str]:
+    """The names of a folder's files that begin with a prefix, in no order; none where there is none. Raises OSError."""
+    if isinstance(folder, RemotePath):
+        return remote.names(folder.uri, prefix)
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.name.startswith(prefix)]
+
+
+def small_file(path: AnyPath) -> Any:
+    """What pyarrow opens of a file of ours: its path, or an object's bytes, in one request. Raises OSError."""
+    return io.BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path
+
+
+@contextmanager
+def local_copy(path: AnyPath) -> Iterator[Path]:
+    """The file itself, or a copy of an object in the temporary folder while the block runs. Raises OSError."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="visionbake-") as folder:
+        copy = Path(folder, path.name)
+        remote.download(path.uri, copy)
+        yield copy
+
+
+def open_input(place: str | AnyPath, *, forwards: bool = True) -> IO[bytes]:
+    """Opens a file of the source. Read `forwards`, an object is fetched in large pieces; else as it is asked for.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if isinstance(place, Path) or not is_remote(place):
+        return open(str(place), "rb")
+    file = remote.RemoteFile(str(place))
+    return io.BufferedReader(file, remote.READ_AHEAD_BYTES) if forwards else file  # type: ignore[return-value]
+
+
+def read_input(place: str, start: int | None = None, end: int | None = None) -> bytes:
+    """A file of the source, or a range of it, which ends where the file does. Raises OSError."""
+    if is_remote(place):
+        return remote.read(place, start, end)
+    with open(place, "rb") as stream:
+        if start is None or end is None:
+            return stream.read()
+        stream.seek(start)
+        return stream.read(end - start)
+
 
 class Scratch:
-    """This process group's private folder `OUTPUT/_tmp/<nonce>/`.
+    """This process group's private folder.
 
-    On the same file system as the output, so that publishing is a hard link. Only scratch of the own nonce, or older
-    than a day, is ever removed: another driver may be at work in the same output.
+    Of a local output it is `OUTPUT/_tmp/<nonce>/`, on the same file system, so that publishing is a hard link; of a
+    remote one it is in the temporary folder of each node. Only scratch of the own nonce, or older than a day, is ever
+    removed: another driver may be at work in the same output.
     """
 
-    def __init__(self, output: str | Path, nonce: str | None = None) -> None:
-        self.output = Path(output)
+    def __init__(self, output: str | Path | RemotePath, nonce: str | None = None) -> None:
+        self.output = as_path(output)
         self.nonce = nonce or uuid.uuid4().hex
-        self.folder = self.output / "_tmp" / self.nonce
+        parent = _node_scratch() if isinstance(self.output, RemotePath) else self.output / "_tmp"
+        self.folder = parent / self.nonce
         self._made_output = False
 
     def path(self, name: str) -> Path:
         """A fresh path; the random part keeps twins in one process group apart. Raises OutputError."""
         try:
-            if not self.output.exists():
+            if isinstance(self.output, Path) and not self.output.exists():
                 self._made_output = True
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot write to {self.output}: {error}") from error
+            raise OutputError(f"cannot write to {self.folder}: {error}") from error
         return self.folder / f"{uuid.uuid4().hex[:8]}-{name}"
 
     def remove(self) -> None:
         """Removes the own scratch, any that is older than a day, and an output that was made for nothing."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(self.output, RemotePath):
+            stale = datetime.now(UTC) - timedelta(seconds=STALE_SCRATCH_SECONDS)
+            with suppress(OSError):  # who may not list uploads may still write
+                remote.remove_unfinished(self.output.uri, stale)
         parent = self.folder.parent
         if not parent.is_dir():
             return
@@ -48,7 +136,7 @@ class Scratch:
                 if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SCRATCH_SECONDS:
                     shutil.rmtree(entry.path, ignore_errors=True)
             parent.rmdir()
-            if self._made_output:
+            if self._made_output and isinstance(self.output, Path):
                 self.output.rmdir()
         except OSError:
             pass  # another driver's scratch is in it, or it cleans up too, or there is an output
@@ -60,6 +148,11 @@ class Scratch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+
+def _node_scratch() -> Path:
+    """Of this user on this node."""
+    return Path(tempfile.gettempdir()) / f"visionbake-{os.getuid()}"
 
 
 def sync_file(path: Path) -> None:
@@ -79,16 +172,21 @@ def sync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def publish_new(scratch: Path, final: Path) -> bool:
+def publish_new(scratch: Path, final: AnyPath) -> bool:
     """Publishes a complete, flushed file under its final name, never replacing.
 
     Returns:
         False if the name exists already; then nothing changed and the scratch file is still there.
 
     Raises:
-        OutputError: the file system refuses.
+        OutputError: the file system or the storage refuses.
     """
     try:
+        if isinstance(final, RemotePath):
+            if not remote.upload(scratch, final.uri, replace=False):
+                return False
+            scratch.unlink()
+            return True
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(scratch, final)
@@ -101,15 +199,30 @@ def publish_new(scratch: Path, final: Path) -> bool:
     return True
 
 
-def publish_over(scratch: Path, final: Path) -> None:
+def publish_over(scratch: Path, final: AnyPath) -> None:
     """Publishes over whatever stands there: for a data shard that failed its check and is in no record, and for
     the few files that describe the run. Raises OutputError."""
     try:
+        if isinstance(final, RemotePath):
+            remote.upload(scratch, final.uri, replace=True)
+            scratch.unlink()
+            return
         final.parent.mkdir(parents=True, exist_ok=True)
         os.replace(scratch, final)
         sync_directory(final.parent)
     except OSError as error:
         raise OutputError(f"cannot publish {final}: {error}") from error
+
+
+def remove_unfinished(output: AnyPath) -> None:
+    """Once everything is committed: what killed processes, and twins that come too late, have left unfinished.
+
+    A local one's lies in their scratch.
+    """
+    if isinstance(output, RemotePath):
+        with suppress(OSError):  # it costs space, and nothing else
+            for folder in ("data", "samples"):
+                remote.remove_unfinished((output / folder).uri)
 
 
 def write_text(path: Path, text: str) -> None:

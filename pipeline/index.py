@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline import rejects
 from pipeline.errors import DamagedPart, OutputError, SourceError
-from pipeline.files import Scratch, publish_new, sync_file
+from pipeline.files import AnyPath, Scratch, as_path, publish_new, read_input, small_file, sync_file
 from pipeline.headers import EXTENSIONS, read_header
 from pipeline.parts import Part
 from pipeline.rejects import Reject
@@ -97,7 +98,7 @@ def index_part(
         SourceError: a file changed since it was planned, or cannot be read.
         DamagedPart: a tar is damaged in its structure, and `on_damaged` is `fail`.
     """
-    final = Path(output) / "plan" / "index" / f"part-{part.number:06d}.parquet"
+    final = as_path(output) / "plan" / "index" / f"part-{part.number:06d}.parquet"
     path = scratch.path(final.name)
     damaged = ""
     try:
@@ -151,9 +152,9 @@ def index_samples(part: Part, image_column: str, key_column: str | None = None) 
 def _index_file(part: Part, file: SourceFile) -> IndexedSample:
     check_unchanged(part.root, file)
     try:
-        data = Path(part.root, file.path).read_bytes()
+        data = read_input(os.path.join(part.root, file.path))
     except OSError as error:
-        raise SourceError(f"{Path(part.root, file.path)}: cannot be read: {error}") from error
+        raise SourceError(f"{os.path.join(part.root, file.path)}: cannot be read: {error}") from error
     return _facts(IndexedSample(key=file.path, source=file.path, length=len(data)), data)
 
 
@@ -212,7 +213,7 @@ def _index_tar(part: Part, file: SourceFile, image_column: str) -> Iterator[Inde
     """Members need not be adjacent to form a sample; a second member of the same name is a duplicate."""
     groups: dict[str, _Group] = {}
     wanted = (*EXTENSIONS, "." + image_column.lower())
-    with TarStream(Path(part.root, file.path)) as stream:
+    with TarStream(os.path.join(part.root, file.path)) as stream:
         for member, data in walk(stream, wanted):
             key, suffix = split_key(member.name)
             if not suffix:
@@ -278,9 +279,9 @@ class IndexArrays:
     damaged: str
 
 
-def read_index_arrays(path: Path) -> IndexArrays:
+def read_index_arrays(path: AnyPath) -> IndexArrays:
     """Reads the numeric columns of one part's index."""
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(small_file(path))
     table = file.read(columns=["width", "height", "offset", "length", "status", "group"])
     facts = json.loads(file.schema_arrow.metadata[b"visionbake.index"])
 
@@ -299,14 +300,14 @@ def read_index_arrays(path: Path) -> IndexArrays:
     )
 
 
-def read_index_status(path: Path) -> list[str]:
+def read_index_status(path: AnyPath) -> list[str]:
     """`ok` or the reject reason of every sample of a part, by its bytes alone."""
-    return pq.read_table(path, columns=["status"]).column("status").to_pylist()  # type: ignore[no-any-return]
+    return pq.read_table(small_file(path), columns=["status"]).column("status").to_pylist()  # type: ignore[no-any-return]
 
 
-def read_index_rows(path: Path, first: int, count: int) -> list[IndexedSample]:
+def read_index_rows(path: AnyPath, first: int, count: int) -> list[IndexedSample]:
     """Reads `count` samples from row `first` on, from the row groups that hold them only."""
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(small_file(path))
     samples: list[IndexedSample] = []
     start = 0
     for group in range(file.num_row_groups):

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline import remote
 from pipeline.carry import schema_of_text
-from pipeline.commit import SCHEMA_VERSION
+from pipeline.commit import SCHEMA_VERSION, samples_path
 from pipeline.config import Config
 from pipeline.errors import RequestError
-from pipeline.files import Scratch, publish_new, publish_over, write_text
+from pipeline.files import AnyPath, Scratch, names_in, publish_new, publish_over, remove_unfinished, write_text
+from pipeline.remote import RemotePath
 from pipeline.shard import read_metadata
 from pipeline.storage import STORED, is_scaled
 
 OURS = {"plan", "data", "samples", "_tmp", "dataset.json", "README.md", "_SUCCESS"}
+READS_AT_ONCE = 32
 RECORDED_PACKAGES = ("visionbake", "ray", "transformers", "numpy", "safetensors", "huggingface_hub", "pydantic")
 
 
@@ -61,19 +65,14 @@ def fingerprint_of(facts: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def check_output(output: Path, facts: dict[str, object]) -> None:
+def check_output(output: AnyPath, facts: dict[str, object]) -> None:
     """Raises RequestError if the output cannot take this run: a file, foreign, not writable, or another run's."""
-    if output.exists() and not output.is_dir():
-        raise RequestError(f"output.uri: {output} is a file")
-    folder = output
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise RequestError(f"output.uri: {output} is not writable")
-    if not output.is_dir():
-        return
-    foreign = {entry.name for entry in os.scandir(output)} - OURS
-    if foreign and not (output / "dataset.json").exists():
+    try:
+        names = _names_at(output)
+    except OSError as error:
+        raise RequestError(f"output.uri: {output} cannot be read: {error}") from error
+    foreign = names - OURS
+    if foreign and "dataset.json" not in names:
         raise RequestError(f"output.uri: {output} is not empty and not an output of visionbake ({sorted(foreign)[0]})")
     stored = stored_facts(output)
     for name, value in facts.items():
@@ -84,7 +83,26 @@ def check_output(output: Path, facts: dict[str, object]) -> None:
             )
 
 
-def stored_facts(output: Path) -> dict[str, object] | None:
+def _names_at(output: AnyPath) -> set[str]:
+    """What stands in the output. Raises RequestError: it is a file or, on a local file system, cannot be written to."""
+    if isinstance(output, RemotePath):
+        if output.exists():
+            raise RequestError(f"output.uri: {output} is a file")
+        try:
+            return {entry["name"].rstrip("/") for entry in remote.entries(output.uri)}
+        except FileNotFoundError:
+            return set()
+    if output.exists() and not output.is_dir():
+        raise RequestError(f"output.uri: {output} is a file")
+    folder = output
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise RequestError(f"output.uri: {output} is not writable")
+    return set(os.listdir(output)) if output.is_dir() else set()
+
+
+def stored_facts(output: AnyPath) -> dict[str, object] | None:
     """The fingerprint's facts of an output, None before its first run."""
     path = output / "dataset.json"
     if not path.exists():
@@ -95,7 +113,7 @@ def stored_facts(output: Path) -> dict[str, object] | None:
     return facts
 
 
-def read_dataset(output: Path) -> dict[str, Any]:
+def read_dataset(output: AnyPath) -> dict[str, Any]:
     """dataset.json. Raises RequestError if the folder is not an output."""
     try:
         return dict(json.loads((output / "dataset.json").read_text(encoding="utf-8")))
@@ -103,7 +121,7 @@ def read_dataset(output: Path) -> dict[str, Any]:
         raise RequestError(f"{output} is not an output of visionbake: dataset.json: {error}") from error
 
 
-def stored_carry(output: Path) -> pa.Schema | None:
+def stored_carry(output: AnyPath) -> pa.Schema | None:
     """The carried columns' types as an earlier run decided them. None if there was none."""
     if not (output / "dataset.json").exists():
         return None
@@ -112,7 +130,7 @@ def stored_carry(output: Path) -> pa.Schema | None:
 
 
 def write_dataset(
-    output: Path, config: Config, facts: dict[str, object], sizes: dict[str, Any], scratch: Scratch
+    output: AnyPath, config: Config, facts: dict[str, object], sizes: dict[str, Any], scratch: Scratch
 ) -> None:
     """Writes dataset.json, once: a later run has been found to agree with it."""
     tree = {
@@ -133,14 +151,15 @@ def write_dataset(
 class CommittedUnits:
     """Which units are committed, by the names of their samples shards. A bit a unit."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: AnyPath, parts: int | None = None) -> None:
         self._bits: dict[int, int] = {}
         self.count = 0
-        folder = output / "samples"
-        if folder.is_dir():
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    part, _, number = entry.name.removeprefix("part-").removesuffix(".parquet").partition("-")
+        # An object store lists by prefix: a thousand parts at a time, so that no listing is of all shards.
+        prefixes = ["part-"] if parts is None else [f"part-{first:03d}" for first in range(-(-parts // 1000))]
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            for names in pool.map(lambda prefix: names_in(output / "samples", prefix), prefixes):
+                for name in names:
+                    part, _, number = name.removeprefix("part-").removesuffix(".parquet").partition("-")
                     if part.isdigit() and number.isdigit():
                         self.add(int(part), int(number))
 
@@ -225,27 +244,31 @@ class Totals:
         }
 
 
-def totals_of(output: Path, unit_ids: Iterable[str]) -> Totals:
+def totals_of(output: AnyPath, unit_ids: Iterable[str]) -> Totals:
     """Reads the records of committed units, footer by footer."""
     totals = Totals()
-    for unit_id in unit_ids:
-        totals.add(read_metadata(output / "samples" / f"part-{unit_id}.parquet"))
+    remaining = iter(unit_ids)
+    with ThreadPoolExecutor(READS_AT_ONCE if isinstance(output, RemotePath) else 1) as pool:
+        while run := list(itertools.islice(remaining, 1024)):
+            for record in pool.map(lambda unit_id: read_metadata(samples_path(output, unit_id)), run):
+                totals.add(record)
     return totals
 
 
-def remove_success(output: Path) -> None:
+def remove_success(output: AnyPath) -> None:
     (output / "_SUCCESS").unlink(missing_ok=True)
 
 
-def write_success(output: Path, totals: Totals, skipped: list[str], scratch: Scratch) -> None:
+def write_success(output: AnyPath, totals: Totals, skipped: list[str], scratch: Scratch) -> None:
     """Writes the data set card, and _SUCCESS last."""
+    remove_unfinished(output)
     dataset = read_dataset(output)
     _replace_text(output / "README.md", data_set_card(dataset, totals), scratch)
     tree = totals.as_dict() | {"fingerprint": dataset["fingerprint"], "skipped_parts": skipped}
     _replace_text(output / "_SUCCESS", json.dumps(tree, indent=2) + "\n", scratch)
 
 
-def _replace_text(path: Path, text: str, scratch: Scratch) -> None:
+def _replace_text(path: AnyPath, text: str, scratch: Scratch) -> None:
     fresh = scratch.path(path.name)
     write_text(fresh, text)
     publish_over(fresh, path)

@@ -4,7 +4,7 @@ A part is a tar, or a chunk of a folder's sorted listing. Parts only ever grow: 
 parts with the next numbers; a planned file that vanished or changed is refused by name.
 
     plan/plan.json                  which source this plan is of
-    plan/parts/parts-NNNNNN.parquet one row per file: part, path, size, mtime_ns; named after its first part
+    plan/parts/parts-NNNNNN.parquet one row per file: part, path, size, mtime_ns, ETag; named after its first part
 
 Listings are streamed and merged in sorted order, so that a folder of millions of files costs one directory's names.
 """
@@ -13,24 +13,22 @@ from __future__ import annotations
 
 import heapq
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError, RequestError
-from pipeline.files import Scratch, publish_new, sync_file, write_text
+from pipeline.files import AnyPath, Scratch, as_path, names_in, open_input, publish_new, sync_file, write_text
 from pipeline.rows import spans_of
 from pipeline.sources import SourceFile, SourcePlace, difference, list_files
 
 if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
     from pipeline.config import Source
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 FOLDER_PART_FILES = 8192
 FILES_PER_LIST = 64 * FOLDER_PART_FILES
 
@@ -40,6 +38,7 @@ PARTS_SCHEMA = pa.schema(
         pa.field("path", pa.string(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
         pa.field("mtime_ns", pa.int64(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
         pa.field("first", pa.int64(), nullable=False),
         pa.field("last", pa.int64(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
@@ -58,8 +57,8 @@ class Part:
 class Plan:
     """The plan folder of one output: the frozen parts, and where their indices lie."""
 
-    def __init__(self, output: str | Path) -> None:
-        self.folder = Path(output) / "plan"
+    def __init__(self, output: str | AnyPath) -> None:
+        self.folder = as_path(output) / "plan"
         self.lists_folder = self.folder / "parts"
         self.index_folder = self.folder / "index"
         self.identity: dict[str, object] | None = None
@@ -67,18 +66,16 @@ class Plan:
         if described.exists():
             self.identity = json.loads(described.read_text(encoding="utf-8"))
         self._starts = sorted(
-            int(path.stem.removeprefix("parts-")) for path in self.lists_folder.glob("parts-*.parquet")
+            int(name[6:-8]) for name in names_in(self.lists_folder, "parts-") if name.endswith(".parquet")
         )
         self.num_parts = self._count()
 
-    def index_path(self, part: int) -> Path:
+    def index_path(self, part: int) -> AnyPath:
         return self.index_folder / f"part-{part:06d}.parquet"
 
     def indexed_parts(self) -> set[int]:
         """By names alone: an index file is complete when it exists."""
-        if not self.index_folder.is_dir():
-            return set()
-        return {int(name[5:11]) for name in os.listdir(self.index_folder) if name.startswith("part-")}
+        return {int(name[5:11]) for name in names_in(self.index_folder, "part-")}
 
     def part(self, number: int) -> Part:
         """Reads one part's files. Raises KeyError if there is no such part."""
@@ -86,19 +83,21 @@ class Plan:
         start = max((start for start in self._starts if start <= number), default=-1)
         if start < 0 or number >= self.num_parts:
             raise KeyError(number)
-        table = pq.read_table(self._list_path(start), filters=[("part", "=", number)])
+        with open_input(self._list_path(start), forwards=False) as stream:
+            table = pq.read_table(stream, filters=[("part", "=", number)])
         files = tuple(
             SourceFile(**{name: value for name, value in row.items() if name != "part"}) for row in table.to_pylist()
         )
         return Part(number=number, format=str(self.identity["format"]), root=str(self.identity["root"]), files=files)
 
-    def _list_path(self, start: int) -> Path:
+    def _list_path(self, start: int) -> AnyPath:
         return self.lists_folder / f"parts-{start:06d}.parquet"
 
     def _count(self) -> int:
         if not self._starts:
             return 0
-        metadata = pq.ParquetFile(self._list_path(self._starts[-1])).metadata
+        with open_input(self._list_path(self._starts[-1]), forwards=False) as stream:
+            metadata = pq.ParquetFile(stream).metadata
         return int(metadata.row_group(metadata.num_row_groups - 1).column(0).statistics.max) + 1
 
     def _known(self) -> Iterator[SourceFile]:
@@ -110,10 +109,12 @@ class Plan:
             last = file.path
 
     def _read_list(self, start: int) -> Iterator[SourceFile]:
-        for batch in pq.ParquetFile(self._list_path(start)).iter_batches(4096, columns=["path", "size", "mtime_ns"]):
-            columns = (batch.column(index).to_pylist() for index in range(3))
-            for path, size, mtime_ns in zip(*columns, strict=True):
-                yield SourceFile(path=path, size=size, mtime_ns=mtime_ns)
+        names = ["path", "size", "mtime_ns", "etag"]
+        with open_input(self._list_path(start)) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(4096, columns=names):
+                columns = (batch.column(name).to_pylist() for name in names)
+                for path, size, mtime_ns, etag in zip(*columns, strict=True):
+                    yield SourceFile(path=path, size=size, mtime_ns=mtime_ns, etag=etag)
 
     def check_source(self, source: Source, place: SourcePlace) -> None:
         """Raises RequestError if this plan is of another source."""

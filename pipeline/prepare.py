@@ -26,6 +26,7 @@ from pipeline import rejects
 from pipeline.carry import read_carried
 from pipeline.decode import CHANNELS, Decoder, Uint8
 from pipeline.errors import SourceError
+from pipeline.files import read_input
 from pipeline.grid import smart_resize
 from pipeline.headers import header_of, open_image
 from pipeline.index import IndexedSample
@@ -33,7 +34,7 @@ from pipeline.parts import Part
 from pipeline.rejects import Reject
 from pipeline.rows import read_rows
 from pipeline.sources import check_unchanged
-from pipeline.tar import TarStream
+from pipeline.tar import GZIP_SUFFIXES, TarStream
 from pipeline.units import Geometry, Unit
 
 # How far from a unit's images a carried member may stand to be read in one range with them.
@@ -182,12 +183,7 @@ class UnitReader:
             found: dict[int, bytes] = {}
             for sample in wanted:
                 check_unchanged(part.root, files[sample.source])
-                path = os.path.join(part.root, sample.source)
-                try:
-                    with open(path, "rb") as stream:
-                        found[id(sample)] = stream.read()
-                except OSError as error:
-                    raise SourceError(f"{path}: cannot be read: {error}") from error
+                found[id(sample)] = _read(os.path.join(part.root, sample.source))
             return [found.get(id(sample)) for sample in samples]
         if part.format in ("parquet", "jsonl"):
             return read_rows(part, samples, self._image_column)
@@ -207,26 +203,33 @@ class UnitReader:
         if not places:
             return [None] * len(samples), [{} for _ in samples]
         start, end = _range(images or places[:1], places)
-        tar = self._open(os.path.join(part.root, file.path), start)
-        tar.seek(start)
-        data = memoryview(tar.read_exactly(end - start, "a unit's range"))
+        path = os.path.join(part.root, file.path)
+        data = memoryview(self._read_range(path, start, end))
 
         def bytes_at(offset: int, length: int) -> bytes:
             if start <= offset and offset + length <= end:
                 return bytes(data[offset - start :][:length])
-            tar.seek(offset)  # a member that stands far from its image
-            return tar.read_exactly(length, "a carried member")
+            return self._read_range(path, offset, offset + length)  # a member that stands far from its image
 
         found = [
             {member["suffix"]: bytes_at(member["offset"], member["length"]) for member in some} for some in members
         ]
-        if not tar.compressed:
-            self.close()
         encoded = [None if sample.sha256 is None else bytes_at(sample.offset, sample.length) for sample in samples]
         return encoded, found
 
+    def _read_range(self, path: str, start: int, end: int) -> bytes:
+        """Raises SourceError: the file cannot be read, or ends before."""
+        if path.lower().endswith(GZIP_SUFFIXES):
+            tar = self._open(path, start)
+            tar.seek(start)
+            return tar.read_exactly(end - start, "a unit's range")
+        data = _read(path, start, end)
+        if len(data) != end - start:
+            raise SourceError(f"{path}: ends at byte {start + len(data)}, inside a unit's range")
+        return data
+
     def _open(self, path: str, start: int) -> TarStream:
-        if self._tar is not None and (str(self._tar.path) != path or self._tar.position > start):
+        if self._tar is not None and (self._tar.path != path or self._tar.position > start):
             self.close()
         if self._tar is None:
             self._tar = TarStream(path)
@@ -236,6 +239,13 @@ class UnitReader:
         if self._tar is not None:
             self._tar.close()
             self._tar = None
+
+
+def _read(path: str, start: int | None = None, end: int | None = None) -> bytes:
+    try:
+        return read_input(path, start, end)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
 
 
 def _range(images: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]]) -> tuple[int, int]:

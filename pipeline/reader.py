@@ -8,7 +8,6 @@ and works in the workers of a DataLoader.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,8 +23,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from pipeline import remote
 from pipeline.errors import OutputError, RequestError
-from pipeline.shard import METADATA_KEY, SAMPLES_SCHEMA
+from pipeline.files import AnyPath, absolute, names_in, open_input, small_file
+from pipeline.output import read_dataset
+from pipeline.remote import RemotePath, check_uri
+from pipeline.shard import SAMPLES_SCHEMA, read_metadata
 from pipeline.storage import STORED, is_scaled
 
 Item = dict[str, Any]
@@ -59,13 +61,14 @@ class EmbeddingDataset(Dataset[Item]):
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         self.uri = os.fspath(uri)
-        self._connect()
+        check_uri("output", self.uri)
+        self._root = absolute(self.uri)
         try:
-            self.info: dict[str, Any] = json.loads(self._fs.cat_file(self._path("dataset.json")))
-            names = sorted(self._fs.ls(self._path("samples"), detail=False))
-        except (OSError, ValueError) as error:
+            self.info: dict[str, Any] = read_dataset(self._root)
+            names = sorted(names_in(self._root / "samples", "part-"))
+        except OSError as error:
             raise RequestError(f"{self.uri} is not an output of visionbake: {error}") from error
-        self._units = [name for name in names if name.endswith(".parquet")]
+        self._units = [self._root / "samples" / name for name in names if name.endswith(".parquet")]
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             counts = list(pool.map(self._rows_out, self._units))
         self._ends = np.cumsum(counts, dtype=np.int64)
@@ -73,11 +76,6 @@ class EmbeddingDataset(Dataset[Item]):
         self.hidden_size: int = self.info["hidden_size"]
         self._scaled = is_scaled(self.info["config"]["output"]["dtype"])
         self._forget()
-
-    def _connect(self) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(self.uri)
-        protocol = self._fs.protocol
-        self._local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
     def _forget(self) -> None:
         """What belongs to this process alone."""
@@ -87,27 +85,19 @@ class EmbeddingDataset(Dataset[Item]):
         self._hashes: tuple[np.ndarray, np.ndarray] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        private = ("_tables", "_files", "_scales", "_hashes", "_fs")
+        private = ("_tables", "_files", "_scales", "_hashes")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._connect()
         self._forget()
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
             os.close(descriptor)
 
-    def _path(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}"
-
-    def _rows_out(self, unit: str) -> int:
-        with self._fs.open(unit) as stream:
-            metadata = pq.read_metadata(stream).metadata or {}
-        if METADATA_KEY not in metadata:
-            raise OutputError(f"{unit}: not a samples shard of visionbake")
-        return int(json.loads(metadata[METADATA_KEY])["rows_out"])
+    def _rows_out(self, unit: AnyPath) -> int:
+        return int(str(read_metadata(unit)["rows_out"]))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -160,8 +150,8 @@ class EmbeddingDataset(Dataset[Item]):
     def _hash_keys(self) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of all keys in sorted order, and the row of each: 16 bytes a row."""
 
-        def of_unit(unit: str) -> np.ndarray:
-            with self._fs.open(unit) as stream:
+        def of_unit(unit: AnyPath) -> np.ndarray:
+            with open_input(unit, forwards=False) as stream:
                 table = pq.read_table(stream, columns=["key", "status"])
             keys = table.filter(pc.equal(table.column("status"), "ok")).column("key")
             return np.fromiter((hash(key) for key in keys.to_pylist()), np.int64, len(keys))
@@ -173,8 +163,7 @@ class EmbeddingDataset(Dataset[Item]):
 
     def _rows(self, unit: int) -> _Rows:
         if unit not in self._tables:
-            with self._fs.open(self._units[unit]) as stream:
-                table = pq.read_table(stream)
+            table = pq.read_table(small_file(self._units[unit]))
             table = table.filter(pc.equal(table.column("status"), "ok"))
             columns = {name: table.column(name).to_pylist() for name in _WHERE}
             rows = _Rows(columns=columns, carried=table.drop_columns(SAMPLES_SCHEMA.names))
@@ -203,12 +192,13 @@ class EmbeddingDataset(Dataset[Item]):
 
     def _bytes(self, shard: str, offset: int, length: int) -> Tensor:
         """One range, into a tensor of its own."""
-        path = self._path(shard)
-        if not self._local:
-            data = self._fs.cat_file(path, start=offset, end=offset + length)
+        if isinstance(self._root, RemotePath):
+            place = (self._root / shard).uri
+            data = remote.read(place, offset, offset + length)
             if len(data) != length:
-                raise OutputError(f"{path}: {len(data)} of {length} bytes at {offset}")
+                raise OutputError(f"{place}: {len(data)} of {length} bytes at {offset}")
             return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        path = str(self._root / shard)
         if path not in self._files:
             _keep(self._files, path, os.open(path, os.O_RDONLY), FILES_KEPT, os.close)
         self._files.move_to_end(path)
@@ -229,7 +219,7 @@ class EmbeddingDataset(Dataset[Item]):
                 torch.float32
             )
         if shard not in self._scales:
-            with self._fs.open(self._path(shard)) as stream:
+            with open_input(self._root / shard, forwards=False) as stream:
                 scales = pq.read_table(stream, columns=["scale"]).column("scale").to_pylist()
             _keep(self._scales, shard, scales, TABLES_KEPT)
         return torch.frombuffer(bytearray(self._scales[shard][row]), dtype=torch.float32)

@@ -1,7 +1,7 @@
 """Rows: Parquet files and JSONL manifests as sources. A part is a range of row groups, or of lines.
 
 An image is given as bytes, as `{bytes, path}` (Hugging Face's layout), as a path, or as a list of those. Paths are
-relative to the file that names them, or absolute. Nothing is fetched from hosts.
+relative to the file that names them, absolute, or URIs of object storage. Nothing is fetched from hosts.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedPart, RequestError, SourceError
+from pipeline.files import open_input, read_input
+from pipeline.remote import beside, check_uri, is_remote
 from pipeline.sources import SourceFile, SourcePlace, check_unchanged
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ class Place:
     problem: str = ""
 
 
+def open_parquet(path: str) -> pq.ParquetFile:
+    """An object's column chunks are fetched together, in few requests. Raises OSError, ArrowException."""
+    if not is_remote(path):
+        return pq.ParquetFile(path)
+    return pq.ParquetFile(open_input(path, forwards=False), pre_buffer=True)
+
+
 def spans_of(place: SourcePlace, file: SourceFile) -> list[SourceFile]:
     """Cuts a file into parts; at least one. Raises RequestError if it cannot be read as what it is."""
     path = os.path.join(place.root, file.path)
@@ -57,7 +65,8 @@ def spans_of(place: SourcePlace, file: SourceFile) -> list[SourceFile]:
 
 
 def _groups(path: str, file: SourceFile) -> list[SourceFile]:
-    metadata = pq.read_metadata(path)
+    with open_parquet(path) as parquet:
+        metadata = parquet.metadata
     spans: list[SourceFile] = []
     first = row = start = 0
     for group in range(metadata.num_row_groups):
@@ -71,7 +80,7 @@ def _groups(path: str, file: SourceFile) -> list[SourceFile]:
 def _lines(path: str, file: SourceFile) -> list[SourceFile]:
     spans: list[SourceFile] = []
     first = row = start = position = 0
-    with open(path, "rb") as stream:
+    with open_input(path) as stream:
         for line in stream:
             position += len(line)
             row += 1
@@ -87,7 +96,8 @@ def check_columns(place: SourcePlace, file: SourceFile, image_column: str, key_c
     """Raises RequestError if a Parquet file lacks a column, or its image column cannot hold images."""
     path = os.path.join(place.root, file.path)
     try:
-        schema = pq.read_schema(path)
+        with open_parquet(path) as parquet:
+            schema = parquet.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise RequestError(f"source: {path}: cannot be read as parquet: {error}") from error
     for setting, name in (("image_column", image_column), ("key_column", key_column)):
@@ -128,7 +138,7 @@ def _parquet_places(part: Part, file: SourceFile, image_column: str, key_column:
     columns = [image_column] if key_column in (None, image_column) else [image_column, key_column]
     row = file.row
     try:
-        with pq.ParquetFile(path) as parquet:
+        with open_parquet(path) as parquet:
             for group in range(file.first, file.last):
                 for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
                     images = batch.column(image_column).to_pylist()
@@ -138,9 +148,9 @@ def _parquet_places(part: Part, file: SourceFile, image_column: str, key_column:
                         for found in _images(image, path, name, f"row {row}"):
                             yield replace(found, offset=row, group=group)
                         row += 1
-    except FileNotFoundError as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
     except (OSError, pa.ArrowException, KeyError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
+            raise SourceError(f"{path}: cannot be read: {error}") from error
         raise DamagedPart(f"{path}: cannot be read as Parquet with a column {image_column}: {error}") from error
 
 
@@ -148,7 +158,7 @@ def _jsonl_places(part: Part, file: SourceFile, image_column: str, key_column: s
     path = os.path.join(part.root, file.path)
     row, position = file.row, file.first
     try:
-        with open(path, "rb") as stream:
+        with open_input(path) as stream:
             stream.seek(file.first)
             while position < file.last:
                 line = stream.readline()
@@ -215,12 +225,14 @@ def _image(value: Any, path: str, name: str, where: str) -> Place:
         return replace(place, data=value)
     if not isinstance(value, str):
         return replace(place, problem=f"{where}: its image is a {type(value).__name__}, not a path")
-    scheme, separator, _ = value.partition("://")
-    if separator and scheme != "file":
-        what = "a URL: visionbake fetches nothing from hosts; download it first"
-        if scheme not in ("http", "https", "ftp"):
-            what = "in object storage, which this version does not read yet"
-        return replace(place, problem=f"{where}: {value} is {what}"[:1000])
+    if is_remote(value):
+        try:
+            check_uri(where, value)
+        except RequestError as error:
+            return replace(place, problem=str(error)[:1000])
+        return replace(place, path=value)
+    if is_remote(path) and not value.startswith(("/", "file://")):
+        return replace(place, path=beside(path, value))
     return replace(place, path=os.path.join(os.path.dirname(path), value.removeprefix("file://")))
 
 
@@ -233,7 +245,7 @@ def read_place(place: Place) -> bytes | None:
 
 def read_image_file(path: str) -> bytes | None:
     try:
-        return Path(path).read_bytes()
+        return read_input(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     except OSError as error:
@@ -272,7 +284,7 @@ def read_columns(part: Part, samples: Sequence[IndexedSample], columns: list[str
     (file,) = part.files
     path = os.path.join(part.root, file.path)
     try:
-        with pq.ParquetFile(path) as parquet:
+        with open_parquet(path) as parquet:
             starts = [0]
             for group in range(parquet.metadata.num_row_groups):
                 starts.append(starts[-1] + parquet.metadata.row_group(group).num_rows)

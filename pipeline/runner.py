@@ -22,7 +22,7 @@ from pipeline.commit import ShardSettings
 from pipeline.config import Config, refuse_what_is_not_built_yet
 from pipeline.driver import Driver, Engine, Progress, check_rejected_fraction
 from pipeline.errors import DamagedPart, RequestError, RunFailed, SourceError
-from pipeline.files import Scratch
+from pipeline.files import AnyPath, Scratch, absolute
 from pipeline.headers import EXTENSIONS
 from pipeline.index import read_index_arrays
 from pipeline.output import (
@@ -38,6 +38,7 @@ from pipeline.output import (
     write_success,
 )
 from pipeline.parts import Plan
+from pipeline.remote import check_uri, is_remote
 from pipeline.rows import check_columns
 from pipeline.sources import SourcePlace, list_files, resolve_source
 from pipeline.stages import StageSettings, peak_memory_bytes
@@ -104,7 +105,7 @@ class Request:
     """A configuration that has been checked against the world: nothing is written yet."""
 
     config: Config
-    output: Path
+    output: AnyPath
     place: SourcePlace
     checkpoint: Checkpoint
     geometry: Geometry
@@ -115,12 +116,14 @@ class Request:
 def check_request(config: Config) -> Request:
     """Everything that can be found wrong before anything is written. Raises RequestError."""
     refuse_what_is_not_built_yet(config)
-    if os.environ.get(JOB_VARIABLE) and not os.path.isabs(os.path.expanduser(config.output.uri)):
+    check_uri("output.uri", config.output.uri)
+    local = not is_remote(config.output.uri)
+    if os.environ.get(JOB_VARIABLE) and local and not os.path.isabs(os.path.expanduser(config.output.uri)):
         raise RequestError(
             f"output.uri: {config.output.uri} is relative: in a Ray job it would land in a temporary copy of the "
             "working directory; give an absolute path"
         )
-    output = Path(os.path.abspath(os.path.expanduser(config.output.uri)))
+    output = absolute(config.output.uri)
     place = resolve_source(config.source)
     checkpoint = Checkpoint(config.model.path, config.model.revision)
     ignored = check_source(config, place)
@@ -162,7 +165,7 @@ def check_source(config: Config, place: SourcePlace) -> Counter[str]:
         raise RequestError(f"source.key_column: a source of format {place.format} has no columns")
     for file in files:
         # Damage is for the index to report; here only the first image is looked for.
-        with suppress(DamagedPart, SourceError), TarStream(Path(place.root, file.path)) as stream:
+        with suppress(DamagedPart, SourceError), TarStream(os.path.join(place.root, file.path)) as stream:
             suffixes = (*EXTENSIONS, "." + config.source.image_column.lower())
             if any(member.name.lower().endswith(suffixes) for member, _ in walk(stream, wanted=())):
                 return ignored
@@ -294,14 +297,15 @@ def _run(
     config, output = request.config, request.output
     tower = request.checkpoint.config
     new_parts = plan.update(config.source, request.place, scratch, new_files)
-    committed = CommittedUnits(output)
+    committed = CommittedUnits(output, plan.num_parts)
     if committed.count or new_parts < plan.num_parts:
         say(f"{committed.count} units are committed; {new_parts} of {plan.num_parts} parts are new")
     hidden_size = tower.width_of(config.output.stage)
     sizes = {"hidden_size": hidden_size, "merge_size": tower.merge_size, "patch_size": tower.patch_size}
     write_dataset(output, config, facts, sizes | {"carried_schema": schema_text(request.carry)}, scratch)
-    for folder in ("data", "samples"):
-        (output / folder).mkdir(exist_ok=True)
+    if isinstance(output, Path):
+        for folder in ("data", "samples"):
+            (output / folder).mkdir(exist_ok=True)
     engine.start(
         ShardSettings(
             fingerprint=fingerprint_of(facts),

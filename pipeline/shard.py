@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
+from pipeline.files import AnyPath, open_input
 
 METADATA_KEY = b"visionbake"
 LENGTH_PREFIX_BYTES = 4  # Parquet's PLAIN encoding of BYTE_ARRAY
@@ -233,10 +234,11 @@ def write_samples_shard(
         raise OutputError(f"cannot write {path}: {error}") from error
 
 
-def read_metadata(path: Path) -> dict[str, object]:
+def read_metadata(path: AnyPath) -> dict[str, object]:
     """The JSON in a shard's footer. Raises OutputError if it is not one of ours."""
     try:
-        metadata = pq.read_metadata(path).metadata or {}
+        with open_input(path, forwards=False) as stream:
+            metadata = pq.read_metadata(stream).metadata or {}
         return dict(json.loads(metadata[METADATA_KEY]))
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise OutputError(f"{path}: not a complete shard: {error}") from error

@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline import remote
 from pipeline.errors import RequestError, SourceError
 from pipeline.headers import EXTENSIONS
+from pipeline.remote import is_remote
 from pipeline.tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES
 
 if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
@@ -36,19 +38,21 @@ class SourceFile:
     Attributes:
         first, last: of a part of a Parquet file its row groups, of a JSONL file its bytes; else 0.
         row: the number of the first row or line in the file.
+        etag: of an object, where the storage gives one; `mtime_ns` is 0 then.
     """
 
     path: str
     size: int
     mtime_ns: int
+    etag: str = ""
     first: int = 0
     last: int = 0
     row: int = 0
 
     @property
-    def state(self) -> tuple[int, int]:
+    def state(self) -> tuple[int, int, str]:
         """What must not change."""
-        return self.size, self.mtime_ns
+        return self.size, self.mtime_ns, self.etag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,32 +66,43 @@ class SourcePlace:
 
 def resolve_source(source: Source) -> SourcePlace:
     """Decides format and root. Raises RequestError, naming the URI, for what does not exist or is not supported."""
-    uri = os.path.expanduser(source.uri)
+    remote.check_uri("source.uri", source.uri)
+    uri = source.uri if is_remote(source.uri) else os.path.expanduser(source.uri.removeprefix("file://"))
     try:
         import braceexpand
 
-        patterns = [os.path.abspath(pattern) for pattern in braceexpand.braceexpand(uri)]
+        patterns = [_absolute(pattern) for pattern in braceexpand.braceexpand(uri)]
     except ValueError as error:
         raise RequestError(f"source.uri: {source.uri}: unbalanced braces") from error
-    literal = os.path.abspath(uri)
-    if os.path.isdir(literal):
+    literal = _absolute(uri)
+    try:
+        return _resolve(source, uri, literal, patterns)
+    except OSError as error:
+        raise RequestError(f"source.uri: {source.uri} cannot be read: {error}") from error
+
+
+def _absolute(uri: str) -> str:
+    return uri.rstrip("/") if is_remote(uri) else os.path.abspath(uri)
+
+
+def _resolve(source: Source, uri: str, literal: str, patterns: list[str]) -> SourcePlace:
+    if remote.is_folder(literal) if is_remote(literal) else os.path.isdir(literal):
         if source.format == "webdataset":
             raise RequestError(f"source.uri: {source.uri} is a folder; for its tars write {uri.rstrip('/')}/*.tar")
         kind = "folder" if source.format == "auto" else source.format
         return SourcePlace(format=kind, root=literal, patterns=(literal,))
+    exists = remote.exists(literal) if is_remote(literal) else os.path.exists(literal)
+    if exists:
+        patterns = [glob.escape(literal)]
     for kind in ("parquet", "jsonl"):
         if source.format == kind or (source.format == "auto" and uri.lower().rstrip("*").endswith(SUFFIXES[kind])):
-            if os.path.exists(literal):
-                patterns = [glob.escape(literal)]
             return SourcePlace(format=kind, root=_common_root(patterns), patterns=tuple(patterns))
     if uri.lower().endswith(COMPRESSED_ELSEWHERE):
         raise RequestError(f"source.uri: {source.uri}: of the compressed tars only .tar.gz and .tgz can be read")
     named_as_tar = uri.lower().endswith(SUFFIXES["webdataset"]) or uri.lower().endswith((".tar*", "*"))
     if source.format == "webdataset" or (source.format == "auto" and named_as_tar):
-        if os.path.exists(literal):
-            patterns = [glob.escape(literal)]
         return SourcePlace(format="webdataset", root=_common_root(patterns), patterns=tuple(patterns))
-    if not os.path.exists(literal):
+    if not exists:
         raise RequestError(f"source.uri: {source.uri} does not exist")
     raise RequestError(
         f"source.uri: {source.uri}: neither a folder nor a tar (*.tar, *.tar.gz, *.tgz), Parquet or JSONL file by its "
@@ -103,7 +118,14 @@ def _common_root(patterns: list[str]) -> str:
         while glob.has_magic(folder.replace("[[]", "").replace("[*]", "").replace("[?]", "")):
             folder = os.path.dirname(folder)
         folders.append(folder.replace("[[]", "[").replace("[*]", "*").replace("[?]", "?"))
-    return os.path.commonpath(folders)
+    scheme, separator, _ = folders[0].partition("://")
+    if not separator:
+        return os.path.commonpath(folders)
+    # As if they were local ones: every one begins with the same scheme, and has a bucket.
+    common = os.path.commonpath(["/" + folder.partition("://")[2] for folder in folders]).lstrip("/")
+    if not common:
+        raise RequestError(f"source.uri: {', '.join(patterns[:2])}: not all in one bucket")
+    return f"{scheme}://{common}"
 
 
 def list_files(place: SourcePlace, ignored: Counter[str] | None = None) -> Iterator[SourceFile]:
@@ -120,6 +142,9 @@ def list_files(place: SourcePlace, ignored: Counter[str] | None = None) -> Itera
 
 def _list_folder(root: str, below: str, ignored: Counter[str], suffixes: tuple[str, ...]) -> Iterator[SourceFile]:
     """Depth first, in the order of the relative paths' code points; names only, one directory's at a time."""
+    if is_remote(root):
+        yield from _list_remote(root, below, ignored, suffixes)
+        return
     names: list[str] = []
     try:
         with os.scandir(os.path.join(root, below)) as entries:
@@ -149,6 +174,24 @@ def _list_folder(root: str, below: str, ignored: Counter[str], suffixes: tuple[s
             yield SourceFile(path=path, size=facts.st_size, mtime_ns=facts.st_mtime_ns)
 
 
+def _list_remote(root: str, below: str, ignored: Counter[str], suffixes: tuple[str, ...]) -> Iterator[SourceFile]:
+    """In the same order, so that a folder is the same source wherever it lies."""
+    try:
+        found = remote.entries(f"{root}/{below}".rstrip("/"))
+    except OSError as error:
+        raise RequestError(f"source.uri: {root}/{below} cannot be listed: {error}") from error
+    found.sort(key=lambda entry: entry["name"])
+    for entry in found:
+        name = entry["name"]
+        if name.endswith("/"):
+            yield from _list_remote(root, below + name, ignored, suffixes)
+        elif name.lower().endswith(suffixes):
+            size, mtime_ns, etag = remote.state_of_info(entry)
+            yield SourceFile(path=below + name, size=size, mtime_ns=mtime_ns, etag=etag)
+        else:
+            ignored[os.path.splitext(name)[1].lower()] += 1
+
+
 def _is_above(link: str, root: str) -> bool:
     """Whether a link leads to a folder that holds it: following it would never end."""
     target, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
@@ -156,9 +199,13 @@ def _is_above(link: str, root: str) -> bool:
 
 
 def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFile]:
-    paths: set[str] = set()
+    paths: dict[str, tuple[int, int, str] | None] = {}
     for pattern in place.patterns:
-        found = glob.glob(pattern, recursive=True)
+        try:
+            states = remote.glob(pattern) if is_remote(pattern) else dict.fromkeys(glob.glob(pattern, recursive=True))
+        except OSError as error:
+            raise RequestError(f"source.uri: {pattern} cannot be listed: {error}") from error
+        found = list(states)
         unreadable = [path for path in found if path.lower().endswith(COMPRESSED_ELSEWHERE)]
         if unreadable and place.format == "webdataset":
             raise RequestError(f"source.uri: {unreadable[0]}: of the compressed tars only .tar.gz and .tgz can be read")
@@ -174,19 +221,30 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
         for path in found:
             if path not in named:
                 ignored[os.path.splitext(path)[1].lower()] += 1
-        paths.update(named)
+        paths.update((path, states[path]) for path in named)
     for path in sorted(paths):
         try:
-            facts = os.stat(path)
             path.encode("utf-8")
+            size, mtime_ns, etag = paths[path] or state_of(path)
         except (OSError, UnicodeEncodeError) as error:
             raise RequestError(f"source: {path!r} cannot be read: {error}") from error
-        yield SourceFile(path=os.path.relpath(path, place.root), size=facts.st_size, mtime_ns=facts.st_mtime_ns)
+        below = path.removeprefix(place.root + "/") if is_remote(path) else os.path.relpath(path, place.root)
+        yield SourceFile(path=below, size=size, mtime_ns=mtime_ns, etag=etag)
+
+
+def state_of(path: str) -> tuple[int, int, str]:
+    """Size, mtime in ns and ETag of a file as it is now. Raises OSError."""
+    if is_remote(path):
+        return remote.state_of(path)
+    facts = os.stat(path)
+    return facts.st_size, facts.st_mtime_ns, ""
 
 
 def difference(old: SourceFile, new: SourceFile) -> str:
     if old.size != new.size:
         return f"has changed since it was planned: {old.size} bytes then, {new.size} now"
+    if old.etag or new.etag:
+        return f"has changed since it was planned: ETag {old.etag} then, {new.etag} now"
     return f"has changed since it was planned: mtime {old.mtime_ns} ns then, {new.mtime_ns} now"
 
 
@@ -194,9 +252,9 @@ def check_unchanged(root: str, file: SourceFile) -> None:
     """Raises SourceError, naming the file, if it is no longer what was planned."""
     path = os.path.join(root, file.path)
     try:
-        facts = os.stat(path)
+        size, mtime_ns, etag = state_of(path)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error}") from error
-    now = SourceFile(path=file.path, size=facts.st_size, mtime_ns=facts.st_mtime_ns)
+    now = SourceFile(path=file.path, size=size, mtime_ns=mtime_ns, etag=etag)
     if now.state != file.state:
         raise SourceError(f"{path} {difference(file, now)}")

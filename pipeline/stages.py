@@ -10,7 +10,6 @@ import ctypes
 import resource
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import PIL
 import pyarrow
@@ -22,7 +21,7 @@ from pipeline.encode import UnitEncoder
 from pipeline.encoder import Stage, Tower
 from pipeline.errors import OutputError
 from pipeline.fault import fault_point
-from pipeline.files import Scratch
+from pipeline.files import Scratch, as_path
 from pipeline.index import index_part, read_index_rows
 from pipeline.linear import openblas_version
 from pipeline.output import version_of
@@ -192,7 +191,7 @@ class EncodeStage:
             self._warm_up_seconds = 0.0
         fault_point("after_encode")
         try:
-            committed = commit_unit(prepared, encoded, Path(self._settings.output), self._scratch, shard_settings)
+            committed = commit_unit(prepared, encoded, as_path(self._settings.output), self._scratch, shard_settings)
         except OSError as error:
             raise OutputError(f"cannot write to {self._settings.output}: {error}") from error
         return replace(committed, peak_memory_bytes=peak_memory_bytes())

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import IO
 
 from pipeline.errors import DamagedPart, SourceError
+from pipeline.files import open_input
 
 BLOCK = 512
 COMPRESSED_ELSEWHERE = (".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".txz", ".tar.lz4")
@@ -49,11 +50,12 @@ class TarStream:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = str(path)
         self.position = 0
-        self.compressed = self.path.name.lower().endswith(GZIP_SUFFIXES)
+        self.compressed = self.path.lower().endswith(GZIP_SUFFIXES)
         try:
-            self._stream: BinaryIO = gzip.open(self.path) if self.compressed else open(self.path, "rb")  # type: ignore[assignment]
+            self._file = open_input(self.path)
+            self._stream: IO[bytes] = gzip.open(self._file) if self.compressed else self._file  # type: ignore[assignment]
         except OSError as error:
             raise SourceError(f"{self.path}: cannot be opened: {error}") from error
 
@@ -93,6 +95,7 @@ class TarStream:
 
     def close(self) -> None:
         self._stream.close()
+        self._file.close()
 
     def __enter__(self) -> TarStream:
         return self
@@ -201,7 +204,7 @@ def _clean(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _pax_records(data: bytes, path: Path, start: int) -> dict[str, str]:
+def _pax_records(data: bytes, path: str, start: int) -> dict[str, str]:
     """Parses `length key=value\\n` records. Source: POSIX.1-2001, pax interchange format."""
     records: dict[str, str] = {}
     position = 0

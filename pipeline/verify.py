@@ -27,6 +27,7 @@ import torch
 from pipeline import rejects
 from pipeline.commit import data_path, samples_path
 from pipeline.errors import OutputError
+from pipeline.files import AnyPath, local_copy, names_in, small_file
 from pipeline.index import read_index_arrays
 from pipeline.output import Totals, fingerprint_of, read_dataset
 from pipeline.parts import Plan
@@ -63,7 +64,7 @@ class Report:
 class Verifier:
     """Reads an output. Raises RequestError if it is none."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: AnyPath) -> None:
         self.output = output
         self.dataset = read_dataset(output)
         config = self.dataset["config"]
@@ -124,10 +125,14 @@ class Verifier:
         problems: list[str] = []
         try:
             record = read_metadata(samples)
-            table = pq.read_table(samples)
+            table = pq.read_table(small_file(samples))
             problems += self._check_samples(unit, record, table)
             accepted = table.filter(pc.equal(table.column("status"), rejects.OK))
-            problems += self._check_data(data, unit, record, accepted)
+            if data.exists():
+                with local_copy(data) as copy:
+                    problems += self._check_data(copy, unit, record, accepted)
+            else:
+                problems.append(f"{data.name} is missing")
             totals = Totals()
             totals.add(record)  # everything that sums need is there
         except (OSError, pa.ArrowException, OutputError, KeyError, TypeError, ValueError) as error:
@@ -137,7 +142,8 @@ class Verifier:
     def _check_samples(self, unit: Unit, record: dict[str, Any], table: pa.Table) -> Iterator[str]:
         if record["unit"] != unit.id or record["fingerprint"] != self.dataset["fingerprint"]:
             yield "its record is of another unit or another run (fingerprint)"
-        index = pq.read_table(self.plan.index_path(unit.part), columns=["key", "source", "sha256", "status"])
+        columns = ["key", "source", "sha256", "status"]
+        index = pq.read_table(small_file(self.plan.index_path(unit.part)), columns=columns)
         index = index.slice(unit.first, unit.count)
         for name in ("key", "source", "sha256"):
             if table.column(name).to_pylist() != index.column(name).to_pylist():
@@ -154,9 +160,6 @@ class Verifier:
             yield f"{table.num_rows} samples with {sum(counts.values())} rejects; its record says {stated}"
 
     def _check_data(self, path: Path, unit: Unit, record: dict[str, Any], accepted: pa.Table) -> Iterator[str]:
-        if not path.exists():
-            yield f"{path.name} is missing"
-            return
         size = path.stat().st_size
         if size != record["data_size"]:
             yield f"{path.name} has {size} bytes, its record says {record['data_size']}"
@@ -212,15 +215,15 @@ class Verifier:
         """Files that no unit accounts for. A complete data shard without a record is what a crash may leave."""
         suffix = "tar" if self.format == "webdataset" else "parquet"
         for folder, ending in (("data", suffix), ("samples", "parquet")):
-            place = self.output / folder
-            for path in sorted(place.iterdir()) if place.is_dir() else []:
-                unit = path.name.removeprefix("part-").removesuffix(f".{ending}")
-                if path.name != f"part-{unit}.{ending}" or unit not in expected:
-                    report.problems.append(f"{folder}/{path.name} belongs to no unit of the plan")
+            for name in sorted(names_in(self.output / folder)):
+                unit = name.removeprefix("part-").removesuffix(f".{ending}")
+                if name != f"part-{unit}.{ending}" or unit not in expected:
+                    report.problems.append(f"{folder}/{name} belongs to no unit of the plan")
                 elif folder == "data" and not samples_path(self.output, unit).exists():
                     try:
-                        read_tar_shard(path) if ending == "tar" else read_metadata(path)
-                        report.uncommitted.append(f"data/{path.name}")
+                        with local_copy(self.output / folder / name) as path:
+                            read_tar_shard(path) if ending == "tar" else read_metadata(path)
+                        report.uncommitted.append(f"data/{name}")
                     except OutputError as error:
                         report.problems.append(str(error))
 

@@ -10,7 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -181,3 +181,43 @@ def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
 
         ray.shutdown()
         cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[Any]:
+    """An S3-compatible server, and the environment in which every client finds it."""
+    from s3_server import S3Server
+
+    server = S3Server()
+    mine = {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in mine}
+    os.environ.update(mine)
+    try:
+        yield server
+    finally:
+        server.close()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@pytest.fixture
+def s3(s3_server: Any) -> Iterator[Any]:
+    """The server with an empty bucket, without faults."""
+    import fsspec
+
+    s3_server.reset()
+    files = fsspec.filesystem("s3", use_listings_cache=False)
+    if files.exists("bucket"):
+        files.rm("bucket", recursive=True)
+    files.mkdir("bucket")
+    s3_server.reset()
+    yield s3_server
+    s3_server.reset()
