@@ -1,7 +1,8 @@
 """Carried columns: what of a source stands beside each image in the output, types kept.
 
-Of Parquet its columns; of a manifest its fields; of a tar the members with that suffix, whole: text as string, others
-as binary. Their types are decided once, when a run starts, and written to dataset.json.
+Of Parquet its columns; of a manifest its fields; of a tar the members with that suffix, of a folder the files beside an
+image with its name and that suffix (`a.jpg`, `a.txt`), whole: text as string, others as binary. Their types are decided
+once, when a run starts, and written to dataset.json.
 """
 
 from __future__ import annotations
@@ -42,9 +43,7 @@ def carried_schema(source: Source, place: SourcePlace) -> pa.Schema:
             raise RequestError(f"source.carry: {name} stands there twice")
     if not source.carry:
         return pa.schema([])
-    if place.format == "folder":
-        raise RequestError("source.carry: a folder of images has nothing to carry; list them in a manifest (JSONL)")
-    if place.format == "webdataset":
+    if place.format in ("webdataset", "folder"):
         return pa.schema([(name, pa.string() if _is_text(name) else pa.binary()) for name in source.carry])
     first = next(list_files(place))
     path = os.path.join(place.root, first.path)
@@ -100,20 +99,19 @@ def read_carried(
     """A row of carried values for each sample; null where the source has none.
 
     Args:
-        members: of a tar, each sample's carried members by suffix, read with its image.
+        members: of a tar or a folder, what is carried of each sample by suffix, read with its image.
 
     Raises:
         SourceError: a file cannot be read, or a value is not of the column's type.
     """
-    (file,) = part.files
-    path = os.path.join(part.root, file.path)
+    path = os.path.join(part.root, part.files[0].path)
     if part.format == "parquet":
         table = read_columns(part, samples, schema.names)
         try:
             return table.select(schema.names).cast(schema)
         except (pa.ArrowException, ValueError) as error:
             raise SourceError(f"{path}: its carried columns are not {schema}: {error}") from error
-    rows = _of_jsonl(path, samples) if part.format == "jsonl" else _of_members(path, samples, members, schema)
+    rows = _of_jsonl(path, samples) if part.format == "jsonl" else _of_members(part, samples, members, schema)
     columns = []
     for field in schema:
         try:
@@ -139,7 +137,7 @@ def _of_jsonl(path: str, samples: Sequence[IndexedSample]) -> list[dict[str, Any
 
 
 def _of_members(
-    path: str, samples: Sequence[IndexedSample], members: Sequence[dict[str, bytes]], schema: pa.Schema
+    part: Part, samples: Sequence[IndexedSample], members: Sequence[dict[str, bytes]], schema: pa.Schema
 ) -> list[dict[str, Any]]:
     """Text as text, in the columns that are."""
     texts = {field.name for field in schema if pa.types.is_string(field.type)}
@@ -148,5 +146,6 @@ def _of_members(
         try:
             rows.append({name: data.decode("utf-8") if name in texts else data for name, data in found.items()})
         except UnicodeDecodeError as error:
-            raise SourceError(f"{path}: a carried member of {sample.key} is not valid UTF-8: {error}") from error
+            where = os.path.join(part.root, sample.source)
+            raise SourceError(f"{where}: what is carried of {sample.key} is not valid UTF-8: {error}") from error
     return rows

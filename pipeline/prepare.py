@@ -192,7 +192,12 @@ class UnitReader:
     def read_with_members(
         self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str]
     ) -> tuple[list[bytes | None], list[dict[str, bytes]]]:
-        """As `read`; of a tar also each sample's members of these suffixes, of the same range where they are near."""
+        """As `read`; of a tar also each sample's members of these suffixes, of the same range where they are near.
+
+        Of a folder, the files beside an image, where there are such.
+        """
+        if part.format == "folder":
+            return self.read(part, samples), [_read_beside(part, sample, suffixes) for sample in samples]
         if part.format != "webdataset":
             return self.read(part, samples), [{} for _ in samples]
         (file,) = part.files
@@ -246,6 +251,19 @@ def _read(path: str, start: int | None = None, end: int | None = None) -> bytes:
         return read_input(path, start, end)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error}") from error
+
+
+def _read_beside(part: Part, sample: IndexedSample, suffixes: Collection[str]) -> dict[str, bytes]:
+    stem = os.path.splitext(os.path.join(part.root, sample.source))[0]
+    found: dict[str, bytes] = {}
+    for suffix in suffixes:
+        try:
+            found[suffix] = read_input(f"{stem}.{suffix}")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise SourceError(f"{stem}.{suffix}: cannot be read: {error}") from error
+    return found
 
 
 def _range(images: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]]) -> tuple[int, int]:

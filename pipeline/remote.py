@@ -84,7 +84,7 @@ def _named(uri: str) -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, f"not found ({error})" if str(error) else "not found", uri) from error
     except PermissionError as error:
         raise PermissionError(errno.EACCES, f"access denied ({error})", uri) from error
-    except FileExistsError:
+    except (FileExistsError, TypeError, AttributeError, AssertionError):  # the first is an answer, the others are bugs
         raise
     except Exception as error:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}", uri) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # what lies below the Ray layer is tested where the configura
     from pipeline.runner import Summary
 
 REPOSITORY = Path(__file__).parent.parent
+IMAGES = 14
 PHOTOS = REPOSITORY / "tests" / "data" / "photos"
 # Two windowed and two full blocks, a width and an MLP that are no powers of two, as in the real tower.
 TINY = random_config(depth=4, width=64, num_heads=2, intermediate=100, out_width=48, full=(1, 3))
@@ -120,6 +122,33 @@ def undisturbed(source: Path, model_path: Path, tmp_path_factory: pytest.TempPat
     assert summary.complete
     assert summary.totals.units > 5
     return output
+
+
+@pytest.fixture(scope="module")
+def images() -> dict[str, bytes]:
+    return {
+        f"{number:03d}.png": encoded(noise(60 + 17 * (number % 5), 60 + 31 * (number % 7), number))
+        for number in range(IMAGES)
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(images: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("folder")
+    for name, data in images.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    output = tmp_path_factory.mktemp("expected") / "out"
+    assert run_here(config_for(folder, output, model_path)).complete
+    return embeddings(output)
+
+
+def embeddings(output: Path) -> list[bytes]:
+    return pq.read_table(output / "data").column("embedding").to_pylist()
 
 
 def write_config(path: Path, config: Config) -> Path:

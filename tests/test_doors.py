@@ -11,39 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import config_for, encoded, make_tar, noise, run_here
+from conftest import IMAGES, config_for, embeddings, encoded, make_tar, run_here
 
 import pipeline.prepare as prepare_module
 from pipeline.errors import RequestError
-
-COUNT = 14
-
-
-@pytest.fixture(scope="module")
-def images() -> dict[str, bytes]:
-    return {
-        f"{number:03d}.png": encoded(noise(60 + 17 * (number % 5), 60 + 31 * (number % 7), number))
-        for number in range(COUNT)
-    }
-
-
-@pytest.fixture(scope="module")
-def folder(images: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("folder")
-    for name, data in images.items():
-        (folder / name).write_bytes(data)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(folder: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    output = tmp_path_factory.mktemp("expected") / "out"
-    assert run_here(config_for(folder, output, model_path)).complete
-    return embeddings(output)
-
-
-def embeddings(output: Path) -> list[bytes]:
-    return pq.read_table(output / "data").column("embedding").to_pylist()
 
 
 def samples(output: Path) -> list[dict[str, Any]]:
@@ -149,8 +120,8 @@ def test_every_door_gives_the_same_embeddings(
     if door is as_tar:
         keys = [key.removesuffix(".png") for key in keys]
     if door is as_lists:
-        keys = [f"{keys[number - number % 2]}/{number % 2}" for number in range(COUNT)]
-        told = [told[number - number % 2] for number in range(COUNT)]
+        keys = [f"{keys[number - number % 2]}/{number % 2}" for number in range(IMAGES)]
+        told = [told[number - number % 2] for number in range(IMAGES)]
     assert [row["key"] for row in rows] == keys
     assert [row["caption"] for row in rows] == told
     assert pq.read_table(output / "data").column("caption").to_pylist() == told
@@ -337,3 +308,23 @@ def test_a_tar_is_read_in_one_range_with_what_is_carried(
     found = {row["key"]: (row["txt"], row["cls"]) for row in samples(tmp_path / "far")}
     assert found["late"] == ("far before", None)
     assert found["000"] == ("of 000.png", "far behind")
+
+
+def test_files_beside_an_image_are_carried(images: dict[str, bytes], model_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "deeper"
+    folder.mkdir(parents=True)
+    for name, data in list(images.items())[:3]:
+        (folder / name).write_bytes(data)
+    (folder / "000.txt").write_text("ein Fuß")
+    (folder / "002.txt").write_text("")
+    (folder / "001.npy").write_bytes(b"\xff\xfe")
+    config = config_for(tmp_path / "in", tmp_path / "out", model_path, source={"carry": ["txt", "npy"]})
+    assert run_here(config).complete
+    assert [(row["txt"], row["npy"]) for row in samples(tmp_path / "out")] == [
+        ("ein Fuß", None), (None, b"\xff\xfe"), ("", None)
+    ]  # fmt: skip
+    (folder / "001.txt").write_bytes(b"\xff")
+    config = config_for(tmp_path / "in", tmp_path / "bad", model_path, source={"carry": ["txt"]})
+    summary = run_here(config)
+    assert not summary.complete
+    assert "in/deeper/001.png: what is carried of deeper/001.png is not valid UTF-8" in str(summary.problems)

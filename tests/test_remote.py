@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +21,10 @@ import pytest
 import s3fs
 import test_doors
 import torch
-from conftest import config_for, encoded, make_tar, run_here
+from conftest import REPOSITORY, command, config_for, embeddings, encoded, make_tar, run_here, write_config
 from s3_server import BUCKET, S3Server
-from test_doors import DOORS, as_tar, embeddings, expected, folder, images  # noqa: F401 - fixtures
+from test_doors import DOORS, as_tar
+from test_ray import connected
 
 from jobs.cli import main
 from pipeline import remote
@@ -47,7 +52,7 @@ def fetched(uri: str, place: Path) -> Path:
 
 @pytest.mark.parametrize("door", [None, *DOORS])
 def test_every_door_in_object_storage_gives_the_same_embeddings(
-    door: Any, images: dict[str, bytes], folder: Path, expected: list[bytes],  # noqa: F811
+    door: Any, images: dict[str, bytes], folder: Path, expected: list[bytes],
     model_path: Path, tmp_path: Path, s3: S3Server,
 ) -> None:  # fmt: skip
     s3_files().put(f"{folder}/", f"{BUCKET}/photos/", recursive=True)
@@ -72,7 +77,7 @@ def test_every_door_in_object_storage_gives_the_same_embeddings(
 
 
 @pytest.fixture
-def source(s3: S3Server, folder: Path) -> str:  # noqa: F811
+def source(s3: S3Server, folder: Path) -> str:
     s3_files().put(f"{folder}/", f"{BUCKET}/photos/", recursive=True)
     s3.reset()
     return f"{URI}/photos"
@@ -96,14 +101,14 @@ def s3_config(source: str, model_path: Path, **sections: dict[str, object]) -> C
     return config_for(source, Path("unused"), model_path, **({"output": {"uri": f"{URI}/out"}} | sections))
 
 
-def assert_whole(expected: list[bytes], place: Path) -> None:  # noqa: F811
+def assert_whole(expected: list[bytes], place: Path) -> None:
     assert embeddings(fetched(f"{URI}/out", place)) == expected
     assert not s3_files().list_multipart_uploads(BUCKET)
     assert Verifier(RemotePath(f"{URI}/out")).verify().proven
 
 
 def test_the_first_requests_for_every_key_fail(
-    s3: S3Server, source: str, many_parts: None, quick_to_retry: None, expected: list[bytes],  # noqa: F811
+    s3: S3Server, source: str, many_parts: None, quick_to_retry: None, expected: list[bytes],
     model_path: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     kinds = ["503", "500", "cut"]
@@ -116,7 +121,7 @@ def test_the_first_requests_for_every_key_fail(
 
 @pytest.mark.parametrize("parts", ["one", "many"])
 def test_an_answer_that_never_arrives(
-    parts: str, s3: S3Server, source: str, expected: list[bytes], model_path: Path, tmp_path: Path,  # noqa: F811
+    parts: str, s3: S3Server, source: str, expected: list[bytes], model_path: Path, tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     """The object is there, and the client is told nothing: neither lost, nor taken for another driver's."""
@@ -132,7 +137,7 @@ def test_an_answer_that_never_arrives(
 
 
 def test_a_completion_that_never_arrives(
-    s3: S3Server, source: str, many_parts: None, quick_to_retry: None, expected: list[bytes],  # noqa: F811
+    s3: S3Server, source: str, many_parts: None, quick_to_retry: None, expected: list[bytes],
     model_path: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     s3.fault = lambda request: "cut" if request.completes and "/data/" in request.key else None
@@ -147,7 +152,11 @@ def test_a_completion_that_never_arrives(
 
 
 def test_what_a_killed_process_was_uploading_is_ended(
-    s3: S3Server, source: str, expected: list[bytes], model_path: Path, tmp_path: Path  # noqa: F811
+    s3: S3Server,
+    source: str,
+    expected: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
 ) -> None:
     key = "out/data/part-000000-0001.parquet"
     upload = s3_files().call_s3("create_multipart_upload", Bucket=BUCKET, Key=key)
@@ -200,7 +209,11 @@ def test_a_changed_object_is_refused_by_name(s3: S3Server, source: str, model_pa
 
 
 def test_an_unrecorded_data_shard_is_adopted_or_replaced(
-    s3: S3Server, source: str, expected: list[bytes], model_path: Path, tmp_path: Path  # noqa: F811
+    s3: S3Server,
+    source: str,
+    expected: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
 ) -> None:
     run_here(s3_config(source, model_path))
     for unit in ("0000", "0001"):
@@ -244,7 +257,11 @@ def test_a_unit_is_read_in_few_requests(
 
 
 def test_the_reader_and_the_commands_on_an_output_in_object_storage(
-    s3: S3Server, source: str, expected: list[bytes], model_path: Path, capsys: pytest.CaptureFixture[str]  # noqa: F811
+    s3: S3Server,
+    source: str,
+    expected: list[bytes],
+    model_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_here(s3_config(source, model_path))
     uri = f"{URI}/out"
@@ -258,20 +275,23 @@ def test_the_reader_and_the_commands_on_an_output_in_object_storage(
     assert s3.counts.requests["GET", shard] == 1
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
     assert [item["image_embeds"].numpy().tobytes() for item in loader] == expected
-    for command, says in (
+    for words, says in (
         (["status", uri], "complete"),
         (["stats", uri], "tokens_mean"),
         (["stats", uri, "--sql", "SELECT count(*) AS both FROM samples JOIN data USING (key)"], "both"),
         (["verify", uri], "proven"),
     ):
-        assert main(command) == 0
+        assert main(words) == 0
         assert says in capsys.readouterr().out
     assert main(["stats", f"{URI}/nothing"]) == 2
     assert "does not exist" in capsys.readouterr().err
 
 
 def test_a_remote_file_system_without_whole_objects(
-    folder: Path, expected: list[bytes], model_path: Path, tmp_path: Path  # noqa: F811
+    folder: Path,
+    expected: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
 ) -> None:
     """Written beside and renamed: no reader sees half a shard."""
     memory = fsspec.filesystem("memory")
@@ -298,14 +318,14 @@ def test_a_remote_file_system_without_whole_objects(
     ],
 )
 @pytest.mark.parametrize("field", ["source", "output"])
-def test_uris_that_are_refused(field: str, uri: str, says: str, folder: Path, model_path: Path) -> None:  # noqa: F811
+def test_uris_that_are_refused(field: str, uri: str, says: str, folder: Path, model_path: Path) -> None:
     config = config_for(folder, Path("unused"), model_path, **{field: {"uri": uri}})
     with pytest.raises(RequestError, match=rf"{field}\.uri.*{says}") as caught:
         run_here(config)
     assert "secret" not in str(caught.value)
 
 
-def test_a_manifest_names_no_hosts(folder: Path, model_path: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_manifest_names_no_hosts(folder: Path, model_path: Path, tmp_path: Path) -> None:
     lines = ["https://example.org/a.png", "s3://me:secret@bucket/a.png", "unknown://a.png", str(folder / "000.png")]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"image": line}) for line in lines))
     run_here(config_for(tmp_path / "a.jsonl", tmp_path / "out", model_path))
@@ -313,3 +333,48 @@ def test_a_manifest_names_no_hosts(folder: Path, model_path: Path, tmp_path: Pat
     assert [row["status"] for row in rows] == ["missing_image"] * 3 + ["ok"]
     assert "fetches nothing from hosts" in rows[0]["error"]
     assert "secret" not in str(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["after_data_publish", "after_samples_write"])
+def test_killed_between_its_publications(
+    point: str, s3: S3Server, source: str, expected: list[bytes],
+    model_path: Path, tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:  # fmt: skip
+    config, marker = s3_config(source, model_path), tmp_path / "fired"
+    path = write_config(tmp_path / "config.yaml", config)
+    assert run_job("jobs.run", path, VISIONBAKE_FAULT=f"{point}:kill@{marker}").returncode == -signal.SIGKILL
+    assert marker.exists()
+    shard = s3_files().info(f"{BUCKET}/out/data/part-000000-0000.parquet")["LastModified"]
+    assert not s3_files().exists(f"{BUCKET}/out/samples/part-000000-0000.parquet")
+    assert run_here(config).complete
+    assert s3_files().info(f"{BUCKET}/out/data/part-000000-0000.parquet")["LastModified"] == shard
+    assert_whole(expected, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_two_drivers_on_one_output(
+    s3: S3Server, source: str, many_parts: None, expected: list[bytes], model_path: Path, tmp_path: Path
+) -> None:
+    path = write_config(tmp_path / "config.yaml", s3_config(source, model_path))
+    twins = [
+        subprocess.Popen(command("jobs.run", path), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]
+    said = [twin.communicate(timeout=200)[0].decode() for twin in twins]
+    assert [twin.returncode for twin in twins] == [0, 0], said
+    assert_whole(expected, tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_on_ray(
+    s3: S3Server, ray_nodes: dict[str, str], source: str, expected: list[bytes],
+    model_path: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    """The clients of every process find the storage by the same variables, here those of the job."""
+    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    with connected(ray_nodes, **variables):
+        summary = run_here(s3_config(source, model_path, cluster={"engine": "ray"}))
+    assert summary.complete
+    assert_whole(expected, tmp_path / "out")
