@@ -378,3 +378,23 @@ def test_on_ray(
         summary = run_here(s3_config(source, model_path, cluster={"engine": "ray"}))
     assert summary.complete
     assert_whole(expected, tmp_path / "out")
+
+
+def test_a_profile_says_where_and_who(
+    s3: S3Server, source: str, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(f"[profile baker]\nregion = eu-central-1\nendpoint_url = {s3.url}\n")
+    (tmp_path / "credentials").write_text("[baker]\naws_access_key_id = testing\naws_secret_access_key = top-secret\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "baker")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        assert run_here(s3_config(source, model_path)).complete
+        written = [data for name in s3_files().find(f"{BUCKET}/out") for data in [s3_files().cat_file(name)]]
+        assert written
+        assert not any(b"top-secret" in data for data in written)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from conftest import config_for, encoded, files_of, make_folder, noise, run_here
+from conftest import config_for, encoded, files_of, make_folder, make_tar, noise, run_here
 
 from pipeline import EmbeddingDataset
 from pipeline.errors import OutputError
@@ -148,3 +151,58 @@ def test_a_cut_shard_is_no_shard(folder: Path, model_path: Path, tmp_path: Path)
         path.write_bytes(data[:length])
         with pytest.raises(OutputError, match=r"part-000000-0000\.tar: not a complete shard"):
             read_tar_shard(path)
+
+
+JOINER = """
+from megatron.energon import CrudeSample
+
+
+def join(captions, tokens):
+    return CrudeSample(dict(captions) | {"tokens": dict(tokens)})
+"""
+JOINED = """
+__module__: megatron.energon
+__class__: MetadatasetV2
+splits:
+  train:
+    join: {captions: {path: captions}, tokens: {path: tokens}}
+    joiner: {__module__: visionbake_joiner, __function__: join}
+"""
+
+
+@pytest.mark.slow
+def test_joined_by_key_in_energon(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's tar has captions by the keys of the tar that was encoded, in another order."""
+    from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, get_loader, get_train_dataset
+
+    keys = [f"{number:03d}" for number in range(9)]
+    source = make_tar(tmp_path / "in.tar", [(f"{key}.png", encoded(noise(60, 70, int(key)))) for key in keys])
+    run_here(config_for(source, tmp_path / "out", model_path, output={"format": "webdataset"}))
+    (tmp_path / "out" / "data").rename(tmp_path / "tokens")
+    captions = [(f"{key}.txt", f"a caption of {key}".encode()) for key in reversed(keys)]
+    make_tar(tmp_path / "captions" / "0.tar", captions)
+    (tmp_path / "visionbake_joiner.py").write_text(JOINER)
+    (tmp_path / "joined.yaml").write_text(JOINED)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    energon = [str(Path(sys.executable).parent / "energon"), "prepare"]
+    options = ["--non-interactive", "--sample-type", "CrudeWebdataset", "--split-ratio", "1,0,0"]
+    for words in (["captions", *options], ["tokens", *options], ["joined.yaml"]):
+        subprocess.run([*energon, *words], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    class AsTheyCome(DefaultTaskEncoder[Any, Any, Any, Any]):
+        cookers = (Cooker(lambda sample: sample),)
+
+    dataset = get_train_dataset(
+        tmp_path / "joined.yaml", batch_size=None, shuffle_buffer_size=None, max_samples_per_sequence=None,
+        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0), task_encoder=AsTheyCome(), repeat=False,
+    )  # fmt: skip
+    found = {}
+    for sample in get_loader(dataset):
+        assert sample["txt"] == f"a caption of {sample['__key__']}"
+        assert sample["tokens"]["__key__"] == sample["__key__"]
+        found[sample["__key__"]] = safetensors.torch.load(sample["tokens"]["safetensors"])["image_embeds"]
+    assert sorted(found) == keys
+    run_here(config_for(source, tmp_path / "parquet", model_path))
+    for row in pq.read_table(tmp_path / "parquet" / "data").to_pylist():
+        assert found[row["key"]].numpy().tobytes() == row["embedding"]
