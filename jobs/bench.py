@@ -87,21 +87,21 @@ def bench_prepare(arguments: argparse.Namespace) -> dict[str, object]:
     from PIL import Image
 
     from jobs.peers import reference_processor
-    from pipeline.decode import Decoder
+    from pipeline.guard import ImageReader
     from pipeline.index import IndexedSample
     from pipeline.prepare import prepare_into
 
     torch.set_num_threads(1)
-    images = [path.read_bytes() for path in photos_of(arguments.photos)]
+    photos = [path.read_bytes() for path in photos_of(arguments.photos)]
     processor = reference_processor(MIN_PIXELS, MAX_PIXELS)
 
     def reference(data: bytes) -> object:
         return processor(images=[Image.open(io.BytesIO(data)).convert("RGB")], return_tensors="pt")
 
-    decoder = Decoder()
+    images = ImageReader()
     unit_PC = np.empty((MAX_PIXELS // 14**2, 588), np.uint8)
     ours_seconds = reference_seconds = 0.0
-    for data in images:  # image by image, so that a busy moment of the machine meets both
+    for data in photos:  # image by image, so that a busy moment of the machine meets both
         header = read_header(data)
         facts = IndexedSample(
             key="", source="", width=header.width, height=header.height, orientation=header.orientation
@@ -109,16 +109,16 @@ def bench_prepare(arguments: argparse.Namespace) -> dict[str, object]:
         size = smart_resize(header.height, header.width, GEOMETRY.factor, MIN_PIXELS, MAX_PIXELS)[:2]
         patches = size[0] * size[1] // GEOMETRY.patch_size**2
         calls: dict[str, Callable[[], object]] = {
-            "ours": partial(prepare_into, unit_PC[:patches], data, facts, size, GEOMETRY, decoder),
+            "ours": partial(prepare_into, unit_PC[:patches], data, facts, size, GEOMETRY, images),
             "reference": partial(reference, data),
         }
         medians = interleaved(calls, max(1, arguments.repeats // 2))
         ours_seconds += medians["ours"]
         reference_seconds += medians["reference"]
     return {
-        "images": len(images),
-        "ours_images_per_second": len(images) / ours_seconds,
-        "reference_images_per_second": len(images) / reference_seconds,
+        "images": len(photos),
+        "ours_images_per_second": len(photos) / ours_seconds,
+        "reference_images_per_second": len(photos) / reference_seconds,
         "ratio": reference_seconds / ours_seconds,
         "asked": 2.5,
     }
@@ -261,10 +261,10 @@ class NullEngine:
     def free_encoders(self) -> int:
         return 8 - len(self._events)
 
-    def index(self, part: int) -> None:
+    def index(self, part: int, guarded: bool) -> None:
         self._events.append(Event(kind="indexed", part=part))
 
-    def prepare(self, unit: Unit) -> None:
+    def prepare(self, unit: Unit, guarded: bool) -> None:
         self._events.append(Event(kind="prepared", part=unit.part, unit=unit))
 
     def encode(self, unit: Unit, handle: Any) -> None:

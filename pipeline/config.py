@@ -31,7 +31,6 @@ def _uri(value: object) -> object:
     return value
 
 
-DEFAULT_SAMPLE_SECONDS = 60.0
 AutoOrPositive = Annotated[int | str, BeforeValidator(_auto_or_positive)]
 Uri = Annotated[str, BeforeValidator(_uri)]
 
@@ -103,7 +102,7 @@ class Limits(_Section):
     max_image_pixels: int = Field(default=178_956_970, ge=1)
     max_rejected_fraction: float = Field(default=0.1, ge=0, le=1)
     attempts: int = Field(default=3, ge=1)
-    sample_seconds: float = Field(default=DEFAULT_SAMPLE_SECONDS, gt=0)
+    sample_seconds: float = Field(default=60.0, gt=0)
 
 
 class Config(_Section):
@@ -188,13 +187,3 @@ def _known_fields(location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
         model = model.model_fields[str(part)].annotation
     return "known here: " + ", ".join(model.model_fields)
-
-
-def refuse_what_is_not_built_yet(config: Config) -> None:
-    """Raises RequestError for a setting that the contract names and this version does not serve yet."""
-    not_yet = [
-        (config.limits.sample_seconds != DEFAULT_SAMPLE_SECONDS, "limits.sample_seconds (a limit on one decoding)"),
-    ]
-    for wanted, what in not_yet:
-        if wanted:
-            raise RequestError(f"{what}: not yet built in this version of visionbake")

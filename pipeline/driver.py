@@ -21,6 +21,7 @@ from pipeline.units import Unit
 
 MAX_FAILURES_IN_A_ROW = 10
 MAX_LOSSES = 20  # of one unit or part with a node, or to the memory monitor: no attempts, but not for ever either
+DEATHS_BEFORE_GUARD = 2
 REJECTS_CHECKED_AFTER = 1000
 
 
@@ -42,16 +43,23 @@ class Event:
     lost: Literal["", "process", "world"] = ""
 
 
+def _name(part: int, unit: Unit | None) -> str:
+    return f"part {part:06d}" if unit is None else f"unit {unit.id}"
+
+
 class Engine(Protocol):
-    """Where stages run. Calls return at once; what came of them is in `wait`."""
+    """Where stages run. Calls return at once; what came of them is in `wait`.
+
+    `guarded`: images are read in a child process, so that one that crashes its decoder is found.
+    """
 
     def free_preparers(self) -> int: ...
 
     def free_encoders(self) -> int: ...
 
-    def index(self, part: int) -> None: ...
+    def index(self, part: int, guarded: bool) -> None: ...
 
-    def prepare(self, unit: Unit) -> None: ...
+    def prepare(self, unit: Unit, guarded: bool) -> None: ...
 
     def encode(self, unit: Unit, handle: Any) -> None: ...
 
@@ -107,6 +115,7 @@ class Driver:
         self._outstanding = 0
         self._attempts: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
+        self._deaths: Counter[str] = Counter()  # of processes that read the images of a unit or part
         self._failures_in_a_row = 0
         self._started = False
         self.progress = Progress(parts=parts, parts_indexed=len(indexed))
@@ -142,12 +151,16 @@ class Driver:
             if unit_or_none is not None and self._fits(unit_or_none):
                 self._take()
                 self._in_flight_bytes += self._unit_bytes(unit_or_none)
-                engine.prepare(unit_or_none)
+                engine.prepare(unit_or_none, self._is_suspect(_name(unit_or_none.part, unit_or_none)))
             elif self._to_index:
-                engine.index(self._to_index.popleft())
+                part = self._to_index.popleft()
+                engine.index(part, self._is_suspect(_name(part, None)))
             else:
                 return
             self._outstanding += 1
+
+    def _is_suspect(self, name: str) -> bool:
+        return self._deaths[name] >= DEATHS_BEFORE_GUARD
 
     def _fits(self, unit: Unit) -> bool:
         return not self._in_flight_bytes or self._in_flight_bytes + self._unit_bytes(unit) <= self._in_flight_limit
@@ -211,12 +224,14 @@ class Driver:
         assert error is not None
         if isinstance(error, OutputError):
             raise error
-        name = f"part {event.part:06d}" if event.unit is None else f"unit {event.unit.id}"
+        name = _name(event.part, event.unit)
         if event.unit is not None:
             self._release(event.unit)
         counter, limit = (self._attempts, self._attempts_limit)
         if event.lost == "world":
             counter, limit = (self._losses, MAX_LOSSES)
+        elif event.lost == "process" and event.kind != "committed" and not self._is_suspect(name):
+            counter, limit = (self._deaths, DEATHS_BEFORE_GUARD + 1)  # no attempts: then it is tried under guard
         counter[name] += 1
         final = isinstance(error, DamagedPart | EncodeError) or counter[name] >= limit
         if not final:

@@ -1,4 +1,7 @@
-"""The inline engine: the same stages in this process, one call at a time. For debugging, and machines without Ray."""
+"""The inline engine: the same stages in this process, one call at a time. For debugging, and machines without Ray.
+
+Images are read in a child process: one that crashes its decoder must not end the run.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ class InlineEngine:
     encoders = 1
 
     def __init__(self, settings: StageSettings, *, encoding: bool = True) -> None:
-        self._prepare = PrepareStage(settings)
+        self._prepare = PrepareStage(settings, guarded=True)
         self._encode = EncodeStage(settings) if encoding else None
         self._shards: ShardSettings | None = None
         self._events: list[Event] = []
@@ -39,14 +42,14 @@ class InlineEngine:
     def free_encoders(self) -> int:
         return 0 if self._events else 1
 
-    def index(self, part: int) -> None:
+    def index(self, part: int, guarded: bool) -> None:
         try:
             self._prepare.index(part)
             self._events.append(Event(kind="indexed", part=part))
         except FAILURES as error:
             self._events.append(Event(kind="indexed", part=part, error=error))
 
-    def prepare(self, unit: Unit) -> None:
+    def prepare(self, unit: Unit, guarded: bool) -> None:
         try:
             handle = self._prepare.prepare(unit)
             self._events.append(Event(kind="prepared", part=unit.part, unit=unit, handle=handle))
@@ -66,4 +69,5 @@ class InlineEngine:
         return events
 
     def shutdown(self) -> None:
+        self._prepare.close()
         self._events = []

@@ -56,9 +56,9 @@ class _EncodeActor(_Introduces, EncodeStage):
 
 
 class _PrepareActor(_Introduces, PrepareStage):
-    def prepare_apart(self, unit: Unit) -> tuple[int, PreparedUnit]:
+    def prepare_apart(self, unit: Unit, guarded: bool) -> tuple[int, PreparedUnit]:
         """The patches as an object of their own, so that the driver never fetches them."""
-        prepared = self.prepare(unit)
+        prepared = self.prepare(unit, guarded)
         return len(prepared.samples), prepared
 
 
@@ -276,16 +276,16 @@ class RayEngine:
             if process.kind == "encoder" and process.ready
         )
 
-    def index(self, part: int) -> None:
+    def index(self, part: int, guarded: bool) -> None:
         process = self._idle("preparer", "")
-        self._call(process.handle.index.remote(part), _Call(process=process, kind="indexed", part=part))
+        self._call(process.handle.index.remote(part, guarded), _Call(process=process, kind="indexed", part=part))
 
-    def prepare(self, unit: Unit) -> None:
+    def prepare(self, unit: Unit, guarded: bool) -> None:
         hungry = min(
             (process for process in self._processes if process.kind == "encoder"), key=lambda process: process.calls
         )
         process = self._idle("preparer", hungry.node)
-        summary, reference = process.handle.prepare_apart.options(num_returns=2).remote(unit)
+        summary, reference = process.handle.prepare_apart.options(num_returns=2).remote(unit, guarded)
         handle = _Prepared(reference=reference, node=process.node)
         self._call(summary, _Call(process=process, kind="prepared", part=unit.part, unit=unit, prepared=handle))
 

@@ -1,7 +1,8 @@
 """Fault points: named places at which a test can kill or stall the process.
 
-Armed by `VISIONBAKE_FAULT=NAME[:kill|:sleep=SECONDS][@FILE]`. With `@FILE` the fault fires once in all processes
-together: the file is created when it fires, which is also how a test sees that it did.
+Armed by `VISIONBAKE_FAULT=NAME[:kill|:exit|:sleep=SECONDS][@FILE|@+FILE]`. With `@FILE` the fault fires once in all
+processes together: the file is created when it fires, which is also how a test sees that it did. With `@+FILE` it fires
+every time, and adds a byte to the file.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ def fault_point(name: str) -> None:
     if not armed:
         return
     what, _, marker = armed.partition("@")
-    point, _, action = what.partition(":")
+    point, _, action = what.rpartition(":") if ":" in what else (what, "", "kill")
     if point != name:
         return
-    if marker:
+    if marker.startswith("+"):
+        with open(marker[1:], "ab") as stream:
+            stream.write(b".")
+    elif marker:
         try:
             os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
     if action.startswith("sleep="):
         time.sleep(float(action.removeprefix("sleep=")))
+    elif action == "exit":
+        os._exit(3)
     else:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from pipeline import rejects
 from pipeline.errors import DamagedPart, OutputError, SourceError
 from pipeline.files import AnyPath, Scratch, as_path, publish_new, read_input, small_file, sync_file
-from pipeline.headers import EXTENSIONS, read_header
+from pipeline.guard import ImageReader
+from pipeline.headers import EXTENSIONS
 from pipeline.parts import Part
 from pipeline.rejects import Reject
 from pipeline.rows import places, read_place
@@ -87,8 +88,9 @@ class IndexedSample:
 
 
 def index_part(
-    part: Part, image_column: str, on_damaged: str, output: str, scratch: Scratch, key_column: str | None = None
-) -> int:
+    part: Part, image_column: str, on_damaged: str, output: str, scratch: Scratch, key_column: str | None = None,
+    images: ImageReader | None = None,
+) -> int:  # fmt: skip
     """Reads a part and publishes its index, unless another process has done so already.
 
     Returns:
@@ -102,7 +104,7 @@ def index_part(
     path = scratch.path(final.name)
     damaged = ""
     try:
-        count = _write(path, index_samples(part, image_column, key_column), damaged)
+        count = _write(path, index_samples(part, image_column, key_column, images), damaged)
     except DamagedPart as error:
         if on_damaged == "fail":
             raise
@@ -137,31 +139,34 @@ def _write(path: Path, samples: Iterator[IndexedSample], damaged: str) -> int:
     return count
 
 
-def index_samples(part: Part, image_column: str, key_column: str | None = None) -> Iterator[IndexedSample]:
+def index_samples(
+    part: Part, image_column: str, key_column: str | None = None, images: ImageReader | None = None
+) -> Iterator[IndexedSample]:
     """Reads every image of a part and yields its facts. Raises SourceError and DamagedPart as `index_part` does."""
+    images = images or ImageReader()
     if part.format == "folder":
-        yield from (_index_file(part, file) for file in part.files)
+        yield from (_index_file(part, file, images) for file in part.files)
     elif part.format in ("parquet", "jsonl"):
-        yield from _index_rows(part, image_column, key_column)
+        yield from _index_rows(part, image_column, key_column, images)
     else:
         for file in part.files:
             check_unchanged(part.root, file)
-            yield from _index_tar(part, file, image_column)
+            yield from _index_tar(part, file, image_column, images)
 
 
-def _index_file(part: Part, file: SourceFile) -> IndexedSample:
+def _index_file(part: Part, file: SourceFile, images: ImageReader) -> IndexedSample:
     check_unchanged(part.root, file)
     try:
         data = read_input(os.path.join(part.root, file.path))
     except OSError as error:
         raise SourceError(f"{os.path.join(part.root, file.path)}: cannot be read: {error}") from error
-    return _facts(IndexedSample(key=file.path, source=file.path, length=len(data)), data)
+    return _facts(IndexedSample(key=file.path, source=file.path, length=len(data)), data, images)
 
 
-def _facts(sample: IndexedSample, data: bytes) -> IndexedSample:
+def _facts(sample: IndexedSample, data: bytes, images: ImageReader) -> IndexedSample:
     sample = replace(sample, sha256=hashlib.sha256(data).hexdigest())
     try:
-        header = read_header(data)
+        header = images.header(sample.key, data)
     except Reject as reject:
         return replace(sample, status=reject.reason, error=reject.message)
     return replace(
@@ -169,7 +174,9 @@ def _facts(sample: IndexedSample, data: bytes) -> IndexedSample:
     )
 
 
-def _index_rows(part: Part, image_column: str, key_column: str | None) -> Iterator[IndexedSample]:
+def _index_rows(
+    part: Part, image_column: str, key_column: str | None, images: ImageReader
+) -> Iterator[IndexedSample]:
     """Rows and lines; a second one with a key is a duplicate."""
     keys: set[str] = set()
     source = part.files[0].path
@@ -185,7 +192,7 @@ def _index_rows(part: Part, image_column: str, key_column: str | None) -> Iterat
             problem = place.problem or f"there is no file {place.path}"
             sample = replace(sample, status=rejects.MISSING_IMAGE, error=problem[:1000])
         else:
-            sample = _facts(replace(sample, length=len(data)), data)
+            sample = _facts(replace(sample, length=len(data)), data, images)
         keys.add(place.key)
         yield sample
 
@@ -209,7 +216,9 @@ def split_key(name: str) -> tuple[str, str]:
     return folder + slash + key, suffix
 
 
-def _index_tar(part: Part, file: SourceFile, image_column: str) -> Iterator[IndexedSample]:
+def _index_tar(
+    part: Part, file: SourceFile, image_column: str, images: ImageReader
+) -> Iterator[IndexedSample]:
     """Members need not be adjacent to form a sample; a second member of the same name is a duplicate."""
     groups: dict[str, _Group] = {}
     wanted = (*EXTENSIONS, "." + image_column.lower())
@@ -224,7 +233,7 @@ def _index_tar(part: Part, file: SourceFile, image_column: str) -> Iterator[Inde
                 place = _place(member, key, file)
                 group.links.append(replace(place, status=rejects.MISSING_IMAGE, error=message[:1000]))
             if data is not None:
-                sample = _facts(_place(member, key, file), data)
+                sample = _facts(_place(member, key, file), data, images)
                 (group.duplicates if member.name in group.names else group.images).append(sample)
             elif member.link is None and member.name not in group.names:
                 group.others.append({"suffix": suffix, "offset": member.offset, "length": member.length})

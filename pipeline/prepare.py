@@ -28,6 +28,7 @@ from pipeline.decode import CHANNELS, Decoder, Uint8
 from pipeline.errors import SourceError
 from pipeline.files import read_input
 from pipeline.grid import smart_resize
+from pipeline.guard import ImageReader
 from pipeline.headers import header_of, open_image
 from pipeline.index import IndexedSample
 from pipeline.parts import Part
@@ -123,7 +124,7 @@ def prepare_image(
 
 
 def prepare_into(
-    out_PC: Uint8, data: bytes, facts: IndexedSample, size: tuple[int, int], geometry: Geometry, decoder: Decoder
+    out_PC: Uint8, data: bytes, facts: IndexedSample, size: tuple[int, int], geometry: Geometry, images: ImageReader
 ) -> None:
     """Decodes, resizes and cuts one indexed image into its rows of the unit's patches.
 
@@ -134,8 +135,7 @@ def prepare_into(
     Raises:
         Reject: the bytes cannot be decoded, or not to what their header says.
     """
-    with open_image(data) as image:
-        pixels = decoder.decode(image, data, facts.orientation or 1)
+    pixels = images.pixels(facts.key, data, facts.orientation or 1)
     if pixels.shape[:2] != (facts.height, facts.width):
         found = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise Reject(rejects.CORRUPT, f"decodes to {found}, its header says {facts.width}x{facts.height}")
@@ -280,7 +280,7 @@ def _range(images: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]])
 
 def prepare_unit(
     unit: Unit, part: Part, samples: Sequence[IndexedSample], geometry: Geometry, deduplicate: bool,
-    reader: UnitReader, carry: pa.Schema | None = None,
+    reader: UnitReader, carry: pa.Schema | None = None, images: ImageReader | None = None,
 ) -> PreparedUnit:  # fmt: skip
     """Prepares every sample of a unit; what cannot be prepared becomes a reject.
 
@@ -301,7 +301,7 @@ def prepare_unit(
 
     started = time.perf_counter()
     patches_PC = np.empty((unit.patches, CHANNELS * geometry.patch_size**2), np.uint8)
-    decoder = Decoder()
+    images = images or ImageReader()
     cursor = 0
     grids: list[tuple[int, int, int]] = []
     known: dict[str, PreparedSample] = {}
@@ -322,7 +322,7 @@ def prepare_unit(
             grid = (1, height // geometry.patch_size, width // geometry.patch_size)
             rows = patches_PC[cursor : cursor + grid[1] * grid[2]]
             assert data is not None
-            prepare_into(rows, data, sample, (height, width), geometry, decoder)
+            prepare_into(rows, data, sample, (height, width), geometry, images)
         except Reject as reject:
             result = PreparedSample(facts=sample, status=reject.reason, error=reject.message[:1000])
         else:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline.carry import carried_schema, schema_text
 from pipeline.checkpoint import Checkpoint
 from pipeline.commit import ShardSettings
-from pipeline.config import Config, refuse_what_is_not_built_yet
+from pipeline.config import Config
 from pipeline.driver import Driver, Engine, Progress, check_rejected_fraction
 from pipeline.errors import DamagedPart, RequestError, RunFailed, SourceError
 from pipeline.files import AnyPath, Scratch, absolute
@@ -115,7 +115,6 @@ class Request:
 
 def check_request(config: Config) -> Request:
     """Everything that can be found wrong before anything is written. Raises RequestError."""
-    refuse_what_is_not_built_yet(config)
     check_uri("output.uri", config.output.uri)
     local = not is_remote(config.output.uri)
     if os.environ.get(JOB_VARIABLE) and local and not os.path.isabs(os.path.expanduser(config.output.uri)):
@@ -196,6 +195,7 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         stored_dtype=config.output.dtype,
         on_overflow=config.output.on_overflow,
         threads=config.cluster.threads_per_encoder,
+        sample_seconds=config.limits.sample_seconds,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from pipeline.encoder import Stage, Tower
 from pipeline.errors import OutputError
 from pipeline.fault import fault_point
 from pipeline.files import Scratch, as_path
+from pipeline.guard import GuardedReader, ImageReader
 from pipeline.index import index_part, read_index_rows
 from pipeline.linear import openblas_version
 from pipeline.output import version_of
@@ -54,6 +55,7 @@ class StageSettings:
     stored_dtype: str
     on_overflow: str
     threads: int
+    sample_seconds: float
 
 
 def peak_memory_bytes() -> int:
@@ -62,10 +64,18 @@ def peak_memory_bytes() -> int:
 
 
 class PrepareStage:
-    """Indexes parts and prepares units. One thread."""
+    """Indexes parts and prepares units. One thread.
 
-    def __init__(self, settings: StageSettings) -> None:
+    Args:
+        guarded: every image is read in a child process. Else only on request, by `guarded` of a call: an image that
+            crashes its decoder, or takes longer than `sample_seconds`, then ends this process.
+    """
+
+    def __init__(self, settings: StageSettings, *, guarded: bool = False) -> None:
         self._settings = settings
+        self._guarded = guarded
+        self._images = ImageReader(settings.sample_seconds)
+        self._guard = GuardedReader(settings.sample_seconds)
         self._scratch = Scratch(settings.output, settings.nonce)
         self._reader = UnitReader(settings.image_column)
         self._plan: Plan | None = None
@@ -77,16 +87,23 @@ class PrepareStage:
         """What decides the patches' bytes on this machine."""
         return {"pillow": PIL.__version__, "jpeg_decoder": jpeg_decoder(), "torch": torch.__version__.split("+")[0]}
 
-    def index(self, number: int) -> int:
+    def index(self, number: int, guarded: bool = False) -> int:
         """Indexes a part; returns its number of samples. Raises as `index_part`."""
         settings = self._settings
         fault_point("index")
         return index_part(
             self._load(number), settings.image_column, settings.on_damaged, settings.output, self._scratch,
-            settings.key_column,
+            settings.key_column, self._reader_of_images(guarded),
         )  # fmt: skip
 
-    def prepare(self, unit: Unit) -> PreparedUnit:
+    def _reader_of_images(self, guarded: bool) -> ImageReader:
+        return self._guard if guarded or self._guarded else self._images
+
+    def close(self) -> None:
+        """Ends the child process, if there is one."""
+        self._guard.close()
+
+    def prepare(self, unit: Unit, guarded: bool = False) -> PreparedUnit:
         """Prepares one unit. Raises SourceError."""
         settings = self._settings
         torch.set_num_threads(1)
@@ -94,7 +111,10 @@ class PrepareStage:
         part = self._load(unit.part)
         assert self._plan is not None
         samples = read_index_rows(self._plan.index_path(unit.part), unit.first, unit.count)
-        return prepare_unit(unit, part, samples, settings.geometry, settings.deduplicate, self._reader, settings.carry)
+        return prepare_unit(
+            unit, part, samples, settings.geometry, settings.deduplicate, self._reader, settings.carry,
+            self._reader_of_images(guarded),
+        )  # fmt: skip
 
     def _load(self, number: int) -> Part:
         if self._part is None or self._part.number != number:

@@ -42,10 +42,10 @@ class Faulty(NullEngine):
     def free_encoders(self) -> int:
         return 0 if self.away else super().free_encoders()
 
-    def prepare(self, unit: Unit) -> None:
+    def prepare(self, unit: Unit, guarded: bool) -> None:
         self.in_flight += 10
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        super().prepare(unit)
+        super().prepare(unit, guarded)
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         self.away = max(0, self.away - 1)
