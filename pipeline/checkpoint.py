@@ -22,6 +22,8 @@ PREFIXES = ("model.visual.", "visual.")
 MODEL_TYPES = ("qwen2_5_vl", "qwen2_5_vl_vision")
 INDEX_NAME = "model.safetensors.index.json"
 RANDOM_SCHEME = "random:"
+# What no tower is beyond, and what must not be counted to.
+LARGEST_NUMBER, MAX_DEPTH = 1 << 20, 1024
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = 3
@@ -195,8 +197,11 @@ def tower_config(config: dict[str, Any], preprocessor: dict[str, Any], path: str
         for name in names:
             value = vision.get(name)
             if value is not None:
-                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                    raise RequestError(f"model.path: {path}: vision_config.{name} is {value!r}, not a positive integer")
+                if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_NUMBER:
+                    raise RequestError(
+                        f"model.path: {path}: vision_config.{name} is {value!r:.80}, not an integer from 1 to "
+                        f"{LARGEST_NUMBER}"
+                    )
                 return value
         if default is None:
             raise RequestError(f"model.path: {path}: vision_config.{names[0]} is missing")
@@ -205,7 +210,7 @@ def tower_config(config: dict[str, Any], preprocessor: dict[str, Any], path: str
     if vision.get("hidden_act", "silu") != "silu":
         raise RequestError(f"model.path: {path}: vision_config.hidden_act is {vision['hidden_act']!r}, not 'silu'")
     blocks = vision.get("fullatt_block_indexes", [7, 15, 23, 31])
-    if not isinstance(blocks, list) or not all(isinstance(block, int) for block in blocks):
+    if not isinstance(blocks, list) or not all(type(block) is int for block in blocks):
         raise RequestError(f"model.path: {path}: vision_config.fullatt_block_indexes is {blocks!r}, not a list")
     result = TowerConfig(
         depth=number("depth", "num_hidden_layers"),
@@ -227,16 +232,22 @@ def tower_config(config: dict[str, Any], preprocessor: dict[str, Any], path: str
             raise RequestError(
                 f"model.path: {path}: preprocessor_config.json says {name} {preprocessor[name]}, config.json {ours}"
             )
-    if result.width % result.num_heads or result.head_dim % 4 or result.window_merged < 1 or result.in_channels != 3:
+    if result.depth > MAX_DEPTH or result.width % result.num_heads or result.head_dim % 4 or result.window_merged < 1 or result.in_channels != 3:
         raise RequestError(f"model.path: {path}: vision_config is not one of a Qwen2.5-VL tower: {result}")
     return result
 
 
 def _triple(tree: dict[str, Any], name: str, default: tuple[float, ...], path: str) -> tuple[float, ...]:
     value = tree.get(name, default)
-    if not isinstance(value, list | tuple) or len(value) != 3 or not all(isinstance(x, int | float) for x in value):
-        raise RequestError(f"model.path: {path}: preprocessor_config.json: {name} is {value!r}, not three numbers")
+    if not isinstance(value, list | tuple) or len(value) != 3 or not all(_is_number(x) for x in value):
+        raise RequestError(f"model.path: {path}: preprocessor_config.json: {name} is {value!r:.80}, not three numbers")
+    if name == "image_std" and not all(value):
+        raise RequestError(f"model.path: {path}: preprocessor_config.json: {name} is {value!r}: it divides")
     return tuple(float(x) for x in value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
 
 
 def _preprocessor(folder: Path, path: str) -> dict[str, Any]:
@@ -244,14 +255,15 @@ def _preprocessor(folder: Path, path: str) -> dict[str, Any]:
         if (folder / name).exists():
             tree = _read_json(folder / name, path)
             tree = tree.get("image_processor", tree)
+            if not isinstance(tree, dict):
+                raise RequestError(f"model.path: {path}: {name}: its image_processor is not a JSON object")
             steps = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": BICUBIC}
             for step, ours in steps.items():
                 if tree.get(step, ours) != ours:
                     raise RequestError(f"model.path: {path}: {name} says {step}: {tree[step]!r}, supported is {ours!r}")
-            if abs(tree.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-                raise RequestError(
-                    f"model.path: {path}: {name} says rescale_factor: {tree['rescale_factor']}, not 1/255"
-                )
+            scale = tree.get("rescale_factor", 1 / 255)
+            if not _is_number(scale) or abs(scale - 1 / 255) > 1e-9:
+                raise RequestError(f"model.path: {path}: {name} says rescale_factor: {scale!r:.80}, not 1/255")
             return dict(tree)
     return {}
 
@@ -271,7 +283,7 @@ def _read_json(file: Path, path: str) -> dict[str, Any]:
 def _open(file: Path, path: str) -> Any:
     try:
         return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise RequestError(f"model.path: {path}: {file.name} cannot be read: {error}") from error
 
 
