@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick chaos lint clean
 
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "visionbake needs Python 3.11 or newer")'
@@ -30,7 +30,11 @@ test: $(VENV)/.test lint
 	$(BIN)/python -m pytest
 
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest -m 'not slow and not ray'
+	$(BIN)/python -m pytest -m 'not slow and not ray and not chaos'
+
+# Faults that take longer to make than CI should wait, some 15 minutes; docs/faults.md has the results.
+chaos: $(VENV)/.test
+	$(BIN)/python -m pytest -m chaos -s tests/test_chaos.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
