@@ -16,7 +16,8 @@ from pipeline.config import Config, load_config
 from pipeline.errors import RequestError, RunFailed
 from pipeline.index import IndexArrays, read_index_arrays, read_index_status
 from pipeline.parts import Plan
-from pipeline.runner import Request, check_request, make_plan
+from pipeline.request import Request, check_request
+from pipeline.runner import make_plan
 from pipeline.storage import STORED, is_scaled
 from pipeline.units import Geometry, cut_units, patches_of
 

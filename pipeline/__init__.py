@@ -3,6 +3,8 @@
 The stages, in flow order:
 
     config       the configuration file
+    remote       object storage, and all else that fsspec opens
+    files        opening, scratch and publishing, wherever files lie
     sources      list: a source to its files
     rows         Parquet and JSONL: ranges of rows, and the images that they name
     parts        the plan: files to numbered parts
@@ -13,6 +15,7 @@ The stages, in flow order:
     grid         sizes, windows and positions that a grid decides
     units        cut: an index to units, one output shard each
     decode       encoded bytes to RGB pixels, the image policy
+    guard        the same for bytes that may crash their decoder
     prepare      resize, cut into patches; a unit's bytes to its patches
     pack         which images share a forward
     checkpoint   the tower's dimensions and tensors (random_tower makes some)
@@ -23,12 +26,14 @@ The stages, in flow order:
     encode       a prepared unit to its tokens
     shard        write a data shard (shard_tar: as WebDataset)
     commit       publish it, then its samples shard
-    output       fingerprint, totals, card, _SUCCESS
+    output       fingerprint, totals, _SUCCESS (card: its README.md)
     stages       what one process of each kind does
     driver       which process does what (engine_inline, engine_ray run them)
+    request      a configuration checked against the world
     runner       the whole run
     verify       an output's files against their records and the source's index
-    reader       an output as data sets of torch
+    reader       an output as a data set of torch, row by row
+    stream       the same for training: shuffled, split, resumable
     adapters     what transformers, vLLM and SGLang take
 """
 
@@ -39,7 +44,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.adapters import CachedProcessor
-    from pipeline.reader import EmbeddingDataset, EmbeddingStream
+    from pipeline.reader import EmbeddingDataset
+    from pipeline.stream import EmbeddingStream
     from pipeline.vision_encoder import Embedding, VisionEncoder
 
 __all__ = ["CachedProcessor", "Embedding", "EmbeddingDataset", "EmbeddingStream", "VisionEncoder"]
@@ -47,7 +53,7 @@ _PLACES = {
     "CachedProcessor": "adapters",
     "Embedding": "vision_encoder",
     "EmbeddingDataset": "reader",
-    "EmbeddingStream": "reader",
+    "EmbeddingStream": "stream",
     "VisionEncoder": "vision_encoder",
 }
 

@@ -232,7 +232,8 @@ def tower_config(config: dict[str, Any], preprocessor: dict[str, Any], path: str
             raise RequestError(
                 f"model.path: {path}: preprocessor_config.json says {name} {preprocessor[name]}, config.json {ours}"
             )
-    if result.depth > MAX_DEPTH or result.width % result.num_heads or result.head_dim % 4 or result.window_merged < 1 or result.in_channels != 3:
+    heads_fit = result.width % result.num_heads == 0 and result.head_dim % 4 == 0
+    if result.depth > MAX_DEPTH or not heads_fit or result.window_merged < 1 or result.in_channels != 3:
         raise RequestError(f"model.path: {path}: vision_config is not one of a Qwen2.5-VL tower: {result}")
     return result
 

@@ -174,9 +174,7 @@ def _facts(sample: IndexedSample, data: bytes, images: ImageReader) -> IndexedSa
     )
 
 
-def _index_rows(
-    part: Part, image_column: str, key_column: str | None, images: ImageReader
-) -> Iterator[IndexedSample]:
+def _index_rows(part: Part, image_column: str, key_column: str | None, images: ImageReader) -> Iterator[IndexedSample]:
     """Rows and lines; a second one with a key is a duplicate."""
     keys: set[str] = set()
     source = part.files[0].path
@@ -216,9 +214,7 @@ def split_key(name: str) -> tuple[str, str]:
     return folder + slash + key, suffix
 
 
-def _index_tar(
-    part: Part, file: SourceFile, image_column: str, images: ImageReader
-) -> Iterator[IndexedSample]:
+def _index_tar(part: Part, file: SourceFile, image_column: str, images: ImageReader) -> Iterator[IndexedSample]:
     """Members need not be adjacent to form a sample; a second member of the same name is a duplicate."""
     groups: dict[str, _Group] = {}
     wanted = (*EXTENSIONS, "." + image_column.lower())

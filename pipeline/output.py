@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import remote
+from pipeline.card import data_set_card
 from pipeline.carry import schema_of_text
 from pipeline.commit import SCHEMA_VERSION, samples_path
 from pipeline.config import Config
@@ -24,7 +25,6 @@ from pipeline.errors import RequestError
 from pipeline.files import AnyPath, Scratch, names_in, publish_new, publish_over, remove_unfinished, write_text
 from pipeline.remote import RemotePath
 from pipeline.shard import read_metadata
-from pipeline.storage import STORED, is_scaled
 
 OURS = {"plan", "data", "samples", "_tmp", "dataset.json", "README.md", "_SUCCESS"}
 READS_AT_ONCE = 32
@@ -272,79 +272,3 @@ def _replace_text(path: AnyPath, text: str, scratch: Scratch) -> None:
     fresh = scratch.path(path.name)
     write_text(fresh, text)
     publish_over(fresh, path)
-
-
-def data_set_card(dataset: dict[str, Any], totals: Totals) -> str:
-    """README.md of an output: what it is, how to load it, the numbers."""
-    config = dataset["config"]
-    model = config["model"]["path"]
-    rejects = "".join(f"| rejected: {reason} | {count:,} |\n" for reason, count in sorted(totals.rejects.items()))
-    random_note = (
-        "\n**The weights are random**: these tokens carry no meaning and serve for trying the tool only.\n"
-        if str(model).startswith("random:")
-        else ""
-    )
-    scale_note = (
-        'scale = torch.frombuffer(bytearray(row["scale"]), dtype=torch.float32)\n'
-        "image_embeds = image_embeds.float() * scale[:, None]\n"
-        if is_scaled(config["output"]["dtype"])
-        else ""
-    )
-    loading = f"""import pyarrow.parquet as pq, torch
-
-row = pq.read_table("data").slice(0, 1).to_pylist()[0]
-image_embeds = torch.frombuffer(bytearray(row["embedding"]), dtype={STORED[config["output"]["dtype"]]})
-image_embeds = image_embeds.view(row["num_tokens"], row["hidden_size"])
-{scale_note}""".rstrip()
-    rows = (
-        "`data/*.parquet`: a row for every accepted image: `key`, `grid_thw`, `num_tokens`, …, and `embedding`:\n"
-        "  `num_tokens × hidden_size` values, little-endian, row-major."
-    )
-    suffix = "parquet"
-    if config["output"]["format"] == "webdataset":
-        suffix = "tar"
-        rows = (
-            "`data/*.tar`: for every accepted image `KEY.safetensors` (`image_embeds`, `image_grid_thw`) and\n"
-            "  `KEY.json` (`key`, `num_tokens`, …). A dot in a key is written as `%2E`."
-        )
-        loading = """import safetensors.torch, webdataset
-
-for sample in webdataset.WebDataset("data/part-000000-0000.tar", shardshuffle=False):
-    image_embeds = safetensors.torch.load(sample["safetensors"])["image_embeds"]"""
-    kind = "merged tokens" if config["output"]["stage"] == "merged" else "the merger's input"
-    return f"""---
-configs:
-- config_name: tokens
-  data_files: data/*.{suffix}
-- config_name: samples
-  data_files: samples/*.parquet
-tags:
-- visionbake
----
-# Vision tokens of `{config["source"]["uri"]}`
-
-The output of the vision tower of `{model}` ({kind}, {dataset["hidden_size"]} wide, stored as
-{config["output"]["dtype"]}) for every image, with its `grid_thw`. Written by visionbake.
-{random_note}
-| | |
-|---|---|
-| samples | {totals.samples:,} |
-| rows | {totals.rows:,} |
-{rejects}| tokens | {totals.tokens:,} |
-| bytes of embeddings | {totals.embedding_bytes:,} |
-| min_pixels, max_pixels | {config["preprocess"]["min_pixels"]}, {config["preprocess"]["max_pixels"]} |
-| device | {dataset["device"]} |
-| fingerprint | `{dataset["fingerprint"]}` |
-
-- {rows}
-- `samples/*.parquet`: a row for every image of the source, rejects included, with `status`, and `shard`, `offset`,
-  `length`: where in the data shard the embedding's bytes lie.
-
-```python
-{loading}
-```
-
-```sql
-SELECT status, count(*) AS images, sum(num_tokens) AS tokens FROM 'samples/*.parquet' GROUP BY status;
-```
-"""

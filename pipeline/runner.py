@@ -5,25 +5,18 @@ check ─▶ start the engine ─▶ fingerprint ─▶ plan ─▶ drive (index
 
 from __future__ import annotations
 
-import os
 import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import pyarrow as pa
-
-from pipeline.carry import carried_schema, schema_text
-from pipeline.checkpoint import Checkpoint
+from pipeline.carry import schema_text
 from pipeline.commit import ShardSettings
 from pipeline.config import Config
 from pipeline.driver import Driver, Engine, Progress, check_rejected_fraction
-from pipeline.errors import DamagedPart, RequestError, RunFailed, SourceError
-from pipeline.files import AnyPath, Scratch, absolute
-from pipeline.headers import EXTENSIONS
+from pipeline.errors import DamagedPart, RequestError, RunFailed
+from pipeline.files import Scratch
 from pipeline.index import read_index_arrays
 from pipeline.output import (
     CommittedUnits,
@@ -32,20 +25,14 @@ from pipeline.output import (
     config_facts,
     fingerprint_of,
     remove_success,
-    stored_carry,
     totals_of,
     write_dataset,
     write_success,
 )
 from pipeline.parts import Plan
-from pipeline.remote import check_uri, is_remote
-from pipeline.rows import check_columns
-from pipeline.sources import SourcePlace, list_files, resolve_source
-from pipeline.stages import StageSettings, peak_memory_bytes
-from pipeline.tar import TarStream, walk
-from pipeline.units import Geometry, Unit, cut_units
-
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+from pipeline.request import Request, check_request, stage_settings
+from pipeline.stages import peak_memory_bytes
+from pipeline.units import Unit, cut_units
 
 
 class StartedEngine(Engine, Protocol):
@@ -98,105 +85,6 @@ class Summary:
             "skipped_parts": self.skipped_parts,
             "ignored_files": self.ignored_files,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A configuration that has been checked against the world: nothing is written yet."""
-
-    config: Config
-    output: AnyPath
-    place: SourcePlace
-    checkpoint: Checkpoint
-    geometry: Geometry
-    ignored: Counter[str]
-    carry: pa.Schema
-
-
-def check_request(config: Config) -> Request:
-    """Everything that can be found wrong before anything is written. Raises RequestError."""
-    check_uri("output.uri", config.output.uri)
-    local = not is_remote(config.output.uri)
-    if os.environ.get(JOB_VARIABLE) and local and not os.path.isabs(os.path.expanduser(config.output.uri)):
-        raise RequestError(
-            f"output.uri: {config.output.uri} is relative: in a Ray job it would land in a temporary copy of the "
-            "working directory; give an absolute path"
-        )
-    output = absolute(config.output.uri)
-    place = resolve_source(config.source)
-    checkpoint = Checkpoint(config.model.path, config.model.revision)
-    ignored = check_source(config, place)
-    geometry = Geometry(
-        patch_size=checkpoint.config.patch_size,
-        merge_size=checkpoint.config.merge_size,
-        temporal_patch_size=checkpoint.config.temporal_patch_size,
-        min_pixels=config.preprocess.min_pixels,
-        max_pixels=config.preprocess.max_pixels,
-        max_image_pixels=config.limits.max_image_pixels,
-    )
-    carry = stored_carry(output) if config.source.carry else None
-    return Request(
-        config=config, output=output, place=place, checkpoint=checkpoint, geometry=geometry, ignored=ignored,
-        carry=carried_schema(config.source, place) if carry is None else carry,
-    )  # fmt: skip
-
-
-def check_source(config: Config, place: SourcePlace) -> Counter[str]:
-    """Raises RequestError if the source holds no image; returns the other files' extensions, counted."""
-    ignored: Counter[str] = Counter()
-    files = list_files(place, ignored)
-    if place.format == "folder":
-        if not sum(1 for _ in files):  # all of it: a name or folder that cannot be read is found before anything starts
-            others = ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in ignored.most_common(3))
-            hint = f"; it holds {others}" if others else ": it is empty"
-            if ignored[".tar"] or ignored[".tgz"]:
-                hint += f"; for its tars write {config.source.uri.rstrip('/')}/*.tar"
-            raise RequestError(f"source.uri: {config.source.uri} holds no image ({', '.join(EXTENSIONS)}){hint}")
-        return ignored
-    if place.format in ("parquet", "jsonl"):
-        first = next(files, None)
-        if first is None:
-            raise RequestError(f"source.uri: {config.source.uri} holds no {place.format} file")
-        if place.format == "parquet":
-            check_columns(place, first, config.source.image_column, config.source.key_column)
-        return ignored
-    if config.source.key_column is not None:
-        raise RequestError(f"source.key_column: a source of format {place.format} has no columns")
-    for file in files:
-        # Damage is for the index to report; here only the first image is looked for.
-        with suppress(DamagedPart, SourceError), TarStream(os.path.join(place.root, file.path)) as stream:
-            suffixes = (*EXTENSIONS, "." + config.source.image_column.lower())
-            if any(member.name.lower().endswith(suffixes) for member, _ in walk(stream, wanted=())):
-                return ignored
-            continue
-        return ignored
-    raise RequestError(f"source.uri: {config.source.uri} holds no image ({', '.join(EXTENSIONS)}) in any tar")
-
-
-def stage_settings(request: Request, nonce: str) -> StageSettings:
-    config = request.config
-    return StageSettings(
-        output=str(request.output),
-        nonce=nonce,
-        image_column=config.source.image_column,
-        key_column=config.source.key_column,
-        carry=request.carry,
-        on_damaged=config.source.on_damaged,
-        geometry=request.geometry,
-        deduplicate=config.pack.deduplicate,
-        model_path=os.path.abspath(local) if (local := Path(config.model.path).expanduser()).is_dir()
-        else config.model.path,
-        model_revision=config.model.revision,
-        dtype=config.model.dtype,
-        compile=config.model.compile,
-        linear=config.model.linear,
-        stage=config.output.stage,
-        max_patches=config.pack.max_patches,
-        stored_dtype=config.output.dtype,
-        on_overflow=config.output.on_overflow,
-        threads=config.cluster.threads_per_encoder,
-        sample_seconds=config.limits.sample_seconds,
-    )  # fmt: skip
 
 
 def start_engine(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.bench import NullEngine, drive_nothing
+from jobs.bench_driver import NullEngine, drive_nothing
 from pipeline.driver import Driver, Event, Progress
 from pipeline.errors import DamagedPart, OutputError, RunFailed, SourceError
 from pipeline.units import Unit

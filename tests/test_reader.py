@@ -19,8 +19,9 @@ from conftest import config_for, encoded, make_tar, noise
 
 from pipeline import EmbeddingDataset
 from pipeline.errors import RequestError
-from pipeline.reader import EmbeddingStream, collate
+from pipeline.reader import collate
 from pipeline.runner import run
+from pipeline.stream import EmbeddingStream
 
 
 def run_here(config: Any) -> None:

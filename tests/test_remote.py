@@ -31,7 +31,8 @@ from pipeline import remote
 from pipeline.errors import OutputError, RequestError
 from pipeline.reader import EmbeddingDataset
 from pipeline.remote import RemotePath
-from pipeline.runner import check_request, make_plan
+from pipeline.request import check_request
+from pipeline.runner import make_plan
 from pipeline.verify import Verifier
 
 if TYPE_CHECKING:

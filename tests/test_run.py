@@ -262,7 +262,8 @@ def test_bytes_that_change_between_index_and_run(model_path: Path, tmp_path: Pat
     """The same size and mtime but another sha256 is a reject; another mtime is a failure that names the file."""
     folder = make_folder(tmp_path / "in", 6)
     config = config_for(folder, tmp_path / "out", model_path)
-    from pipeline.runner import check_request, make_plan
+    from pipeline.request import check_request
+    from pipeline.runner import make_plan
 
     make_plan(check_request(config), say=lambda line: None)
     victim = folder / "1" / "0003.png"

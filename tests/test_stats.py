@@ -15,7 +15,8 @@ from conftest import REPOSITORY, config_for, make_folder
 from jobs import plan as plan_job
 from jobs import stats as stats_job
 from pipeline.errors import RequestError
-from pipeline.runner import check_request, make_plan, run
+from pipeline.request import check_request
+from pipeline.runner import make_plan, run
 
 
 @pytest.fixture(scope="module")
