@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +17,17 @@ from jobs.cli import add_config_arguments, bytes_text, print_json, run_command, 
 from pipeline import rejects
 from pipeline.config import Config, load_config
 from pipeline.errors import RequestError, RunFailed
-from pipeline.index import IndexArrays, read_index_arrays, read_index_status
+from pipeline.estimate import PERCENTILES, Duplicates, Estimate, LogHistogram
+from pipeline.files import AnyPath
+from pipeline.index import IndexArrays, read_index_arrays, read_index_hashes, read_index_status
 from pipeline.parts import Plan
 from pipeline.request import Request, check_request
 from pipeline.runner import make_plan
+from pipeline.sampling import draw, interval, rejected, tokens_of
 from pipeline.storage import STORED, is_scaled
-from pipeline.units import Geometry, cut_units, patches_of
 
-PERCENTILES = (50, 95, 99)
+READ_AHEAD = 4
+COLUMN = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,71 +35,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-pixels", metavar="A,B,C", help="compare budgets, from the index alone")
     parser.add_argument("--tokens-per-second", type=float, metavar="R", help="of one device, for the device hours")
     parser.add_argument("--price-per-hour", type=float, metavar="P", help="of one device")
-    for name in ("--sample", "--html"):
-        parser.add_argument(name, metavar="X", help="not yet built")
+    parser.add_argument("--sample", type=int, metavar="N", help="from the headers of N samples, writing nothing")
+    parser.add_argument("--seed", type=int, default=0, help="of --sample")
+    parser.add_argument("--html", metavar="FILE", help="not yet built")
     parser.add_argument("--calibrate", action="store_true", help="not yet built")
 
 
 @dataclass(kw_only=True)
-class Estimate:
-    """What one budget of pixels would give. `histogram` counts images by their number of tokens."""
+class Source:
+    """What does not depend on a budget: sizes of the images as they are, and parts that were skipped."""
 
-    max_pixels: int
-    samples: int = 0
-    units: int = 0
-    rejects: Counter[str] = field(default_factory=Counter)
-    histogram: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    megapixels: LogHistogram = field(default_factory=LogHistogram)  # of pixels
+    aspect_ratios: LogHistogram = field(default_factory=LogHistogram)  # long side over short side
+    skipped_parts: list[str] = field(default_factory=list)
+    duplicates_of_one_in: int = 1
 
-    def add(self, index: IndexArrays, geometry: Geometry, part: int, shard_tokens: int) -> None:
-        tokens_N = patches_of(index, geometry) // geometry.merge_size**2
-        self.samples += len(tokens_N)
-        self.units += len(cut_units(part, index, geometry, shard_tokens))
-        pixels_N = index.width_N * index.height_N
-        large_N = index.accepted_N & (pixels_N > geometry.max_image_pixels)
-        self.rejects[rejects.TOO_MANY_PIXELS] += int(large_N.sum())
-        self.rejects[rejects.ASPECT_RATIO] += int((index.accepted_N & ~large_N & (tokens_N == 0)).sum())
-        counts = np.bincount(tokens_N[tokens_N > 0], minlength=len(self.histogram))
-        counts[: len(self.histogram)] += self.histogram
-        self.histogram = counts.astype(np.int64)
+    def add(self, index: IndexArrays) -> None:
+        height_N, width_N = index.height_N[index.accepted_N], index.width_N[index.accepted_N]
+        self.megapixels.add((height_N * width_N).astype(np.float64))
+        self.aspect_ratios.add(np.maximum(height_N, width_N) / np.maximum(np.minimum(height_N, width_N), 1))
 
-    def as_dict(self, row_bytes: int, rate: float | None, price: float | None) -> dict[str, object]:
-        images = int(self.histogram.sum())
-        tokens = int((self.histogram * np.arange(len(self.histogram))).sum())
-        ends = np.cumsum(self.histogram)
-        result: dict[str, object] = {
-            "max_pixels": self.max_pixels,
-            "samples": self.samples,
-            "units": self.units,
-            "rejects": {name: count for name, count in sorted(self.rejects.items()) if count},
-            "tokens": tokens,
-            "tokens_mean": tokens / images if images else 0.0,
-            **{f"tokens_p{p}": int(np.searchsorted(ends, images * p / 100)) if images else 0 for p in PERCENTILES},
-            "tokens_max": len(self.histogram) - 1 if images else 0,
-            "embedding_bytes": tokens * row_bytes,
+    def as_dict(self) -> dict[str, object]:
+        return {
+            **{f"megapixels_p{percent}": self.megapixels.percentile(percent) / 1e6 for percent in PERCENTILES},
+            **{f"aspect_ratio_p{percent}": self.aspect_ratios.percentile(percent) for percent in (50, 95, 99)},
         }
-        if rate:
-            result["device_hours"] = tokens / rate / 3600
-            if price is not None:
-                result["price"] = tokens / rate / 3600 * price
-        return result
 
 
-def estimate(request: Request, plan: Plan, budgets: list[int]) -> tuple[list[Estimate], list[str]]:
-    """Reads each part's index once for all budgets. Also returns the skipped parts' damage."""
+def estimate(request: Request, plan: Plan, budgets: list[int]) -> tuple[list[Estimate], Source]:
+    """Reads each part's index once for all budgets."""
     estimates = [Estimate(max_pixels=budget) for budget in budgets]
-    damaged: list[str] = []
-    for part in range(plan.num_parts):
-        path = plan.index_path(part)
-        index = read_index_arrays(path)
-        status = Counter(read_index_status(path))
-        del status[rejects.OK]
-        if index.damaged:
-            damaged.append(index.damaged)
-        for one in estimates:
-            one.rejects.update(status)
-            geometry = replace(request.geometry, max_pixels=one.max_pixels)
-            one.add(index, geometry, part, request.config.output.shard_tokens)
-    return estimates, damaged
+    source = Source()
+    paths = [plan.index_path(part) for part in range(plan.num_parts)]
+    duplicates = Duplicates(len(budgets))
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        for part, facts in enumerate(map_ahead(pool, read_facts, paths, READ_AHEAD)):
+            index, status, hash_N = facts
+            del status[rejects.OK]
+            if index.damaged:
+                source.skipped_parts.append(index.damaged)
+            source.add(index)
+            tokens: list[npt.NDArray[np.int64]] = []
+            for one in estimates:
+                one.rejects.update(status)
+                tokens_N, units = one.add(index, request.geometry, part, request.config.output.shard_tokens)
+                if request.config.pack.deduplicate:
+                    one.add_unit_duplicates(hash_N, tokens_N, units)
+                tokens.append(tokens_N)
+            duplicates.add(hash_N, tokens)
+    count, saved = duplicates.totals()
+    for one, duplicate_tokens in zip(estimates, saved, strict=True):
+        one.duplicates, one.duplicate_tokens = count, duplicate_tokens
+    source.duplicates_of_one_in = duplicates.one_of
+    return estimates, source
+
+
+def read_facts(path: AnyPath) -> tuple[IndexArrays, Counter[str], npt.NDArray[np.uint64]]:
+    """A part's numbers, its samples by status, and their hashes."""
+    return read_index_arrays(path), Counter(read_index_status(path)), read_index_hashes(path)
+
+
+def map_ahead(pool: ThreadPoolExecutor, function: Any, values: Iterable[Any], ahead: int) -> Iterator[Any]:
+    """As `map`, with so many results at most under way."""
+    waiting: deque[Any] = deque()
+    for value in values:
+        waiting.append(pool.submit(function, value))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def budgets_of(config: Config, text: str | None) -> list[int]:
@@ -107,49 +117,114 @@ def budgets_of(config: Config, text: str | None) -> list[int]:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    for name in ("sample", "html", "calibrate"):
+    for name in ("html", "calibrate"):
         if getattr(arguments, name):
             raise RequestError(f"--{name}: not yet built in this version of visionbake")
-    for name in ("tokens_per_second", "price_per_hour"):
+    for name in ("tokens_per_second", "price_per_hour", "sample"):
         if getattr(arguments, name) is not None and getattr(arguments, name) <= 0:
             raise RequestError(f"--{name.replace('_', '-')}: must be positive")
     config = load_config(arguments.config, arguments.overrides)
     budgets = budgets_of(config, arguments.max_pixels)
     request = check_request(config)
-    quiet = arguments.json
-    plan, failed = make_plan(request, say=(lambda line: None) if quiet else say)
-    if failed:
-        for problem in failed:
-            print(f"FAILED  {problem}", file=sys.stderr)
-        raise RunFailed(f"{len(failed)} of {plan.num_parts} parts could not be indexed")
-    estimates, damaged = estimate(request, plan, budgets)
-    scale_bytes = 4 if is_scaled(config.output.dtype) else 0
     hidden_size = request.checkpoint.config.width_of(config.output.stage)
-    row_bytes = hidden_size * STORED[config.output.dtype].itemsize + scale_bytes
+    row_bytes = {name: hidden_size * dtype.itemsize + (4 if is_scaled(name) else 0) for name, dtype in STORED.items()}
     rate, price = arguments.tokens_per_second, arguments.price_per_hour
-    results = [one.as_dict(row_bytes, rate, price) for one in estimates]
-    if quiet:
-        print_json({"budgets": results, "skipped_parts": damaged, "ignored_files": sum(request.ignored.values())})
+    if arguments.sample is not None:
+        tree = sampled(request, budgets, arguments.sample, arguments.seed, row_bytes[config.output.dtype], rate, price)
+    else:
+        plan, failed = make_plan(request, say=(lambda line: None) if arguments.json else say)
+        if failed:
+            for problem in failed:
+                print(f"FAILED  {problem}", file=sys.stderr)
+            raise RunFailed(f"{len(failed)} of {plan.num_parts} parts could not be indexed")
+        estimates, source = estimate(request, plan, budgets)
+        tree = source.as_dict() | {
+            "budgets": [one.as_dict(row_bytes, config.output.dtype, rate, price) for one in estimates],
+            "skipped_parts": source.skipped_parts,
+        }
+    tree["ignored_files"] = sum(request.ignored.values())
+    if arguments.json:
+        print_json(tree)
         return 0
-    for result in results:
-        say("")
-        for name, value in result.items():
-            say(f"{name:18}{_text(name, value)}")
-    for line in damaged:
-        say(f"skipped           {line}")
-    if request.ignored:
-        say(f"other files       {sum(request.ignored.values()):,} in the source, left alone")
+    _print(tree)
     if not rate:
-        say("device_hours      state --tokens-per-second (and --price-per-hour) to have them")
+        say(f"{'device_hours':{COLUMN}}state --tokens-per-second (and --price-per-hour) to have them")
     return 0
 
 
-def _text(name: str, value: object) -> str:
-    if name == "embedding_bytes":
-        return bytes_text(float(str(value)))
+def sampled(
+    request: Request, budgets: list[int], count: int, seed: int, row_bytes: int, rate: float | None, price: float | None
+) -> dict[str, Any]:
+    """The same from the headers of about `count` samples, each number with its 95 % interval; writes nothing."""
+    config = request.config
+    draws = draw(request.place, count, seed, config.source.image_column)
+    results: list[dict[str, Any]] = []
+    for budget in budgets:
+        tokens = tokens_of(draws, replace(request.geometry, max_pixels=budget))
+        total = interval(draws, [float(one.sum()) for one in tokens])
+        images = interval(draws, [float((one > 0).sum()) for one in tokens])
+        pooled = np.concatenate(tokens)
+        weights = np.concatenate([np.full(len(one), d.weight) for one, d in zip(tokens, draws.draws, strict=True)])
+        result: dict[str, Any] = {
+            "max_pixels": budget,
+            "images": images.scaled(1),
+            "tokens": total.scaled(1),
+            "tokens_mean": total.value / images.value if images.value else 0.0,
+            **{f"tokens_p{percent}": quantile(pooled, weights, percent) for percent in PERCENTILES},
+            "embedding_bytes": total.scaled(row_bytes),
+        }
+        if rate:
+            result["device_hours"] = total.scaled(1 / rate / 3600)
+            if price is not None:
+                result["price"] = total.scaled(price / rate / 3600)
+        results.append(result)
+    return {
+        "sampled": draws.samples,
+        "files": draws.files,
+        "samples": interval(draws, [float(len(one.samples)) for one in draws.draws]).scaled(1),
+        "rejects": rejected(draws),
+        "budgets": results,
+    }
+
+
+def quantile(values: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], percent: float) -> int:
+    """Of the values above 0, each standing for `weight` of its kind."""
+    values, weights = values[values > 0], weights[values > 0]
+    if not len(values):
+        return 0
+    order = np.argsort(values)
+    ends = np.cumsum(weights[order])
+    return int(values[order][min(len(values) - 1, int(np.searchsorted(ends, ends[-1] * percent / 100)))])
+
+
+def _print(tree: dict[str, Any]) -> None:
+    for name, value in tree.items():
+        if name == "budgets":
+            for budget in value:
+                say("")
+                _print(budget)
+            say("")
+        elif name == "skipped_parts":
+            for line in value:
+                say(f"{'skipped':{COLUMN}}{line}")
+        elif name == "ignored_files":
+            if value:
+                say(f"{'other files':{COLUMN}}{value:,} in the source, left alone")
+        elif name != "tokens_histogram":
+            say(f"{name:{COLUMN}}{_text(name, value)}")
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, dict) and "estimate" in value:
+        middle, low, high = (_text(name, value[key]) for key in ("estimate", "low", "high"))
+        return f"{middle} ({low} to {high})"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {count:,}" for key, count in value.items()) or "none"
-    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+        return ", ".join(f"{key} {_text(name, number)}" for key, number in value.items()) or "none"
+    if "bytes" in name:
+        return bytes_text(float(value))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:,.3g}"
+    return f"{value:,}"
 
 
 if __name__ == "__main__":

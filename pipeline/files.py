@@ -106,17 +106,26 @@ class Scratch:
 
     def __init__(self, output: str | Path | RemotePath, nonce: str | None = None) -> None:
         self.output = as_path(output)
+        self._there = nonce is not None  # another process has made it
         self.nonce = nonce or uuid.uuid4().hex
         parent = _node_scratch() if isinstance(self.output, RemotePath) else self.output / "_tmp"
         self.folder = parent / self.nonce
         self._made_output = False
 
     def path(self, name: str) -> Path:
-        """A fresh path; the random part keeps twins in one process group apart. Raises OutputError."""
+        """A fresh path; the random part keeps twins in one process group apart.
+
+        Raises:
+            OutputError: it cannot be made, or the output has vanished since: its disk may be gone, and what was written
+                then would lie on another.
+        """
         try:
             if isinstance(self.output, Path) and not self.output.exists():
+                if self._there:
+                    raise OutputError(f"{self.output} has vanished")
                 self._made_output = True
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._there = True
         except OSError as error:
             raise OutputError(f"cannot write to {self.folder}: {error}") from error
         return self.folder / f"{uuid.uuid4().hex[:8]}-{name}"
@@ -187,7 +196,7 @@ def publish_new(scratch: Path, final: AnyPath) -> bool:
                 return False
             scratch.unlink()
             return True
-        final.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(final.parent)
         try:
             os.link(scratch, final)
         except FileExistsError:
@@ -199,6 +208,13 @@ def publish_new(scratch: Path, final: AnyPath) -> bool:
     return True
 
 
+def _make_folder(folder: Path) -> None:
+    """Within an output, never an output that has vanished: see `Scratch.path`. The deepest is `OUTPUT/plan/index`."""
+    if folder.parent.name == "plan":
+        folder.parent.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
+
+
 def publish_over(scratch: Path, final: AnyPath) -> None:
     """Publishes over whatever stands there: for a data shard that failed its check and is in no record, and for
     the few files that describe the run. Raises OutputError."""
@@ -207,7 +223,7 @@ def publish_over(scratch: Path, final: AnyPath) -> None:
             remote.upload(scratch, final.uri, replace=True)
             scratch.unlink()
             return
-        final.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(final.parent)
         os.replace(scratch, final)
         sync_directory(final.parent)
     except OSError as error:

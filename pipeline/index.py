@@ -310,6 +310,29 @@ def read_index_status(path: AnyPath) -> list[str]:
     return pq.read_table(small_file(path), columns=["status"]).column("status").to_pylist()  # type: ignore[no-any-return]
 
 
+def read_index_hashes(path: AnyPath) -> npt.NDArray[np.uint64]:
+    """64 bits of every sample's sha256, 0 where there is no image."""
+    column = pq.read_table(small_file(path), columns=["sha256"]).column("sha256").combine_chunks()
+    result = np.zeros(len(column), np.uint64)
+    found = column.drop_null()
+    if len(found):
+        text = np.frombuffer(found.buffers()[2], np.uint8)
+        start = np.frombuffer(found.buffers()[1], np.int32)[found.offset]
+        digits = text[start : start + 64 * len(found)].reshape(-1, 64)
+        result[column.is_valid().to_numpy(zero_copy_only=False)] = hashes_of(digits)
+    return result
+
+
+def hashes_of(sha256: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """The first 64 bits of hexadecimal digests, uint8 [N, 64] of ASCII; never 0."""
+    digits = sha256[:, :16]
+    nibbles = np.where(digits >= ord("a"), digits - (ord("a") - 10), digits - ord("0")).astype(np.uint64)
+    result = np.zeros(len(nibbles), np.uint64)
+    for column in range(16):
+        result = (result << np.uint64(4)) | nibbles[:, column]
+    return np.maximum(result, np.uint64(1))
+
+
 def read_index_rows(path: AnyPath, first: int, count: int) -> list[IndexedSample]:
     """Reads `count` samples from row `first` on, from the row groups that hold them only."""
     file = pq.ParquetFile(small_file(path))

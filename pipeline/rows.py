@@ -145,7 +145,7 @@ def _parquet_places(part: Part, file: SourceFile, image_column: str, key_column:
                     keys = batch.column(key_column).to_pylist() if key_column else [None] * len(images)
                     for image, key in zip(images, keys, strict=True):
                         name = f"{file.path}:{row}" if key is None else str(key)
-                        for found in _images(image, path, name, f"row {row}"):
+                        for found in images_of(image, path, name, f"row {row}"):
                             yield replace(found, offset=row, group=group)
                         row += 1
     except (OSError, pa.ArrowException, KeyError) as error:
@@ -163,14 +163,14 @@ def _jsonl_places(part: Part, file: SourceFile, image_column: str, key_column: s
             while position < file.last:
                 line = stream.readline()
                 if line.strip():
-                    yield from _line_places(line, path, f"{file.path}:{row}", row, position, image_column, key_column)
+                    yield from line_places(line, path, f"{file.path}:{row}", row, position, image_column, key_column)
                 position += len(line)
                 row += 1
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error}") from error
 
 
-def _line_places(
+def line_places(
     line: bytes, path: str, name: str, row: int, position: int, image_column: str, key_column: str | None
 ) -> Iterator[Place]:
     where = f"line {row + 1}"
@@ -188,7 +188,7 @@ def _line_places(
     if image_column not in tree:
         yield Place(key=name, offset=position, problem=f"{where} has no {image_column!r}")
         return
-    for found in _images(tree[image_column], path, name, where):
+    for found in images_of(tree[image_column], path, name, where):
         yield replace(found, offset=position)
 
 
@@ -203,7 +203,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return tree
 
 
-def _images(value: Any, path: str, name: str, where: str) -> Iterator[Place]:
+def images_of(value: Any, path: str, name: str, where: str) -> Iterator[Place]:
     """The images that a cell names: one, or one for each item of a list."""
     if isinstance(value, list):
         if not value:

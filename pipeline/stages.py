@@ -110,7 +110,11 @@ class PrepareStage:
         fault_point("prepare")
         part = self._load(unit.part)
         assert self._plan is not None
-        samples = read_index_rows(self._plan.index_path(unit.part), unit.first, unit.count)
+        path = self._plan.index_path(unit.part)
+        try:
+            samples = read_index_rows(path, unit.first, unit.count)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise OutputError(f"{path} cannot be read: {error}") from error
         return prepare_unit(
             unit, part, samples, settings.geometry, settings.deduplicate, self._reader, settings.carry,
             self._reader_of_images(guarded),
@@ -118,9 +122,12 @@ class PrepareStage:
 
     def _load(self, number: int) -> Part:
         if self._part is None or self._part.number != number:
-            if self._plan is None or number >= self._plan.num_parts:
-                self._plan = Plan(self._settings.output)
-            self._part = self._plan.part(number)
+            try:
+                if self._plan is None or number >= self._plan.num_parts:
+                    self._plan = Plan(self._settings.output)
+                self._part = self._plan.part(number)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise OutputError(f"{self._settings.output}: its plan cannot be read: {error}") from error
         return self._part
 
 

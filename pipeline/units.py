@@ -53,13 +53,19 @@ class Unit:
         return f"{self.part:06d}-{self.number:04d}"
 
 
-def patches_of(index: IndexArrays, geometry: Geometry) -> npt.NDArray[np.int64]:
-    """Patches of every sample by its header, 0 for those that the header alone rejects."""
+def resized_of(index: IndexArrays, geometry: Geometry) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Height and width that every sample is resized to by its header, 0 for those that the header alone rejects."""
     height_N, width_N = smart_resize_many(
         index.height_N, index.width_N, geometry.factor, geometry.min_pixels, geometry.max_pixels
     )
     usable = index.accepted_N & (index.width_N * index.height_N <= geometry.max_image_pixels)
-    return np.where(usable, height_N * width_N // geometry.patch_size**2, 0)
+    return np.where(usable, height_N, 0), np.where(usable, width_N, 0)
+
+
+def patches_of(index: IndexArrays, geometry: Geometry) -> npt.NDArray[np.int64]:
+    """Patches of every sample, 0 for those that the header alone rejects."""
+    height_N, width_N = resized_of(index, geometry)
+    return height_N * width_N // geometry.patch_size**2
 
 
 def cut_units(part: int, index: IndexArrays, geometry: Geometry, shard_tokens: int) -> list[Unit]:
