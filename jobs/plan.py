@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +17,7 @@ from pipeline import rejects
 from pipeline.config import Config, load_config
 from pipeline.errors import RequestError, RunFailed
 from pipeline.estimate import PERCENTILES, Duplicates, Estimate, LogHistogram
-from pipeline.files import AnyPath
+from pipeline.files import AnyPath, map_ahead
 from pipeline.index import IndexArrays, read_index_arrays, read_index_hashes, read_index_status
 from pipeline.parts import Plan
 from pipeline.request import Request, check_request
@@ -93,17 +92,6 @@ def estimate(request: Request, plan: Plan, budgets: list[int]) -> tuple[list[Est
 def read_facts(path: AnyPath) -> tuple[IndexArrays, Counter[str], npt.NDArray[np.uint64]]:
     """A part's numbers, its samples by status, and their hashes."""
     return read_index_arrays(path), Counter(read_index_status(path)), read_index_hashes(path)
-
-
-def map_ahead(pool: ThreadPoolExecutor, function: Any, values: Iterable[Any], ahead: int) -> Iterator[Any]:
-    """As `map`, with so many results at most under way."""
-    waiting: deque[Any] = deque()
-    for value in values:
-        waiting.append(pool.submit(function, value))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def budgets_of(config: Config, text: str | None) -> list[int]:

@@ -102,7 +102,7 @@ class Limits(_Section):
     max_image_pixels: int = Field(default=178_956_970, ge=1)
     max_rejected_fraction: float = Field(default=0.1, ge=0, le=1)
     attempts: int = Field(default=3, ge=1)
-    sample_seconds: float = Field(default=60.0, gt=0)
+    sample_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
 
 
 class Config(_Section):

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from pipeline.commit import Committed
-from pipeline.errors import DamagedPart, EncodeError, OutputError, RunFailed
+from pipeline.errors import DamagedPart, EncodeError, OutputError, ReaderLost, RunFailed
 from pipeline.output import Totals
 from pipeline.units import Unit
 
 MAX_FAILURES_IN_A_ROW = 10
 MAX_LOSSES = 20  # of one unit or part with a node, or to the memory monitor: no attempts, but not for ever either
 DEATHS_BEFORE_GUARD = 2
+DEATHS_BEFORE_ALL_ARE_GUARDED = 5  # in a row: a source that is full of such images
 REJECTS_CHECKED_AFTER = 1000
 
 
@@ -41,6 +42,11 @@ class Event:
     committed: Committed | None = None
     error: BaseException | None = None
     lost: Literal["", "process", "world"] = ""
+
+
+def whose_fault(error: BaseException) -> Literal["", "world"]:
+    """Of an error that a stage raised: a child that was killed from outside is no attempt."""
+    return "world" if isinstance(error, ReaderLost) else ""
 
 
 def _name(part: int, unit: Unit | None) -> str:
@@ -116,6 +122,7 @@ class Driver:
         self._attempts: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._deaths: Counter[str] = Counter()  # of processes that read the images of a unit or part
+        self._deaths_in_a_row = 0
         self._failures_in_a_row = 0
         self._started = False
         self.progress = Progress(parts=parts, parts_indexed=len(indexed))
@@ -160,7 +167,8 @@ class Driver:
             self._outstanding += 1
 
     def _is_suspect(self, name: str) -> bool:
-        return self._deaths[name] >= DEATHS_BEFORE_GUARD
+        all_are = self._deaths_in_a_row >= DEATHS_BEFORE_ALL_ARE_GUARDED
+        return all_are or self._deaths[name] >= DEATHS_BEFORE_GUARD
 
     def _fits(self, unit: Unit) -> bool:
         return not self._in_flight_bytes or self._in_flight_bytes + self._unit_bytes(unit) <= self._in_flight_limit
@@ -202,10 +210,12 @@ class Driver:
         if event.error is not None:
             self._handle_failure(event)
         elif event.kind == "indexed":
+            self._survived()
             self._indexed.append(event.part)
             self.progress.parts_indexed += 1
         elif event.kind == "prepared":
             assert event.unit is not None
+            self._survived()
             self._prepared.append((event.unit, event.handle))
         else:
             assert event.unit is not None and event.committed is not None
@@ -215,6 +225,10 @@ class Driver:
             progress.totals.add(event.committed.record)
             progress.peak_memory_bytes = max(progress.peak_memory_bytes, event.committed.peak_memory_bytes)
             self._check_rejects()
+
+    def _survived(self) -> None:
+        if self._deaths_in_a_row < DEATHS_BEFORE_ALL_ARE_GUARDED:
+            self._deaths_in_a_row = 0
 
     def _release(self, unit: Unit) -> None:
         self._in_flight_bytes -= self._unit_bytes(unit)
@@ -232,6 +246,7 @@ class Driver:
             counter, limit = (self._losses, MAX_LOSSES)
         elif event.lost == "process" and event.kind != "committed" and not self._is_suspect(name):
             counter, limit = (self._deaths, DEATHS_BEFORE_GUARD + 1)  # no attempts: then it is tried under guard
+            self._deaths_in_a_row += 1
         counter[name] += 1
         final = isinstance(error, DamagedPart | EncodeError) or counter[name] >= limit
         if not final:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.commit import ShardSettings
-from pipeline.driver import Event
+from pipeline.driver import Event, whose_fault
 from pipeline.stages import EncodeStage, PrepareStage, StageSettings
 from pipeline.units import Unit
 
@@ -47,14 +47,14 @@ class InlineEngine:
             self._prepare.index(part)
             self._events.append(Event(kind="indexed", part=part))
         except FAILURES as error:
-            self._events.append(Event(kind="indexed", part=part, error=error))
+            self._events.append(Event(kind="indexed", part=part, error=error, lost=whose_fault(error)))
 
     def prepare(self, unit: Unit, guarded: bool) -> None:
         try:
             handle = self._prepare.prepare(unit)
             self._events.append(Event(kind="prepared", part=unit.part, unit=unit, handle=handle))
         except FAILURES as error:
-            self._events.append(Event(kind="prepared", part=unit.part, unit=unit, error=error))
+            self._events.append(Event(kind="prepared", part=unit.part, unit=unit, error=error, lost=whose_fault(error)))
 
     def encode(self, unit: Unit, handle: Any) -> None:
         assert self._shards is not None and self._encode is not None

@@ -25,7 +25,7 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
 from pipeline.commit import ShardSettings
 from pipeline.config import Cluster
-from pipeline.driver import Event
+from pipeline.driver import Event, whose_fault
 from pipeline.errors import RequestError, RunFailed
 from pipeline.files import Scratch, write_text
 from pipeline.prepare import PreparedUnit
@@ -328,7 +328,9 @@ class RayEngine:
             result = ray.get(reference)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
-            lost: Literal["", "process", "world"] = "world" if isinstance(cause, ObjectLostError) else ""
+            lost: Literal["", "process", "world"] = (
+                "world" if isinstance(cause, ObjectLostError) else whose_fault(cause)
+            )
             if call.kind == "ready":
                 raise cause from None
             return Event(kind=call.kind, part=part, unit=unit, error=cause, lost=lost)

@@ -11,6 +11,10 @@ class SourceError(Exception):
     """A source file changed, vanished or cannot be read. A failure of the world: retried, never a reject."""
 
 
+class ReaderLost(SourceError):
+    """The process that reads images was killed from outside, or cannot start: nothing is known about any image."""
+
+
 class DamagedPart(SourceError):
     """A tar that is damaged in its structure, so that its list of samples cannot be trusted."""
 

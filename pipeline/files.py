@@ -6,18 +6,21 @@ object stores by one PUT or one completed multipart upload, create-if-absent.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pipeline import remote
 from pipeline.errors import OutputError
@@ -26,6 +29,9 @@ from pipeline.remote import RemotePath, is_remote
 STALE_SCRATCH_SECONDS = 24 * 3600
 
 AnyPath = Path | RemotePath
+T = TypeVar("T")
+U = TypeVar("U")
+READS_AT_ONCE = 16
 
 
 def as_path(place: str | os.PathLike[str] | RemotePath) -> AnyPath:
@@ -46,14 +52,18 @@ def is_folder(path: AnyPath) -> bool:
     return remote.is_folder(path.uri) if isinstance(path, RemotePath) else path.is_dir()
 
 
-def names_in(folder: AnyPath, prefix: str = "") -> list[str]:
+def names_in(folder: AnyPath, prefix: str = "") -> Iterable[str]:
     """The names of a folder's files that begin with a prefix, in no order; none where there is none. Raises OSError."""
-    if isinstance(folder, RemotePath):
-        return remote.names(folder.uri, prefix)
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.name.startswith(prefix)]
+    return remote.names(folder.uri, prefix) if isinstance(folder, RemotePath) else _names_here(folder, prefix)
+
+
+def _names_here(folder: Path, prefix: str) -> Iterator[str]:
+    """One at a time: there may be millions."""
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(prefix):
+                    yield entry.name
 
 
 def small_file(path: AnyPath) -> Any:
@@ -67,7 +77,8 @@ def local_copy(path: AnyPath) -> Iterator[Path]:
     if isinstance(path, Path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="visionbake-") as folder:
+    _make_private(_node_scratch())
+    with tempfile.TemporaryDirectory(dir=_node_scratch()) as folder:
         copy = Path(folder, path.name)
         remote.download(path.uri, copy)
         yield copy
@@ -94,6 +105,17 @@ def read_input(place: str, start: int | None = None, end: int | None = None) -> 
             return stream.read()
         stream.seek(start)
         return stream.read(end - start)
+
+
+def map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], U], values: Iterable[T], ahead: int) -> Iterator[U]:
+    """As `map`, with so many results at most under way."""
+    waiting: deque[Future[U]] = deque()
+    for value in values:
+        waiting.append(pool.submit(function, value))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 class Scratch:
@@ -124,6 +146,8 @@ class Scratch:
                 if self._there:
                     raise OutputError(f"{self.output} has vanished")
                 self._made_output = True
+            if isinstance(self.output, RemotePath):
+                _make_private(self.folder.parent)
             self.folder.mkdir(parents=True, exist_ok=True)
             self._there = True
         except OSError as error:
@@ -136,19 +160,19 @@ class Scratch:
         if isinstance(self.output, RemotePath):
             stale = datetime.now(UTC) - timedelta(seconds=STALE_SCRATCH_SECONDS)
             with suppress(OSError):  # who may not list uploads may still write
-                remote.remove_unfinished(self.output.uri, stale)
-        parent = self.folder.parent
-        if not parent.is_dir():
-            return
-        try:
-            for entry in os.scandir(parent):
-                if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SCRATCH_SECONDS:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-            parent.rmdir()
+                remote.remove_unfinished(self.output.uri, lambda name, begun: begun < stale)
+        self.remove_stale()
+        with suppress(OSError):  # another driver's scratch is in it, or it cleans up too, or there is an output
+            self.folder.parent.rmdir()
             if self._made_output and isinstance(self.output, Path):
                 self.output.rmdir()
-        except OSError:
-            pass  # another driver's scratch is in it, or it cleans up too, or there is an output
+
+    def remove_stale(self) -> None:
+        """What processes that were killed more than a day ago have left here."""
+        with suppress(OSError):
+            for entry in os.scandir(self.folder.parent):
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SCRATCH_SECONDS:
+                    shutil.rmtree(entry.path, ignore_errors=True)
 
     def __enter__(self) -> Scratch:
         return self
@@ -162,6 +186,13 @@ class Scratch:
 def _node_scratch() -> Path:
     """Of this user on this node."""
     return Path(tempfile.gettempdir()) / f"visionbake-{os.getuid()}"
+
+
+def _make_private(folder: Path) -> None:
+    """Raises OSError if the folder is another user's."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise OSError(errno.EPERM, "is another user's", str(folder))
 
 
 def sync_file(path: Path) -> None:
@@ -230,15 +261,20 @@ def publish_over(scratch: Path, final: AnyPath) -> None:
         raise OutputError(f"cannot publish {final}: {error}") from error
 
 
-def remove_unfinished(output: AnyPath) -> None:
-    """Once everything is committed: what killed processes, and twins that come too late, have left unfinished.
+def remove_unfinished(output: AnyPath, committed: Callable[[str], bool]) -> None:
+    """What killed processes, and twins that come too late, have left unfinished of shards that are committed.
 
     A local one's lies in their scratch.
     """
     if isinstance(output, RemotePath):
         with suppress(OSError):  # it costs space, and nothing else
             for folder in ("data", "samples"):
-                remote.remove_unfinished((output / folder).uri)
+                remote.remove_unfinished((output / folder).uri, lambda name, begun: committed(name))
+
+
+def lists_by_prefix(folder: AnyPath) -> bool:
+    """Whether a listing by prefix costs no more than what it gives."""
+    return isinstance(folder, RemotePath) and remote.lists_by_prefix(folder.uri)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,9 +10,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +24,22 @@ import pyarrow.parquet as pq
 
 from pipeline import rejects
 from pipeline.errors import DamagedPart, OutputError, SourceError
-from pipeline.files import AnyPath, Scratch, as_path, publish_new, read_input, small_file, sync_file
+from pipeline.files import (
+    READS_AT_ONCE,
+    AnyPath,
+    Scratch,
+    as_path,
+    map_ahead,
+    publish_new,
+    read_input,
+    small_file,
+    sync_file,
+)
 from pipeline.guard import ImageReader
 from pipeline.headers import EXTENSIONS
 from pipeline.parts import Part
 from pipeline.rejects import Reject
+from pipeline.remote import RemotePath, is_remote
 from pipeline.rows import places, read_place
 from pipeline.sources import SourceFile, check_unchanged
 from pipeline.tar import Member, TarStream, walk
@@ -111,10 +124,11 @@ def index_part(
         damaged = str(error)
         path.unlink(missing_ok=True)
         count = _write(path, iter(()), damaged)
-    except OSError as error:  # of the index's own file: the source's are SourceError
+    except OSError as error:  # of the index's own file: the source's, and the guard's, are SourceError
         raise OutputError(f"cannot write {path}: {error}") from error
     for file in part.files:
-        check_unchanged(part.root, file)
+        if part.format != "folder" or not is_remote(part.root):  # an object that is read whole has the ETag that it had
+            check_unchanged(part.root, file)
     if not publish_new(path, final):
         path.unlink()
     return count
@@ -145,7 +159,10 @@ def index_samples(
     """Reads every image of a part and yields its facts. Raises SourceError and DamagedPart as `index_part` does."""
     images = images or ImageReader()
     if part.format == "folder":
-        yield from (_index_file(part, file, images) for file in part.files)
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            read = map_ahead(pool, partial(_read_file, part), part.files, READS_AT_ONCE if is_remote(part.root) else 0)
+            for file, data in zip(part.files, read, strict=True):
+                yield _facts(IndexedSample(key=file.path, source=file.path, length=len(data)), data, images)
     elif part.format in ("parquet", "jsonl"):
         yield from _index_rows(part, image_column, key_column, images)
     else:
@@ -154,13 +171,13 @@ def index_samples(
             yield from _index_tar(part, file, image_column, images)
 
 
-def _index_file(part: Part, file: SourceFile, images: ImageReader) -> IndexedSample:
+def _read_file(part: Part, file: SourceFile) -> bytes:
+    """Raises SourceError."""
     check_unchanged(part.root, file)
     try:
-        data = read_input(os.path.join(part.root, file.path))
+        return read_input(os.path.join(part.root, file.path))
     except OSError as error:
         raise SourceError(f"{os.path.join(part.root, file.path)}: cannot be read: {error}") from error
-    return _facts(IndexedSample(key=file.path, source=file.path, length=len(data)), data, images)
 
 
 def _facts(sample: IndexedSample, data: bytes, images: ImageReader) -> IndexedSample:
@@ -333,9 +350,9 @@ def hashes_of(sha256: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     return np.maximum(result, np.uint64(1))
 
 
-def read_index_rows(path: AnyPath, first: int, count: int) -> list[IndexedSample]:
+def read_index_rows(path: AnyPath | BinaryIO, first: int, count: int) -> list[IndexedSample]:
     """Reads `count` samples from row `first` on, from the row groups that hold them only."""
-    file = pq.ParquetFile(small_file(path))
+    file = pq.ParquetFile(small_file(path) if isinstance(path, Path | RemotePath) else path)
     samples: list[IndexedSample] = []
     start = 0
     for group in range(file.num_row_groups):

@@ -22,7 +22,16 @@ from pipeline.carry import schema_of_text
 from pipeline.commit import SCHEMA_VERSION, samples_path
 from pipeline.config import Config
 from pipeline.errors import RequestError
-from pipeline.files import AnyPath, Scratch, names_in, publish_new, publish_over, remove_unfinished, write_text
+from pipeline.files import (
+    AnyPath,
+    Scratch,
+    lists_by_prefix,
+    names_in,
+    publish_new,
+    publish_over,
+    remove_unfinished,
+    write_text,
+)
 from pipeline.remote import RemotePath
 from pipeline.shard import read_metadata
 
@@ -155,7 +164,8 @@ class CommittedUnits:
         self._bits: dict[int, int] = {}
         self.count = 0
         # An object store lists by prefix: a thousand parts at a time, so that no listing is of all shards.
-        prefixes = ["part-"] if parts is None else [f"part-{first:03d}" for first in range(-(-parts // 1000))]
+        split = parts is not None and lists_by_prefix(output)
+        prefixes = [f"part-{first:03d}" for first in range(-(-(parts or 0) // 1000))] if split else ["part-"]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             for names in pool.map(lambda prefix: names_in(output / "samples", prefix), prefixes):
                 for name in names:
@@ -256,16 +266,22 @@ def totals_of(output: AnyPath, unit_ids: Iterable[str]) -> Totals:
 
 
 def remove_success(output: AnyPath) -> None:
-    (output / "_SUCCESS").unlink(missing_ok=True)
+    path = output / "_SUCCESS"
+    if path.exists():  # who may only write new objects may run into a new output
+        path.unlink(missing_ok=True)
 
 
 def write_success(output: AnyPath, totals: Totals, skipped: list[str], scratch: Scratch) -> None:
     """Writes the data set card, and _SUCCESS last."""
-    remove_unfinished(output)
+    remove_unfinished(output, lambda name: samples_path(output, _unit_of(name)).exists())
     dataset = read_dataset(output)
     _replace_text(output / "README.md", data_set_card(dataset, totals), scratch)
     tree = totals.as_dict() | {"fingerprint": dataset["fingerprint"], "skipped_parts": skipped}
     _replace_text(output / "_SUCCESS", json.dumps(tree, indent=2) + "\n", scratch)
+
+
+def _unit_of(name: str) -> str:
+    return name.removeprefix("part-").partition(".")[0]
 
 
 def _replace_text(path: AnyPath, text: str, scratch: Scratch) -> None:

@@ -15,6 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,13 +27,14 @@ from pipeline import rejects
 from pipeline.carry import read_carried
 from pipeline.decode import CHANNELS, Decoder, Uint8
 from pipeline.errors import SourceError
-from pipeline.files import read_input
+from pipeline.files import READS_AT_ONCE, map_ahead, read_input
 from pipeline.grid import smart_resize
 from pipeline.guard import ImageReader
 from pipeline.headers import header_of, open_image
 from pipeline.index import IndexedSample
 from pipeline.parts import Part
 from pipeline.rejects import Reject
+from pipeline.remote import is_remote
 from pipeline.rows import read_rows
 from pipeline.sources import check_unchanged
 from pipeline.tar import GZIP_SUFFIXES, TarStream
@@ -180,10 +182,14 @@ class UnitReader:
         wanted = [sample for sample in samples if sample.sha256 is not None]
         if part.format == "folder":
             files = {file.path: file for file in part.files}
-            found: dict[int, bytes] = {}
-            for sample in wanted:
+
+            def read(sample: IndexedSample) -> bytes:
                 check_unchanged(part.root, files[sample.source])
-                found[id(sample)] = _read(os.path.join(part.root, sample.source))
+                return _read(os.path.join(part.root, sample.source))
+
+            with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+                data = map_ahead(pool, read, wanted, READS_AT_ONCE if is_remote(part.root) else 0)
+                found = {id(sample): one for sample, one in zip(wanted, data, strict=True)}
             return [found.get(id(sample)) for sample in samples]
         if part.format in ("parquet", "jsonl"):
             return read_rows(part, samples, self._image_column)
@@ -225,9 +231,13 @@ class UnitReader:
     def _read_range(self, path: str, start: int, end: int) -> bytes:
         """Raises SourceError: the file cannot be read, or ends before."""
         if path.lower().endswith(GZIP_SUFFIXES):
-            tar = self._open(path, start)
-            tar.seek(start)
-            return tar.read_exactly(end - start, "a unit's range")
+            try:
+                tar = self._open(path, start)
+                tar.seek(start)
+                return tar.read_exactly(end - start, "a unit's range")
+            except SourceError as error:
+                self.close()  # where the stream stands is not known any more
+                raise SourceError(str(error)) from error  # the part was whole when it was indexed
         data = _read(path, start, end)
         if len(data) != end - start:
             raise SourceError(f"{path}: ends at byte {start + len(data)}, inside a unit's range")

@@ -11,29 +11,31 @@ import errno
 import io
 import os
 import posixpath
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import fsspec
 
 from pipeline.errors import RequestError
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-HOSTS = ("http", "https", "ftp", "git", "github")
+HOSTS = ("http", "https", "ftp", "git", "github", "data", "reference", "generic", "dir", "zip", "tar")
 # Where an object appears only when all of it is there. Elsewhere it is written beside, then renamed.
 WHOLE_OBJECTS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss")
 # Where the store itself refuses a name that is taken.
 CREATES = ("s3", "s3a", "gs", "gcs")
 S3 = ("s3", "s3a")
+GCS = ("gs", "gcs")
 UPLOAD_PART_BYTES = 32 << 20
 # A range larger than this is read in several requests: one that fails is asked for again by itself.
 RANGE_BYTES = 64 << 20
 READ_AHEAD_BYTES = 8 << 20
+CONFLICTS = 4
 UNFINISHED = ".unfinished"
 
 
@@ -46,33 +48,50 @@ def check_uri(field: str, uri: str) -> None:
     """Raises RequestError for a remote URI that cannot be used, before anything is read."""
     if not is_remote(uri):
         return
-    parts = urlsplit(uri)
-    if "@" in parts.netloc or "::" in uri:
-        # Not repeated in the message: it would be a secret in a log.
-        raise RequestError(
-            f"{field}: a URI with credentials or a chain of protocols; credentials belong into the environment or a "
-            "profile, as the storage's own tools read them"
-        )
-    if parts.scheme in HOSTS:
-        raise RequestError(f"{field}: {uri} is a URL: visionbake fetches nothing from hosts; download it first")
+    if problem := problem_with(uri):
+        raise RequestError(f"{field}: {problem}")
     try:
         _client(uri)
-    except RequestError as error:
+    except OSError as error:
         raise RequestError(f"{field}: {error}") from error
 
 
+def problem_with(uri: str) -> str:
+    """What is wrong with a URI by its looks alone; never repeats what may be a secret."""
+    scheme, _, rest = uri.partition("://")
+    place = rest.partition("/")[0]
+    if "::" in scheme:
+        return "a URI with a chain of protocols: name the files themselves"
+    if scheme in HOSTS:
+        host = place.rpartition("@")[2]
+        return f"{scheme}://{host}/… is a URL: visionbake fetches nothing from hosts; download it first"
+    # A secret key may hold slashes: whatever has a colon or an @ where a bucket is, or before an @ further on.
+    if (scheme in S3 + GCS and (":" in place or "@" in place)) or (":" in place and "@" in rest):
+        return (
+            f"{scheme}://… is a URI with credentials; they belong into the environment or a profile, as the storage's "
+            "own tools read them"
+        )
+    if not place or "//" in rest or ".." in rest.split("/"):
+        return f"{uri}: an empty name or .. in a path cannot be told from another object's"
+    if scheme not in fsspec.available_protocols():
+        return f"{uri}: no storage is known as {scheme}://"
+    return ""
+
+
 def _client(uri: str) -> tuple[Any, str]:
-    """fsspec's client for a URI (one for each process), and the path that it knows the URI by."""
-    scheme = uri.partition("://")[0]
+    """fsspec's client for a URI (one for each process), and the path that it knows the URI by. Raises OSError."""
+    scheme = _scheme(uri)
     try:
         options = fsspec.get_filesystem_class(scheme)._get_kwargs_from_urls(uri)
-        client = fsspec.filesystem(scheme, use_listings_cache=False, **options)
+        if scheme in WHOLE_OBJECTS:  # others hand on what they do not know to a connection that does not either
+            options["use_listings_cache"] = False
+        client = fsspec.filesystem(scheme, **options)
+        return client, client._strip_protocol(uri)
     except ImportError as error:
         extra = f": install visionbake[{EXTRAS[scheme]}]" if scheme in EXTRAS else ""
-        raise RequestError(f"{uri}: {error}{extra}") from error
-    except ValueError as error:
-        raise RequestError(f"{uri}: {error}") from error
-    return client, client._strip_protocol(uri)
+        raise OSError(errno.ENOPKG, f"{error}{extra}", uri) from error
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", uri) from error
 
 
 @contextmanager
@@ -81,6 +100,8 @@ def _named(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if "NoSuchBucket" in repr(error.__cause__):  # a wrong endpoint or account: nothing is said about the object
+            raise OSError(errno.EIO, f"there is no such bucket ({error})", uri) from error
         raise FileNotFoundError(errno.ENOENT, f"not found ({error})" if str(error) else "not found", uri) from error
     except PermissionError as error:
         raise PermissionError(errno.EACCES, f"access denied ({error})", uri) from error
@@ -182,10 +203,43 @@ def entries(folder: str) -> list[dict[str, Any]]:
         found = client.ls(path, detail=True)
     result = []
     for info in found:
+        if info["name"] == path.rstrip("/") + "/" and info["type"] == "directory":
+            raise OSError(errno.EINVAL, "holds names with an empty part ('//'), which this listing cannot tell", folder)
         name = posixpath.basename(info["name"].rstrip("/"))
         if info["name"].rstrip("/") != path.rstrip("/") and name:
             result.append(info | {"name": name + ("/" if info["type"] == "directory" else "")})
     return result
+
+
+def walk(folder: str) -> Iterator[tuple[str, tuple[int, int, str]]]:
+    """Every file below a folder: its path relative to it, and its state; in the order of the paths' code points.
+
+    On S3 a page of a thousand names at a time, elsewhere a folder at a time. Raises OSError.
+    """
+    if _scheme(folder) not in S3:
+        for entry in sorted(entries(folder), key=lambda entry: entry["name"]):
+            if entry["name"].endswith("/"):
+                for path, state in walk(f"{folder}/{entry['name'].rstrip('/')}"):
+                    yield entry["name"] + path, state
+            else:
+                yield entry["name"], state_of_info(entry)
+        return
+    client, path = _client(folder)
+    bucket, _, prefix = path.partition("/")
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    where: dict[str, str] = {}
+    while True:
+        with _named(folder):
+            page = client.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **where)
+        for info in page.get("Contents", ()):
+            name = info["Key"][len(prefix) :]
+            if name.startswith("/") or "//" in name:
+                raise OSError(errno.EINVAL, f"{name} has an empty part ('//')", folder)
+            if name and not name.endswith("/"):  # such are what consoles make for folders
+                yield name, state_of_info(info | {"size": info["Size"]})
+        if not page.get("IsTruncated"):
+            return
+        where = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def names(folder: str, prefix: str = "") -> list[str]:
@@ -203,6 +257,10 @@ def names(folder: str, prefix: str = "") -> list[str]:
         for info in found
         if info["type"] == "file" and (name := posixpath.basename(info["name"])).startswith(prefix)
     ]
+
+
+def lists_by_prefix(folder: str) -> bool:
+    return _scheme(folder) in WHOLE_OBJECTS
 
 
 def glob(pattern: str) -> dict[str, tuple[int, int, str]]:
@@ -223,7 +281,7 @@ def uri_of(example: str, path: str) -> str:
 def beside(uri: str, name: str) -> str:
     """The URI that a relative name means in a file at this URI: `..` is no folder in an object store."""
     scheme, _, path = uri.partition("://")
-    return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), name))}"
+    return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), name))}"  # problem_with sees a ..
 
 
 def read(uri: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -314,10 +372,12 @@ def upload(source: Path, uri: str, *, replace: bool) -> bool:
             if scheme not in WHOLE_OBJECTS:
                 _rename_into_place(client, source, path, replace)
             elif scheme in CREATES and not replace:
-                client.put_file(str(source), path, mode="create", **options)
+                _create(client, source, path, options)
             else:
                 client.put_file(str(source), path, **options)
-    except FileExistsError:
+    except FileExistsError as error:
+        if replace:
+            raise OSError(errno.EEXIST, "the storage does not replace it", uri) from error
         return False
     except OSError:
         # An answer that was lost on its way: what stands there is looked at by whoever asked for a new name.
@@ -325,6 +385,26 @@ def upload(source: Path, uri: str, *, replace: bool) -> bool:
             return False
         raise
     return True
+
+
+def _create(client: Any, source: Path, path: str, options: dict[str, Any]) -> None:
+    """A PUT that fails where the name is taken. Raises FileExistsError, and what the client raises."""
+    for attempt in range(CONFLICTS):
+        try:
+            client.put_file(str(source), path, mode="create", **options)
+            return
+        except FileExistsError:
+            raise
+        except Exception as error:
+            if getattr(error, "errno", None) == errno.ENOSYS or "NotImplemented" in str(
+                error
+            ):  # a store that knows no condition: the look before must do
+                client.put_file(str(source), path, **options)
+                return
+            conflict = "ConditionalRequestConflict" in f"{error!r} {error.__cause__!r}"
+            if not conflict or attempt == CONFLICTS - 1:
+                raise
+            time.sleep(2**attempt)  # another upload to this name was just ending
 
 
 def _stands(uri: str) -> bool:
@@ -347,34 +427,48 @@ def _rename_into_place(client: Any, source: Path, path: str, replace: bool) -> N
         raise
 
 
-def remove_unfinished(folder: str, older_than: datetime | None = None) -> int:
+def remove_unfinished(folder: str, judge: Callable[[str, datetime], bool]) -> int:
     """Removes what killed processes left of files: multipart uploads on S3, half-written files elsewhere.
 
+    Args:
+        judge: whether one goes, by the name of its file and the moment it was begun.
+
     Returns:
-        How many there were. Raises OSError.
+        How many went. Raises OSError.
     """
     client, path = _client(folder)
-    if _scheme(folder) not in S3:
-        if _scheme(folder) in WHOLE_OBJECTS:
-            return 0
-        found = [name for name in names(folder) if name.endswith(UNFINISHED)]
-        with _named(folder):
-            for name in found:
-                client.rm_file(f"{path}/{name}")
-        return len(found)
+    if _scheme(folder) in S3:
+        return _abort_uploads(folder, judge)
+    if _scheme(folder) in WHOLE_OBJECTS:
+        return 0
+    count = 0
+    for info in entries(folder):
+        name = info["name"]
+        if name.endswith(UNFINISHED):
+            begun = datetime.fromtimestamp(state_of_info(info)[1] / 1e9, UTC)
+            if judge(name.removeprefix("_").removesuffix(UNFINISHED).partition("-")[2], begun):
+                with _named(folder):
+                    client.rm_file(f"{path}/{name}")
+                count += 1
+    return count
+
+
+def _abort_uploads(folder: str, judge: Callable[[str, datetime], bool]) -> int:
+    client, path = _client(folder)
     bucket, _, prefix = path.partition("/")
     count = 0
     where: dict[str, str] = {}
-    with _named(folder):
-        while True:
-            page = client.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix.rstrip('/')}/", **where)
+    while True:
+        with _named(folder):
+            below = f"{prefix.rstrip('/')}/" if prefix else ""
+            page = client.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=below, **where)
             for one in page.get("Uploads", ()):
-                if older_than is None or one["Initiated"] < older_than:
+                if judge(posixpath.basename(one["Key"]), one["Initiated"]):
                     client.call_s3("abort_multipart_upload", Bucket=bucket, Key=one["Key"], UploadId=one["UploadId"])
                     count += 1
-            if not page.get("IsTruncated"):
-                return count
-            where = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+        if not page.get("IsTruncated"):
+            return count
+        where = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
 
 def _scheme(uri: str) -> str:

@@ -44,7 +44,11 @@ def check_request(config: Config) -> Request:
     """Everything that can be found wrong before anything is written. Raises RequestError."""
     check_uri("output.uri", config.output.uri)
     local = not is_remote(config.output.uri)
-    if os.environ.get(JOB_VARIABLE) and local and not os.path.isabs(os.path.expanduser(config.output.uri)):
+    if (
+        os.environ.get(JOB_VARIABLE)
+        and local
+        and not os.path.isabs(os.path.expanduser(config.output.uri.removeprefix("file://")))
+    ):
         raise RequestError(
             f"output.uri: {config.output.uri} is relative: in a Ray job it would land in a temporary copy of the "
             "working directory; give an absolute path"

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedPart, RequestError, SourceError
 from pipeline.files import open_input, read_input
-from pipeline.remote import beside, check_uri, is_remote
+from pipeline.remote import beside, is_remote, problem_with
 from pipeline.sources import SourceFile, SourcePlace, check_unchanged
 
 if TYPE_CHECKING:
@@ -162,6 +162,8 @@ def _jsonl_places(part: Part, file: SourceFile, image_column: str, key_column: s
             stream.seek(file.first)
             while position < file.last:
                 line = stream.readline()
+                if not line:
+                    raise SourceError(f"{path}: ends at byte {position}, before {file.last}")
                 if line.strip():
                     yield from line_places(line, path, f"{file.path}:{row}", row, position, image_column, key_column)
                 position += len(line)
@@ -225,14 +227,12 @@ def _image(value: Any, path: str, name: str, where: str) -> Place:
         return replace(place, data=value)
     if not isinstance(value, str):
         return replace(place, problem=f"{where}: its image is a {type(value).__name__}, not a path")
+    if is_remote(path) and not value.startswith(("/", "file://")) and not is_remote(value):
+        value = beside(path, value)
     if is_remote(value):
-        try:
-            check_uri(where, value)
-        except RequestError as error:
-            return replace(place, problem=str(error)[:1000])
-        return replace(place, path=value)
-    if is_remote(path) and not value.startswith(("/", "file://")):
-        return replace(place, path=beside(path, value))
+        # By its looks alone: a client that cannot be had is no property of these bytes.
+        problem = problem_with(value)
+        return replace(place, problem=f"{where}: {problem}"[:1000]) if problem else replace(place, path=value)
     return replace(place, path=os.path.join(os.path.dirname(path), value.removeprefix("file://")))
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import pyarrow as pa
+
 from pipeline.carry import schema_text
 from pipeline.commit import ShardSettings
 from pipeline.config import Config
@@ -210,7 +212,11 @@ def _run(
     skipped: list[str] = []
 
     def units_of(part: int) -> list[Unit]:
-        index = read_index_arrays(plan.index_path(part))
+        path = plan.index_path(part)
+        try:
+            index = read_index_arrays(path)
+        except (OSError, pa.ArrowException) as error:
+            raise RunFailed(f"{path} cannot be read: {error}") from error
         if index.damaged:
             if config.source.on_damaged == "fail":  # an earlier run skipped it
                 raise DamagedPart(index.damaged)

@@ -143,7 +143,7 @@ def list_files(place: SourcePlace, ignored: Counter[str] | None = None) -> Itera
 def _list_folder(root: str, below: str, ignored: Counter[str], suffixes: tuple[str, ...]) -> Iterator[SourceFile]:
     """Depth first, in the order of the relative paths' code points; names only, one directory's at a time."""
     if is_remote(root):
-        yield from _list_remote(root, below, ignored, suffixes)
+        yield from _list_remote(root, ignored, suffixes)
         return
     names: list[str] = []
     try:
@@ -174,22 +174,16 @@ def _list_folder(root: str, below: str, ignored: Counter[str], suffixes: tuple[s
             yield SourceFile(path=path, size=facts.st_size, mtime_ns=facts.st_mtime_ns)
 
 
-def _list_remote(root: str, below: str, ignored: Counter[str], suffixes: tuple[str, ...]) -> Iterator[SourceFile]:
+def _list_remote(root: str, ignored: Counter[str], suffixes: tuple[str, ...]) -> Iterator[SourceFile]:
     """In the same order, so that a folder is the same source wherever it lies."""
     try:
-        found = remote.entries(f"{root}/{below}".rstrip("/"))
+        for path, (size, mtime_ns, etag) in remote.walk(root):
+            if path.lower().endswith(suffixes):
+                yield SourceFile(path=path, size=size, mtime_ns=mtime_ns, etag=etag)
+            else:
+                ignored[os.path.splitext(path)[1].lower()] += 1
     except OSError as error:
-        raise RequestError(f"source.uri: {root}/{below} cannot be listed: {error}") from error
-    found.sort(key=lambda entry: entry["name"])
-    for entry in found:
-        name = entry["name"]
-        if name.endswith("/"):
-            yield from _list_remote(root, below + name, ignored, suffixes)
-        elif name.lower().endswith(suffixes):
-            size, mtime_ns, etag = remote.state_of_info(entry)
-            yield SourceFile(path=below + name, size=size, mtime_ns=mtime_ns, etag=etag)
-        else:
-            ignored[os.path.splitext(name)[1].lower()] += 1
+        raise RequestError(f"source.uri: {root} cannot be listed: {error}") from error
 
 
 def _is_above(link: str, root: str) -> bool:

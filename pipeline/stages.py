@@ -7,9 +7,12 @@ EncodeStage   encode a unit, write it and commit it   (GPU; CPU where there is n
 from __future__ import annotations
 
 import ctypes
+import io
 import resource
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import PIL
 import pyarrow
@@ -28,6 +31,7 @@ from pipeline.linear import openblas_version
 from pipeline.output import version_of
 from pipeline.parts import Part, Plan
 from pipeline.prepare import PreparedUnit, UnitReader, prepare_unit
+from pipeline.remote import is_remote
 from pipeline.units import Geometry, Unit
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -77,9 +81,11 @@ class PrepareStage:
         self._images = ImageReader(settings.sample_seconds)
         self._guard = GuardedReader(settings.sample_seconds)
         self._scratch = Scratch(settings.output, settings.nonce)
+        self._scratch.remove_stale()
         self._reader = UnitReader(settings.image_column)
         self._plan: Plan | None = None
         self._part: Part | None = None
+        self._index: tuple[int, bytes] | None = None
         keep_freed_memory()
         torch.set_num_threads(1)
 
@@ -108,26 +114,37 @@ class PrepareStage:
         settings = self._settings
         torch.set_num_threads(1)
         fault_point("prepare")
-        part = self._load(unit.part)
-        assert self._plan is not None
-        path = self._plan.index_path(unit.part)
         try:
-            samples = read_index_rows(path, unit.first, unit.count)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise OutputError(f"{path} cannot be read: {error}") from error
-        return prepare_unit(
-            unit, part, samples, settings.geometry, settings.deduplicate, self._reader, settings.carry,
-            self._reader_of_images(guarded),
-        )  # fmt: skip
+            part = self._load(unit.part)
+            samples = read_index_rows(self._index_of(unit.part), unit.first, unit.count)
+        except OSError as error:
+            if not is_remote(settings.output) and not Path(settings.output).exists():
+                raise OutputError(f"{settings.output} has vanished: {error}") from error
+            raise
+        try:
+            return prepare_unit(
+                unit, part, samples, settings.geometry, settings.deduplicate, self._reader, settings.carry,
+                self._reader_of_images(guarded),
+            )  # fmt: skip
+        finally:
+            if not self._guarded:
+                self._guard.close()  # it holds as much memory as its largest image took
+
+    def _index_of(self, number: int) -> Any:
+        """Of an output in object storage the part's whole index, fetched once for all its units."""
+        assert self._plan is not None
+        path = self._plan.index_path(number)
+        if isinstance(path, Path):
+            return path
+        if self._index is None or self._index[0] != number:
+            self._index = (number, path.read_bytes())
+        return io.BytesIO(self._index[1])
 
     def _load(self, number: int) -> Part:
         if self._part is None or self._part.number != number:
-            try:
-                if self._plan is None or number >= self._plan.num_parts:
-                    self._plan = Plan(self._settings.output)
-                self._part = self._plan.part(number)
-            except (OSError, pyarrow.ArrowException) as error:
-                raise OutputError(f"{self._settings.output}: its plan cannot be read: {error}") from error
+            if self._plan is None or number >= self._plan.num_parts:
+                self._plan = Plan(self._settings.output)
+            self._part = self._plan.part(number)
         return self._part
 
 
@@ -164,6 +181,7 @@ class EncodeStage:
     def __init__(self, settings: StageSettings, device: str | None = None) -> None:
         self._settings = settings
         self._scratch = Scratch(settings.output, settings.nonce)
+        self._scratch.remove_stale()
         chosen = torch.device(device) if device else choose_device()
         keep_freed_memory()
         self.compiled = settings.compile == "on" or (settings.compile == "auto" and chosen.type == "cuda")

@@ -214,12 +214,13 @@ class Verifier:
     def _strangers(self, expected: set[str], report: Report) -> None:
         """Files that no unit accounts for. A complete data shard without a record is what a crash may leave."""
         suffix = "tar" if self.format == "webdataset" else "parquet"
+        committed = set(names_in(self.output / "samples"))
         for folder, ending in (("data", suffix), ("samples", "parquet")):
             for name in sorted(names_in(self.output / folder)):
                 unit = name.removeprefix("part-").removesuffix(f".{ending}")
                 if name != f"part-{unit}.{ending}" or unit not in expected:
                     report.problems.append(f"{folder}/{name} belongs to no unit of the plan")
-                elif folder == "data" and not samples_path(self.output, unit).exists():
+                elif folder == "data" and f"part-{unit}.parquet" not in committed:
                     try:
                         with local_copy(self.output / folder / name) as path:
                             read_tar_shard(path) if ending == "tar" else read_metadata(path)

@@ -16,7 +16,8 @@ from werkzeug.serving import make_server
 
 BUCKET = "bucket"
 ANSWERS = {"403": ("403 Forbidden", "AccessDenied"), "500": ("500 Internal Server Error", "InternalError"),
-           "503": ("503 Service Unavailable", "SlowDown")}  # fmt: skip
+           "503": ("503 Service Unavailable", "SlowDown"), "409": ("409 Conflict", "ConditionalRequestConflict"),
+           "501": ("501 Not Implemented", "NotImplemented")}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Request:
     query: dict[str, list[str]]
     first: bool  # whether this is the first of this method, key and part
     number: int  # how many like it came before
+    conditional: bool  # whether it may only make a new object
 
     @property
     def completes(self) -> bool:
@@ -77,7 +79,8 @@ class S3Server:
             number = self._seen[identity]
             self._seen[identity] += 1
             self.counts.requests[method, key] += 1
-        asked = Request(method=method, key=key, query=query, first=number == 0, number=number)
+        asked = Request(method=method, key=key, query=query, first=number == 0, number=number,
+                        conditional="HTTP_IF_NONE_MATCH" in environ)  # fmt: skip
         fault = None if path.startswith("/moto-api") else self.fault(asked)
         if fault:
             with self._lock:

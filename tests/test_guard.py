@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import config_for, encoded, noise, run_here
+from conftest import REPOSITORY, config_for, encoded, noise, run_here
 from test_ray import connected
 from test_run import keys_of
 
+import pipeline.guard as guard_module
 from pipeline import rejects
 from pipeline.driver import DEATHS_BEFORE_GUARD
-from pipeline.errors import SourceError
+from pipeline.errors import ReaderLost
 from pipeline.guard import ALONE, GuardedReader, ImageReader
 from pipeline.rejects import Reject
 from pipeline.verify import Verifier
@@ -35,7 +39,7 @@ def arm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path
 
 @pytest.fixture
 def guarded() -> Any:
-    reader = GuardedReader(2.0)
+    reader = GuardedReader(0.7)
     yield reader
     reader.close()
 
@@ -59,7 +63,7 @@ def test_both_readers_give_the_same(guarded: GuardedReader) -> None:
         assert caught.value.reason in (rejects.TRUNCATED, rejects.CORRUPT)
 
 
-@pytest.mark.parametrize(("action", "says"), [("exit", "exit code 3"), ("sleep=100", "hangs after 2 s")])
+@pytest.mark.parametrize(("action", "says"), [("exit", "exit code 3"), ("sleep=100", "hangs for 2.1 s")])
 def test_what_kills_a_fresh_process_twice_is_a_crash(
     action: str, says: str, guarded: GuardedReader, arm: Callable[[str], Path]
 ) -> None:
@@ -81,9 +85,92 @@ def test_what_kills_once_is_no_reject(guarded: GuardedReader, monkeypatch: pytes
 
 def test_killed_from_outside_says_nothing_about_the_image(guarded: GuardedReader, arm: Callable[[str], Path]) -> None:
     fired = arm("decode=innocent:kill")  # SIGKILL, as the system ends a process when memory is short
-    with pytest.raises(SourceError, match="killed from outside"):
+    with pytest.raises(ReaderLost, match="killed from outside"):
         guarded.pixels("innocent", encoded(noise(60, 60, 5)), 1)
     assert fired.read_bytes() == b"."
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_an_idle_child_that_is_killed_is_replaced(number: signal.Signals, guarded: GuardedReader) -> None:
+    data = encoded(noise(60, 60, 5))
+    guarded.header("a", data)
+    first = guarded._child
+    assert first is not None
+    first.send_signal(number)
+    first.wait(timeout=20)
+    assert guarded.header("b", data).width == 60
+    assert guarded._child is not first
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSTOP])
+def test_stopped_or_ended_from_outside_under_a_sample(
+    number: signal.Signals, guarded: GuardedReader, arm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_module, "START_SECONDS", 3.0)
+    fired = arm("decode=x:sleep=100")
+    guarded.limit(1.0)
+
+    def hit() -> None:
+        while not fired.exists():
+            time.sleep(0.02)
+        assert guarded._child is not None
+        guarded._child.send_signal(number)
+
+    thread = threading.Thread(target=hit)
+    thread.start()
+    with pytest.raises(ReaderLost):
+        guarded.pixels("x", encoded(noise(60, 60, 5)), 1)
+    thread.join()
+    assert guarded._child is None
+
+
+def test_nothing_is_imported_from_the_current_directory(
+    guarded: GuardedReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("struct", "pipeline", "numpy"):
+        (tmp_path / f"{name}.py").write_text("import os; os._exit(7)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path] + [str(REPOSITORY)])
+    assert guarded.header("a", encoded(noise(60, 60, 5))).width == 60
+
+
+def test_a_child_that_cannot_start_rejects_nothing(
+    guarded: GuardedReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("import os; os._exit(7)")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(ReaderLost, match="cannot be started"):
+        guarded.header("a", encoded(noise(60, 60, 5)))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    with pytest.raises(ReaderLost, match="cannot be started"):
+        guarded.header("a", encoded(noise(60, 60, 5)))
+
+
+def test_an_ignored_alarm_still_ends_a_hang(guarded: GuardedReader, arm: Callable[[str], Path]) -> None:
+    arm("decode=x:sleep=100")
+    before = signal.signal(signal.SIGALRM, signal.SIG_IGN)  # as some launchers leave it
+    try:
+        with pytest.raises(Reject, match="hangs"):
+            guarded.pixels("x", encoded(noise(60, 60, 5)), 1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_after_an_interruption_answers_are_not_mixed_up(
+    guarded: GuardedReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(noise(60, 60, 5))
+    guarded.pixels("a", data, 1)
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(guard_module, "_receive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            guarded.pixels("a", data, 1)
+    assert guarded._child is None
+    assert guarded.header("b", data).height == 60
 
 
 def test_a_child_goes_with_its_parent(guarded: GuardedReader) -> None:
@@ -107,7 +194,7 @@ def test_inline(
     arm: Callable[[str], Path],
 ) -> None:  # fmt: skip
     fired = arm(f"{point}={VICTIM}:{action}")
-    config = config_for(source, tmp_path / "out", model_path, limits={"sample_seconds": 1.5})
+    config = config_for(source, tmp_path / "out", model_path, limits={"sample_seconds": 0.7})
     assert run_here(config).complete
     assert fired.read_bytes() == b"." * (1 + ALONE)
     found = statuses(tmp_path / "out")
@@ -135,7 +222,7 @@ def test_on_ray(ray_nodes: dict[str, str], source: Path, model_path: Path, undis
     fired = tmp_path / "fired"
     with connected(ray_nodes, VISIONBAKE_FAULT=f"decode={VICTIM}:sleep=100@+{fired}"):
         summary = run_here(
-            config_for(source, tmp_path / "out", model_path, cluster={"engine": "ray"}, limits={"sample_seconds": 2.0})
+            config_for(source, tmp_path / "out", model_path, cluster={"engine": "ray"}, limits={"sample_seconds": 2.5})
         )
     assert summary.complete
     assert summary.retries == DEATHS_BEFORE_GUARD
