@@ -259,6 +259,19 @@ def test_nothing_committed_is_written_again(tower: Tower, tmp_path: Path) -> Non
     assert not (tmp_path / "_tmp").exists()
 
 
+def test_two_drivers_may_disagree_about_a_reject(tower: Tower, tmp_path: Path) -> None:
+    """A crash depends on time: the first record stands, and the second driver goes on."""
+    first = commit(tower, tmp_path, prepared_unit([0, 1, 2], {1: rejects.CRASH}))
+    paths = [data_path(tmp_path, "000003-0001"), samples_path(tmp_path, "000003-0001")]
+    before = [stamp(path) for path in paths]
+    second = commit(tower, tmp_path, prepared_unit([0, 1, 2]))
+    assert (second.fresh, second.record) == (False, first.record)
+    assert [stamp(path) for path in paths] == before
+    paths[0].write_bytes(b"damaged")
+    with pytest.raises(OutputError, match="does not hold what its committed record says"):
+        commit(tower, tmp_path, prepared_unit([0, 1, 2]))
+
+
 def test_a_data_shard_without_its_samples_is_adopted(tower: Tower, tmp_path: Path) -> None:
     prepared = prepared_unit([0, 1, 2])
     commit(tower, tmp_path, prepared)
