@@ -26,11 +26,13 @@ demo: $(VENV)/.demo
 	@echo "SELECT key, grid_thw, num_tokens, norm_mean FROM 'out/demo/samples/*.parquet' ORDER BY num_tokens DESC"
 	@$(BIN)/python -c "import duckdb; print(duckdb.sql(\"SELECT key, grid_thw, num_tokens, round(norm_mean, 2) AS norm_mean FROM 'out/demo/samples/*.parquet' ORDER BY num_tokens DESC\"))"
 
+# Two files at a time; then what needs a Ray cluster, of which there must never be two.
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray and not chaos'
+	$(BIN)/python -m pytest -m 'ray and not chaos'
 
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest -m 'not slow and not ray and not chaos'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not ray and not chaos'
 
 # Faults that take longer to make than CI should wait, some 15 minutes; docs/faults.md has the results.
 chaos: $(VENV)/.test

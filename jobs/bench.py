@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs.bench_driver import bench_driver
+from jobs.bench_driver import bench_driver, bench_plan
 from jobs.bench_encoder import bench_encoder
 from jobs.cli import print_json, run_command, say
 from jobs.mixes import GEOMETRY, MAX_PIXELS, MIN_PIXELS, log_normal_grids
@@ -305,6 +305,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {
     "write": bench_write,
     "read": bench_read,
     "driver": bench_driver,
+    "plan": bench_plan,
     "job": bench_job,
 }
 

@@ -10,6 +10,7 @@ import importlib
 import json
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from pipeline.errors import DamagedPart, EncodeError, OutputError, RequestError, RunFailed, SourceError
@@ -57,6 +58,14 @@ def output_of(text: str) -> AnyPath:
 
 def print_json(tree: object) -> None:
     print(json.dumps(tree, indent=2), flush=True)
+
+
+def write_page(path: str, text: str) -> None:
+    """Raises OutputError."""
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--html: cannot write {path}: {error}") from error
 
 
 def bytes_text(count: float) -> str:

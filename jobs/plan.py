@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.cli import add_config_arguments, bytes_text, print_json, run_command, say
+from jobs.calibrate import calibrate
+from jobs.cli import add_config_arguments, bytes_text, print_json, run_command, say, write_page
 from pipeline import rejects
 from pipeline.config import Config, load_config
 from pipeline.errors import RequestError, RunFailed
 from pipeline.estimate import PERCENTILES, Duplicates, Estimate, LogHistogram
 from pipeline.files import AnyPath, map_ahead
+from pipeline.grid import smart_resize_many
 from pipeline.index import IndexArrays, read_index_arrays, read_index_hashes, read_index_status
 from pipeline.parts import Plan
 from pipeline.request import Request, check_request
 from pipeline.runner import make_plan
-from pipeline.sampling import draw, interval, rejected, tokens_of
+from pipeline.sampling import Draws, draw, interval, rejected, tokens_of
 from pipeline.storage import STORED, is_scaled
 
 READ_AHEAD = 4
@@ -36,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--price-per-hour", type=float, metavar="P", help="of one device")
     parser.add_argument("--sample", type=int, metavar="N", help="from the headers of N samples, writing nothing")
     parser.add_argument("--seed", type=int, default=0, help="of --sample")
-    parser.add_argument("--html", metavar="FILE", help="not yet built")
-    parser.add_argument("--calibrate", action="store_true", help="not yet built")
+    parser.add_argument("--html", metavar="FILE", help="write the same as a page with plots")
+    parser.add_argument("--calibrate", action="store_true", help="measure tokens per second on this machine")
 
 
 @dataclass(kw_only=True)
@@ -105,9 +107,8 @@ def budgets_of(config: Config, text: str | None) -> list[int]:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    for name in ("html", "calibrate"):
-        if getattr(arguments, name):
-            raise RequestError(f"--{name}: not yet built in this version of visionbake")
+    if arguments.calibrate and arguments.tokens_per_second:
+        raise RequestError("--calibrate: measures what --tokens-per-second states; give one of them")
     for name in ("tokens_per_second", "price_per_hour", "sample"):
         if getattr(arguments, name) is not None and getattr(arguments, name) <= 0:
             raise RequestError(f"--{name.replace('_', '-')}: must be positive")
@@ -117,8 +118,21 @@ def main(arguments: argparse.Namespace) -> int:
     hidden_size = request.checkpoint.config.width_of(config.output.stage)
     row_bytes = {name: hidden_size * dtype.itemsize + (4 if is_scaled(name) else 0) for name, dtype in STORED.items()}
     rate, price = arguments.tokens_per_second, arguments.price_per_hour
+    measured: dict[str, Any] = {}
+
+    def rate_of(height_N: npt.NDArray[np.int64], width_N: npt.NDArray[np.int64]) -> float | None:
+        if not arguments.calibrate:
+            return rate
+        result = calibrate(request, grids_of(request, height_N, width_N))
+        measured["calibrated_on"] = result.device
+        measured["calibrated_tokens_per_second"] = result.tokens_per_second
+        return result.tokens_per_second
+
     if arguments.sample is not None:
-        tree = sampled(request, budgets, arguments.sample, arguments.seed, row_bytes[config.output.dtype], rate, price)
+        draws = draw(request.place, arguments.sample, arguments.seed, config.source.image_column)
+        seen = [one for each in draws.draws for one in each.samples if one.status == rejects.OK]
+        rate = rate_of(np.array([one.height for one in seen]), np.array([one.width for one in seen]))
+        tree = sampled(request, budgets, draws, row_bytes[config.output.dtype], rate, price)
     else:
         plan, failed = make_plan(request, say=(lambda line: None) if arguments.json else say)
         if failed:
@@ -126,11 +140,17 @@ def main(arguments: argparse.Namespace) -> int:
                 print(f"FAILED  {problem}", file=sys.stderr)
             raise RunFailed(f"{len(failed)} of {plan.num_parts} parts could not be indexed")
         estimates, source = estimate(request, plan, budgets)
+        rate = rate_of(*some_sizes(plan))
         tree = source.as_dict() | {
             "budgets": [one.as_dict(row_bytes, config.output.dtype, rate, price) for one in estimates],
             "skipped_parts": source.skipped_parts,
         }
+    tree |= measured
     tree["ignored_files"] = sum(request.ignored.values())
+    if arguments.html:
+        from jobs.report_pages import plan_page
+
+        write_page(arguments.html, plan_page(tree, config.source.uri))
     if arguments.json:
         print_json(tree)
         return 0
@@ -140,12 +160,32 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def some_sizes(plan: Plan) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Heights and widths of the images of some parts, spread over the source."""
+    chosen = sorted({part * max(1, plan.num_parts - 1) // 7 for part in range(8)} & set(range(plan.num_parts)))
+    indices = [read_index_arrays(plan.index_path(part)) for part in chosen]
+    return (
+        np.concatenate([index.height_N[index.accepted_N][:1000] for index in indices]),
+        np.concatenate([index.width_N[index.accepted_N][:1000] for index in indices]),
+    )
+
+
+def grids_of(
+    request: Request, height_N: npt.NDArray[np.int64], width_N: npt.NDArray[np.int64]
+) -> list[tuple[int, int, int]]:
+    """The grids of images of these sizes. Raises RequestError: there are none."""
+    geometry = request.geometry
+    sides = smart_resize_many(height_N, width_N, geometry.factor, geometry.min_pixels, geometry.max_pixels)
+    grids = [(1, h // geometry.patch_size, w // geometry.patch_size) for h, w in zip(*sides, strict=True) if h]
+    if not grids:
+        raise RequestError("--calibrate: the source has no image to measure with")
+    return [(t, int(h), int(w)) for t, h, w in grids]
+
+
 def sampled(
-    request: Request, budgets: list[int], count: int, seed: int, row_bytes: int, rate: float | None, price: float | None
+    request: Request, budgets: list[int], draws: Draws, row_bytes: int, rate: float | None, price: float | None
 ) -> dict[str, Any]:
-    """The same from the headers of about `count` samples, each number with its 95 % interval; writes nothing."""
-    config = request.config
-    draws = draw(request.place, count, seed, config.source.image_column)
+    """The same from the headers of some samples, each number with its 95 % interval."""
     results: list[dict[str, Any]] = []
     for budget in budgets:
         tokens = tokens_of(draws, replace(request.geometry, max_pixels=budget))

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.cli import add_json_argument, bytes_text, output_of, print_json, run_command, say
+from jobs.cli import add_json_argument, bytes_text, output_of, print_json, run_command, say, write_page
 from pipeline.errors import RequestError
 from pipeline.files import AnyPath, names_in
 from pipeline.output import CommittedUnits, read_dataset, totals_of
@@ -19,7 +19,7 @@ TEXT_ROWS = 200
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="the output of a run")
     parser.add_argument("--sql", metavar="QUERY", help="a DuckDB query; the tables are `samples` and `data`")
-    parser.add_argument("--html", metavar="FILE", help=argparse.SUPPRESS)
+    parser.add_argument("--html", metavar="FILE", help="write a report with plots and samples, one self-contained page")
     add_json_argument(parser)
 
 
@@ -65,12 +65,14 @@ def statistics_of(output: AnyPath) -> dict[str, Any]:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    if arguments.html:
-        raise RequestError("--html: not yet built in this version of visionbake")
     output = output_of(arguments.output)
     if arguments.sql:
         return _run_query(connect(output), arguments)
     result = statistics_of(output)
+    if arguments.html:
+        from jobs.report_pages import stats_page
+
+        write_page(arguments.html, stats_page(output, connect(output), result))
     if arguments.json:
         print_json(result)
         return 0

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
 
-from jobs.cli import add_json_argument, bytes_text, output_of, print_json, run_command, say
+from jobs.cli import add_json_argument, bytes_text, output_of, print_json, run_command, say, seconds_text
 from pipeline.config import parse_config
 from pipeline.files import AnyPath
 from pipeline.index import read_index_arrays
@@ -15,6 +18,7 @@ from pipeline.parts import Plan
 from pipeline.units import Geometry, cut_units
 
 WATCH_SECONDS = 2.0
+LOOKS = 16  # that a rate is taken over
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +41,7 @@ class Status:
             max_image_pixels=config.limits.max_image_pixels,
         )  # fmt: skip
         self._units: dict[int, int] = {}
+        self._tokens_known = 0
         self._seen: set[str] = set()
         self.totals = Totals()
 
@@ -45,7 +50,9 @@ class Status:
         indexed = plan.indexed_parts()
         for part in indexed - self._units.keys():
             index = read_index_arrays(plan.index_path(part))
-            self._units[part] = len(cut_units(part, index, self._geometry, self._shard_tokens))
+            units = cut_units(part, index, self._geometry, self._shard_tokens)
+            self._units[part] = len(units)
+            self._tokens_known += sum(unit.tokens for unit in units)
         committed = CommittedUnits(self._output, plan.num_parts)
         fresh = [unit_id for unit_id in committed.unit_ids() if unit_id not in self._seen]
         self._seen.update(fresh)
@@ -57,8 +64,42 @@ class Status:
             "parts_indexed": len(indexed),
             "units_known": sum(self._units.values()),
             "units_committed": committed.count,
+            "tokens_known": self._tokens_known,
             **self.totals.as_dict(),
+            "encode_seconds": round(self.totals.seconds["encode"], 3),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Between two looks. `busy_encoders` is seconds of encoding in a second."""
+
+    images_per_second: float
+    tokens_per_second: float
+    busy_encoders: float
+    seconds_left: float | None
+
+
+def pace_of(before: dict[str, Any], now: dict[str, Any], seconds: float) -> Pace:
+    """How fast it went, and how long what is known of would take at that."""
+    rate = (now["tokens"] - before["tokens"]) / seconds
+    left = now["tokens_known"] - now["tokens"]
+    return Pace(
+        images_per_second=(now["rows"] - before["rows"]) / seconds,
+        tokens_per_second=rate,
+        busy_encoders=(now["encode_seconds"] - before["encode_seconds"]) / seconds,
+        seconds_left=left / rate if rate > 0 else None,
+    )
+
+
+def pace_line(pace: Pace, more: bool) -> str:
+    left = "no unit was committed meanwhile" if pace.seconds_left is None else f"{seconds_text(pace.seconds_left)} left"
+    if more and pace.seconds_left is not None:
+        left += " for what is indexed"
+    return (
+        f"    {pace.images_per_second:,.1f} images/s, {pace.tokens_per_second:,.0f} tokens/s, "
+        f"{pace.busy_encoders:.1f} encoders busy, {left}"
+    )
 
 
 def line_of(status: dict[str, object]) -> str:
@@ -73,12 +114,17 @@ def line_of(status: dict[str, object]) -> str:
 
 def main(arguments: argparse.Namespace) -> int:
     status = Status(output_of(arguments.output))
+    looks: deque[tuple[float, dict[str, object]]] = deque(maxlen=LOOKS)
     while True:
         look = status.look()
+        looks.append((time.monotonic(), look))
         if arguments.json:
             print_json(look)
         else:
             say(line_of(look))
+            if len(looks) > 1:
+                (then, before), (now, _) = looks[0], looks[-1]
+                say(pace_line(pace_of(before, look, now - then), look["parts_indexed"] != look["parts"]))
         if not arguments.watch or look["complete"]:
             return 0
         time.sleep(WATCH_SECONDS)

@@ -30,7 +30,8 @@ The stages, in flow order:
     stages       what one process of each kind does
     driver       which process does what (engine_inline, engine_ray run them)
     request      a configuration checked against the world
-    runner       the whole run
+    runner       the whole run (metrics_ray: what Prometheus sees of it)
+    estimate     what a run would write and cost (sampling: from a few headers)
     verify       an output's files against their records and the source's index
     reader       an output as a data set of torch, row by row
     stream       the same for training: shuffled, split, resumable

@@ -80,6 +80,7 @@ class Progress:
     parts: int = 0
     parts_indexed: int = 0
     parts_cut: int = 0
+    prepared: int = 0
     units_known: int = 0
     units_before: int = 0
     set_aside: dict[str, str] = field(default_factory=dict)
@@ -140,6 +141,7 @@ class Driver:
                 return self.progress
             for event in self._engine.wait(1.0):
                 self._handle(event)
+            self.progress.prepared = len(self._prepared)
             self._on_tick(self.progress)
 
     def _work_left(self) -> bool:

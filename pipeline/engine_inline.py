@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.commit import ShardSettings
-from pipeline.driver import Event, whose_fault
+from pipeline.driver import Event, Progress, whose_fault
 from pipeline.stages import EncodeStage, PrepareStage, StageSettings
 from pipeline.units import Unit
 
@@ -67,6 +67,9 @@ class InlineEngine:
     def wait(self, timeout_seconds: float) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+    def observe(self, progress: Progress, seconds: float) -> None:
+        """Nobody asks this process for metrics."""
 
     def shutdown(self) -> None:
         self._prepare.close()

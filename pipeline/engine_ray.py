@@ -25,9 +25,10 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
 from pipeline.commit import ShardSettings
 from pipeline.config import Cluster
-from pipeline.driver import Event, whose_fault
+from pipeline.driver import Event, Progress, whose_fault
 from pipeline.errors import RequestError, RunFailed
 from pipeline.files import Scratch, write_text
+from pipeline.metrics_ray import Metrics
 from pipeline.prepare import PreparedUnit
 from pipeline.remote import is_remote
 from pipeline.stages import EncodeStage, PrepareStage, StageSettings
@@ -146,6 +147,7 @@ class RayEngine:
         self._calls: dict[Any, _Call] = {}
         self._identities: dict[str, list[dict[str, object]]] = {"encoder": [], "preparer": []}
         self._deaths_in_a_row = 0
+        self._metrics: Metrics | None = None
         self._probe = ""
         if not is_remote(settings.output):
             self._probe = str(scratch.path("probe"))
@@ -391,6 +393,12 @@ class RayEngine:
             or MEMORY_MONITOR_WORDS in str(error)
         )
         return "world" if process.node not in alive or from_outside else "process"
+
+    def observe(self, progress: Progress, seconds: float) -> None:
+        """Passes the progress on to Ray's metrics."""
+        if self._metrics is None:
+            self._metrics = Metrics(self._settings.output)
+        self._metrics.observe(progress, seconds, self.encoders)
 
     def shutdown(self) -> None:
         """Ends the actors, and the cluster if it was started for this run."""

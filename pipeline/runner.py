@@ -46,6 +46,8 @@ class StartedEngine(Engine, Protocol):
 
     def in_flight_bytes(self) -> int: ...
 
+    def observe(self, progress: Progress, seconds: float) -> None: ...
+
     def shutdown(self) -> None: ...
 
 
@@ -226,6 +228,12 @@ def _run(
     patch_bytes = tower.in_channels * tower.patch_size**2
     in_flight = config.cluster.in_flight
     started = time.monotonic()
+
+    def tick(progress: Progress) -> None:
+        seconds = time.monotonic() - started
+        engine.observe(progress, seconds)
+        report(progress, seconds, engine.encoders)
+
     driver = Driver(
         engine,
         parts=plan.num_parts,
@@ -236,7 +244,7 @@ def _run(
         in_flight_bytes=in_flight if isinstance(in_flight, int) else engine.in_flight_bytes(),
         attempts=config.limits.attempts,
         max_rejected_fraction=config.limits.max_rejected_fraction,
-        on_tick=lambda progress: report(progress, time.monotonic() - started, engine.encoders),
+        on_tick=tick,
         on_start=lambda: remove_success(output),
     )
     progress = driver.run()

@@ -35,7 +35,7 @@ def test_mixes_are_what_they_are_called() -> None:
     assert all(0.75 * 32_768 < count <= 32_768 for count in patches["A"] + patches["B"])
     assert patches["C"][0] == 65_536
     assert 0.85 < sum(patches["C"][1:]) / patches["C"][0] <= 1
-    assert len(set(mixes["A"][0])) > 5
+    assert len(set(found["A"][0])) > 5
 
 
 def test_the_helped_reference_gets_what_it_would_compute(checkpoint: Checkpoint, tower: Tower) -> None:

@@ -74,7 +74,7 @@ def test_defaults_of_what_old_checkpoints_leave_out(copy: Path) -> None:
         ({"model_type": "llama", "vision_config": None}, "type 'llama'"),
         ({"vision_config": None}, "no vision_config"),
         ({"vision_config__hidden_size": None}, "hidden_size is missing"),
-        ({"vision_config__hidden_size": "64"}, "not a positive integer"),
+        ({"vision_config__hidden_size": "64"}, "not an integer from 1"),
         ({"vision_config__depth": 5}, "visual.blocks.4.attn.qkv.weight is missing"),
         ({"vision_config__out_hidden_size": 50}, "visual.merger.mlp.2"),
         ({"vision_config__num_heads": 3}, "not one of a Qwen2.5-VL tower"),

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PHOTOS, config_for, encoded, make_folder, noise, write_config
+from conftest import PHOTOS, config_for, encoded, make_folder, noise, run_here, write_config
 from PIL import Image
 from safetensors.torch import load_file
 
 import jobs.cli
+from jobs.status import Pace, pace_line, pace_of
 from pipeline import VisionEncoder
 from pipeline.errors import RequestError
 from pipeline.runner import run
@@ -82,7 +83,7 @@ def test_plan_shows_percentiles(model_path: Path, tmp_path: Path, capsys: pytest
     assert "tokens-per-second" in out
 
 
-@pytest.mark.parametrize("words", [["--sample", "0"], ["--html", "x"], ["--calibrate"], ["--max-pixels", "10"]])
+@pytest.mark.parametrize("words", [["--sample", "0"], ["--max-pixels", "10"]])
 def test_plan_refuses_what_it_cannot_do(
     words: list[str], model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +91,61 @@ def test_plan_refuses_what_it_cannot_do(
     code, _, err = call(capsys, "plan", config, *words)
     assert code == 2
     assert words[0] in err
+
+
+def test_a_watched_run_has_a_pace() -> None:
+    before = {"rows": 10, "tokens": 1000, "encode_seconds": 4.0, "tokens_known": 9000}
+    now = {"rows": 30, "tokens": 3000, "encode_seconds": 7.0, "tokens_known": 9000}
+    pace = pace_of(before, now, 2.0)
+    assert pace == Pace(images_per_second=10, tokens_per_second=1000, busy_encoders=1.5, seconds_left=6)
+    assert pace_line(pace, more=False) == "    10.0 images/s, 1,000 tokens/s, 1.5 encoders busy, 0:00:06 left"
+    assert "no unit was committed" in pace_line(pace_of(now, now, 2.0), more=False)
+
+
+def test_status_watches_a_run_that_goes_on(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record at a time comes back, as if another process had committed it."""
+    output = tmp_path / "out"
+    run_here(config_for(make_folder(tmp_path / "in", 9), output, model_path))
+    away = tmp_path / "away"
+    away.mkdir()
+    records = sorted((output / "samples").iterdir())
+    for path in [*records[1:], output / "_SUCCESS"]:
+        path.rename(away / path.name)
+
+    def come_back(seconds: float) -> None:
+        missing = sorted(away.iterdir(), key=lambda path: path.name == "_SUCCESS")
+        place = output if missing[0].name == "_SUCCESS" else output / "samples"
+        missing[0].rename(place / missing[0].name)
+
+    monkeypatch.setattr("jobs.status.time.sleep", come_back)
+    code, out, _ = call(capsys, "status", output, "--watch")
+    assert code == 0
+    assert out.count("committed") >= len(records)
+    assert "tokens/s" in out
+    assert "encoders busy" in out
+    assert "complete" in out.splitlines()[-2]
+
+
+def test_a_rate_is_measured_on_this_machine(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(
+        tmp_path / "c.yaml", config_for(make_folder(tmp_path / "in", 9), tmp_path / "out", model_path)
+    )
+    for words in (["--calibrate"], ["--calibrate", "--sample", "5"]):
+        code, out, _ = call(capsys, "plan", config, "--json", "--price-per-hour", 3, *words)
+        assert code == 0
+        plan = json.loads(out)
+        (budget,) = plan["budgets"]
+        hours = budget["device_hours"]["estimate"] if "--sample" in words else budget["device_hours"]
+        tokens = budget["tokens"]["estimate"] if "--sample" in words else budget["tokens"]
+        assert plan["calibrated_on"].startswith("cpu")
+        assert hours == pytest.approx(tokens / plan["calibrated_tokens_per_second"] / 3600, rel=0.2)
+    code, _, err = call(capsys, "plan", config, "--calibrate", "--tokens-per-second", 5)
+    assert code == 2
+    assert "--calibrate" in err
 
 
 def test_encode_and_save(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,22 +187,30 @@ def test_the_library_gives_what_a_run_writes(model_path: Path, tmp_path: Path) -
     assert encoder.encode([paths[0]])[0].image_embeds.dtype == torch.float32
 
 
-def test_wrong_words_exit_2(run_job: Runner, tmp_path: Path) -> None:
-    for words in ([], ["nonsense"], ["run"], ["run", "a.yaml", "--nonsense"], ["status", tmp_path / "nothing"]):
-        done = run_job("jobs.cli", *words)
-        assert done.returncode == 2
-        assert done.stderr
-        assert "Traceback" not in done.stderr
+def test_wrong_words_exit_2(run_job: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["nonsense"], ["run"], ["run", "a.yaml", "--nonsense"], ["status", str(tmp_path / "nothing")]):
+        try:
+            code = jobs.cli.main(words)
+        except SystemExit as error:  # argparse's own
+            code = int(str(error.code))
+        assert code == 2
+        assert capsys.readouterr().err
+    done = run_job("jobs.cli", "nonsense")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["pack", "driver"])
+@pytest.mark.parametrize("part", ["pack", "driver", "plan"])
 def test_bench_measures(part: str, run_job: Runner) -> None:
-    done = run_job("jobs.bench", part, "--json", "--photos", PHOTOS)
+    done = run_job("jobs.bench", part, "--json", "--photos", PHOTOS, "--samples", 20_000)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)[part]
     if part == "pack":
         assert result["photos"]["fill_without_the_last_pack"] >= 0.98  # ten photos have few sizes
         assert result["log_normal"]["fill_without_the_last_pack"] >= 0.99
+    elif part == "plan":
+        assert (result["samples"], result["budgets"], result["duplicates"]) == (20_000, 4, 1999)
     else:
-        assert result["units"] == 20_000
+        assert result["units"] > 100
+        assert result["growth_bytes"] >= 0

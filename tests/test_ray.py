@@ -5,12 +5,14 @@ A fault test shows by its marker file that the fault fired. One cluster serves t
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,38 @@ def test_a_submitted_job_on_two_nodes(ray_nodes: dict[str, str], tmp_path: Path)
     done = submit(ray_nodes, "--set", "output.uri=out/relative")
     assert done.returncode == 1
     assert "is relative: in a Ray job" in done.stdout
+
+
+def test_prometheus_sees_a_run(ray_nodes: dict[str, str], source: Path, model_path: Path, tmp_path: Path) -> None:
+    """Scraped from the nodes' endpoints while the driver is there; all that the dashboard draws is among it."""
+    import ray
+
+    output = tmp_path / "out"
+    (broken := tmp_path / "in").mkdir()
+    for path in source.rglob("*.jpg"):
+        (broken / path.name).write_bytes(path.read_bytes())
+    (broken / "broken.jpg").write_bytes(b"no image")
+    with connected(ray_nodes):
+        summary = run_here(on_ray(broken, output, model_path))
+        places = {f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes()}
+        deadline = time.monotonic() + 60
+        found: dict[str, float] = {}
+        while time.monotonic() < deadline and not {"images", "rejects", "stage_seconds"} <= found.keys():
+            time.sleep(1)
+            for place in places:
+                with suppress(OSError):
+                    text = urllib.request.urlopen(place, timeout=10).read().decode()
+                    for line in text.splitlines():
+                        if line.startswith("ray_visionbake_") and str(output) in line:
+                            name, _, rest = line.partition("{")
+                            name = name.removeprefix("ray_visionbake_").removesuffix("_total")
+                            found[name] = max(found.get(name, 0), float(rest.rpartition(" ")[2]))
+    totals = summary.totals
+    assert found["images"] == totals.rows
+    assert found["tokens"] == totals.tokens
+    assert found["embedding_bytes"] == totals.embedding_bytes
+    assert found["rejects"] == 1
+    assert 0 < found["encoder_busy_share"] <= 1
+    board = (REPOSITORY / "configs" / "grafana.json").read_text(encoding="utf-8")
+    drawn = set(re.findall(r"ray_visionbake_(\w+)", board))
+    assert drawn - found.keys() <= {"retries"}  # nothing had to be made again
