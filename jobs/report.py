@@ -25,14 +25,14 @@ body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 3rem; background: 
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; overflow-wrap: anywhere; } h2 { font-size: 1.05rem; margin: 0 0 .6rem; }
 p { color: var(--soft); margin: 0 0 1rem; overflow-wrap: anywhere; }
-main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1rem;
-  align-items: start; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; min-width: 0; }
-section.wide { grid-column: 1 / -1; }
+main { columns: 20rem; column-gap: 1rem; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; min-width: 0;
+  margin-bottom: 1rem; break-inside: avoid; }
+section.wide { column-span: all; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .22rem .6rem .22rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 500; color: var(--soft); } th + th, td.number { text-align: right; } td.number { white-space: nowrap; }
-.gallery + .scroll { margin-top: 1rem; } tr:last-child > * { border-bottom: 0; }
+th { font-weight: 500; color: var(--soft); } th + th, td.number { text-align: right; }
+td.number { white-space: nowrap; } .gallery + .scroll { margin-top: 1rem; } tr:last-child > * { border-bottom: 0; }
 svg { width: 100%; height: auto; display: block; } svg text { font-family: inherit; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; } figcaption { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
