@@ -28,7 +28,7 @@ p { color: var(--soft); margin: 0 0 1rem; overflow-wrap: anywhere; }
 main { columns: 20rem; column-gap: 1rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; min-width: 0;
   margin-bottom: 1rem; break-inside: avoid; }
-section.wide { column-span: all; }
+section.wide { column-span: all; margin-top: 1rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .22rem .6rem .22rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 500; color: var(--soft); } th + th, td.number { text-align: right; }

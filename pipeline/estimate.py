@@ -188,5 +188,10 @@ class Estimate:
             encoded = tokens - self.unit_duplicate_tokens
             result["device_hours"] = encoded / rate / 3600
             if price is not None:
-                result["price"] = encoded / rate / 3600 * price
+                cost = encoded / rate / 3600 * price
+                result["price"] = cost
+                # Break-even: a cached token is cheaper than encoding it again while keeping a terabyte costs less than
+                # this between two epochs; at a price of s it pays from epoch 1 + s / this on.
+                size = tokens * row_bytes[dtype] / 1e12
+                result["break_even_price_per_terabyte"] = cost / size if size else 0.0
         return result

@@ -181,5 +181,6 @@ def test_an_estimate_without_images(model_path: Path, tmp_path: Path) -> None:
     request = check_request(parse_config(config_for(tmp_path / "in", tmp_path / "out", model_path).model_dump()))
     plan, _ = make_plan(request, say=lambda line: None)
     (one,), source = estimate(request, plan, [20_000])
-    assert one.as_dict({"float32": 4}, "float32", 10.0, 1.0)["price"] == 0
+    nothing = one.as_dict({"float32": 4}, "float32", 10.0, 1.0)
+    assert (nothing["price"], nothing["break_even_price_per_terabyte"]) == (0, 0)
     assert source.as_dict()["megapixels_p50"] == 0
