@@ -17,7 +17,7 @@ from jobs.cli import add_config_arguments, bytes_text, print_json, run_command, 
 from pipeline import rejects
 from pipeline.config import Config, load_config
 from pipeline.errors import RequestError, RunFailed
-from pipeline.estimate import PERCENTILES, Duplicates, Estimate, LogHistogram
+from pipeline.estimate import PERCENTILES, Duplicates, Estimate, LogHistogram, repeated
 from pipeline.files import AnyPath, map_ahead
 from pipeline.grid import smart_resize_many
 from pipeline.index import IndexArrays, read_index_arrays, read_index_hashes, read_index_status
@@ -77,11 +77,12 @@ def estimate(request: Request, plan: Plan, budgets: list[int]) -> tuple[list[Est
                 source.skipped_parts.append(index.damaged)
             source.add(index)
             tokens: list[npt.NDArray[np.int64]] = []
+            candidates = repeated(hash_N)
             for one in estimates:
                 one.rejects.update(status)
                 tokens_N, units = one.add(index, request.geometry, part, request.config.output.shard_tokens)
                 if request.config.pack.deduplicate:
-                    one.add_unit_duplicates(hash_N, tokens_N, units)
+                    one.add_unit_duplicates(hash_N, candidates, tokens_N, units)
                 tokens.append(tokens_N)
             duplicates.add(hash_N, tokens)
     count, saved = duplicates.totals()

@@ -74,14 +74,14 @@ class Duplicates:
         if not self._held:
             return 0, [0] * self._budgets
         hashes = np.concatenate([kept for kept, _ in self._kept])
-        _, first = np.unique(hashes, return_index=True)
-        again = np.ones(len(hashes), bool)
-        again[first] = False
+        order = np.argsort(hashes)
+        hashes = hashes[order]
+        again = order[1:][hashes[1:] == hashes[:-1]]
         tokens = [
             int(np.concatenate([kept[budget] for _, kept in self._kept])[again].sum(dtype=np.int64)) * self.one_of
             for budget in range(self._budgets)
         ]
-        return int(again.sum()) * self.one_of, tokens
+        return len(again) * self.one_of, tokens
 
 
 @dataclass(kw_only=True)
@@ -106,7 +106,7 @@ class Estimate:
         geometry = replace(geometry, max_pixels=self.max_pixels)
         height_N, width_N = resized_of(index, geometry)
         tokens_N = height_N * width_N // geometry.factor**2
-        units = cut_units(part, index, geometry, shard_tokens)
+        units = cut_units(part, index, geometry, shard_tokens, tokens_N * geometry.merge_size**2)
         self.samples += len(tokens_N)
         self.units += len(units)
         pixels_N = index.width_N * index.height_N
@@ -124,9 +124,13 @@ class Estimate:
         self.histogram = counts.astype(np.int64)
         return tokens_N, units
 
-    def add_unit_duplicates(self, hash_N: npt.NDArray[np.uint64], tokens_N: Int64, units: Sequence[Unit]) -> None:
-        """Those that `pack.deduplicate` encodes once."""
+    def add_unit_duplicates(
+        self, hash_N: npt.NDArray[np.uint64], candidates: Int64, tokens_N: Int64, units: Sequence[Unit]
+    ) -> None:
+        """Those that `pack.deduplicate` encodes once, among samples whose hash stands in the part more than once."""
         unit_N = np.repeat(np.arange(len(units)), [unit.count for unit in units])
+        unit_N, tokens_N = unit_N[candidates], tokens_N[candidates]
+        hash_N = hash_N[candidates]
         order = np.lexsort((unit_N, hash_N))
         hash_N, unit_N, tokens_N = hash_N[order], unit_N[order], tokens_N[order]
         again = (hash_N[1:] == hash_N[:-1]) & (unit_N[1:] == unit_N[:-1]) & (hash_N[1:] != 0) & (tokens_N[1:] > 0)
@@ -195,3 +199,10 @@ class Estimate:
                 size = tokens * row_bytes[dtype] / 1e12
                 result["break_even_price_per_terabyte"] = cost / size if size else 0.0
         return result
+
+
+def repeated(hash_N: npt.NDArray[np.uint64]) -> Int64:
+    """The samples whose hash stands there more than once."""
+    order = np.argsort(hash_N)
+    same = hash_N[order][1:] == hash_N[order][:-1]
+    return order[np.concatenate([[False], same]) | np.concatenate([same, [False]])] if len(hash_N) else order

@@ -68,9 +68,12 @@ def patches_of(index: IndexArrays, geometry: Geometry) -> npt.NDArray[np.int64]:
     return height_N * width_N // geometry.patch_size**2
 
 
-def cut_units(part: int, index: IndexArrays, geometry: Geometry, shard_tokens: int) -> list[Unit]:
-    """Cuts one part. Every sample, rejects included, is in exactly one unit."""
-    patches_N = patches_of(index, geometry)
+def cut_units(
+    part: int, index: IndexArrays, geometry: Geometry, shard_tokens: int, patches_N: npt.NDArray[np.int64] | None = None
+) -> list[Unit]:
+    """Cuts one part. Every sample, rejects included, is in exactly one unit. `patches_N`: if they are known."""
+    if patches_N is None:
+        patches_N = patches_of(index, geometry)
     tokens_N = patches_N // geometry.merge_size**2
     token_ends = np.concatenate([[0], np.cumsum(tokens_N)])
     # What is read for a sample: in a tar everything since the one before it, since a unit is one range.
