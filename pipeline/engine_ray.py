@@ -197,7 +197,9 @@ class RayEngine:
                 return False
             except ConnectionError:
                 self._say("no running Ray cluster: starting one on this machine (some 20 s)")
-                if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
+                if (
+                    os.environ.get("RAY_AUTH_MODE", "token") != "token"
+                ):  # Ray turns it on by itself where nothing is said
                     self._say("RAY_AUTH_MODE is not token: whoever reaches this machine's ports can run code on it")
                 ray.init(address="local", include_dashboard=False, **options)
                 return True
