@@ -76,3 +76,13 @@ def test_a_fresh_clone_submits_the_demo(head: tuple[str, dict[str, str]], tmp_pa
     refused = submit("--set", f"output.uri={output}", RAY_AUTH_TOKEN_PATH=str(wrong))
     assert refused.returncode != 0
     assert "is committed" not in refused.stdout
+
+
+def test_a_run_without_a_cluster_starts_its_own(tmp_path: Path) -> None:
+    """As `make demo` does, in an environment that says nothing of Ray."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    words = [sys.executable, "-m", "jobs.run", "configs/demo.yaml", "--set", f"output.uri={tmp_path / 'out'}"]
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "starting one on this machine" in done.stdout
+    assert (tmp_path / "out" / "_SUCCESS").exists()
