@@ -3,7 +3,7 @@
 The stages, in flow order:
 
     config       the configuration file
-    remote       object storage, and all else that fsspec opens
+    remote       object storage, and all else that fsspec opens (remote_publish: writing to it)
     files        opening, scratch and publishing, wherever files lie
     sources      list: a source to its files
     rows         Parquet and JSONL: ranges of rows, and the images that they name

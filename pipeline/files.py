@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar
 
-from pipeline import remote
+from pipeline import remote, remote_publish
 from pipeline.errors import OutputError
 from pipeline.remote import RemotePath, is_remote
 
@@ -160,7 +160,7 @@ class Scratch:
         if isinstance(self.output, RemotePath):
             stale = datetime.now(UTC) - timedelta(seconds=STALE_SCRATCH_SECONDS)
             with suppress(OSError):  # who may not list uploads may still write
-                remote.remove_unfinished(self.output.uri, lambda name, begun: begun < stale)
+                remote_publish.remove_unfinished(self.output.uri, lambda name, begun: begun < stale)
         self.remove_stale()
         with suppress(OSError):  # another driver's scratch is in it, or it cleans up too, or there is an output
             self.folder.parent.rmdir()
@@ -223,7 +223,7 @@ def publish_new(scratch: Path, final: AnyPath) -> bool:
     """
     try:
         if isinstance(final, RemotePath):
-            if not remote.upload(scratch, final.uri, replace=False):
+            if not remote_publish.upload(scratch, final.uri, replace=False):
                 return False
             scratch.unlink()
             return True
@@ -251,7 +251,7 @@ def publish_over(scratch: Path, final: AnyPath) -> None:
     the few files that describe the run. Raises OutputError."""
     try:
         if isinstance(final, RemotePath):
-            remote.upload(scratch, final.uri, replace=True)
+            remote_publish.upload(scratch, final.uri, replace=True)
             scratch.unlink()
             return
         _make_folder(final.parent)
@@ -269,7 +269,7 @@ def remove_unfinished(output: AnyPath, committed: Callable[[str], bool]) -> None
     if isinstance(output, RemotePath):
         with suppress(OSError):  # it costs space, and nothing else
             for folder in ("data", "samples"):
-                remote.remove_unfinished((output / folder).uri, lambda name, begun: committed(name))
+                remote_publish.remove_unfinished((output / folder).uri, lambda name, begun: committed(name))
 
 
 def lists_by_prefix(folder: AnyPath) -> bool:

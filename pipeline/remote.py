@@ -11,8 +11,7 @@ import errno
 import io
 import os
 import posixpath
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,16 +26,11 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 HOSTS = ("http", "https", "ftp", "git", "github", "data", "reference", "generic", "dir", "zip", "tar")
 # Where an object appears only when all of it is there. Elsewhere it is written beside, then renamed.
 WHOLE_OBJECTS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss")
-# Where the store itself refuses a name that is taken.
-CREATES = ("s3", "s3a", "gs", "gcs")
 S3 = ("s3", "s3a")
 GCS = ("gs", "gcs")
-UPLOAD_PART_BYTES = 32 << 20
 # A range larger than this is read in several requests: one that fails is asked for again by itself.
 RANGE_BYTES = 64 << 20
 READ_AHEAD_BYTES = 8 << 20
-CONFLICTS = 4
-UNFINISHED = ".unfinished"
 
 
 def is_remote(uri: str | os.PathLike[str] | RemotePath) -> bool:
@@ -51,7 +45,7 @@ def check_uri(field: str, uri: str) -> None:
     if problem := problem_with(uri):
         raise RequestError(f"{field}: {problem}")
     try:
-        _client(uri)
+        client_of(uri)
     except OSError as error:
         raise RequestError(f"{field}: {error}") from error
 
@@ -78,9 +72,9 @@ def problem_with(uri: str) -> str:
     return ""
 
 
-def _client(uri: str) -> tuple[Any, str]:
+def client_of(uri: str) -> tuple[Any, str]:
     """fsspec's client for a URI (one for each process), and the path that it knows the URI by. Raises OSError."""
-    scheme = _scheme(uri)
+    scheme = scheme_of(uri)
     try:
         options = fsspec.get_filesystem_class(scheme)._get_kwargs_from_urls(uri)
         if scheme in WHOLE_OBJECTS:  # others hand on what they do not know to a connection that does not either
@@ -95,7 +89,7 @@ def _client(uri: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _named(uri: str) -> Iterator[None]:
+def named(uri: str) -> Iterator[None]:
     """Gives every failure of a client one type."""
     try:
         yield
@@ -145,9 +139,9 @@ class RemotePath:
         return read(self.uri).decode(encoding)
 
     def unlink(self, missing_ok: bool = False) -> None:
-        client, path = _client(self.uri)
+        client, path = client_of(self.uri)
         try:
-            with _named(self.uri):
+            with named(self.uri):
                 client.rm_file(path)
         except FileNotFoundError:
             if not missing_ok:
@@ -156,9 +150,9 @@ class RemotePath:
 
 def exists(uri: str) -> bool:
     """Whether there is such an object. Raises OSError where the storage does not say."""
-    client, path = _client(uri)
+    client, path = client_of(uri)
     try:
-        with _named(uri):
+        with named(uri):
             return str(client.info(path)["type"]) != "directory"
     except FileNotFoundError:
         return False
@@ -166,9 +160,9 @@ def exists(uri: str) -> bool:
 
 def is_folder(uri: str) -> bool:
     """Whether anything lies below this URI. Raises OSError where the storage does not say."""
-    client, path = _client(uri)
+    client, path = client_of(uri)
     try:
-        with _named(uri):
+        with named(uri):
             return str(client.info(path)["type"]) == "directory"
     except FileNotFoundError:
         return False
@@ -176,8 +170,8 @@ def is_folder(uri: str) -> bool:
 
 def state_of(uri: str) -> tuple[int, int, str]:
     """Size, mtime in ns, and ETag, of which an object has one. Raises OSError."""
-    client, path = _client(uri)
-    with _named(uri):
+    client, path = client_of(uri)
+    with named(uri):
         return state_of_info(client.info(path))
 
 
@@ -198,8 +192,8 @@ def state_of_info(info: dict[str, Any]) -> tuple[int, int, str]:
 
 def entries(folder: str) -> list[dict[str, Any]]:
     """What lies directly in a folder, with `name` relative to it; names of folders end in a slash. Raises OSError."""
-    client, path = _client(folder)
-    with _named(folder):
+    client, path = client_of(folder)
+    with named(folder):
         found = client.ls(path, detail=True)
     result = []
     for info in found:
@@ -216,7 +210,7 @@ def walk(folder: str) -> Iterator[tuple[str, tuple[int, int, str]]]:
 
     On S3 a page of a thousand names at a time, elsewhere a folder at a time. Raises OSError.
     """
-    if _scheme(folder) not in S3:
+    if scheme_of(folder) not in S3:
         for entry in sorted(entries(folder), key=lambda entry: entry["name"]):
             if entry["name"].endswith("/"):
                 for path, state in walk(f"{folder}/{entry['name'].rstrip('/')}"):
@@ -224,12 +218,12 @@ def walk(folder: str) -> Iterator[tuple[str, tuple[int, int, str]]]:
             else:
                 yield entry["name"], state_of_info(entry)
         return
-    client, path = _client(folder)
+    client, path = client_of(folder)
     bucket, _, prefix = path.partition("/")
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     where: dict[str, str] = {}
     while True:
-        with _named(folder):
+        with named(folder):
             page = client.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **where)
         for info in page.get("Contents", ()):
             name = info["Key"][len(prefix) :]
@@ -244,10 +238,10 @@ def walk(folder: str) -> Iterator[tuple[str, tuple[int, int, str]]]:
 
 def names(folder: str, prefix: str = "") -> list[str]:
     """The names of the files in a folder that begin with a prefix; none where there is no folder. Raises OSError."""
-    client, path = _client(folder)
+    client, path = client_of(folder)
     try:
-        with _named(folder):
-            if _scheme(folder) in WHOLE_OBJECTS and prefix:
+        with named(folder):
+            if scheme_of(folder) in WHOLE_OBJECTS and prefix:
                 return [posixpath.basename(name) for name in client.find(path, prefix=prefix)]
             found = client.ls(path, detail=True)
     except FileNotFoundError:
@@ -260,20 +254,20 @@ def names(folder: str, prefix: str = "") -> list[str]:
 
 
 def lists_by_prefix(folder: str) -> bool:
-    return _scheme(folder) in WHOLE_OBJECTS
+    return scheme_of(folder) in WHOLE_OBJECTS
 
 
 def glob(pattern: str) -> dict[str, tuple[int, int, str]]:
     """The files that a pattern names: URI and state. Raises OSError."""
-    client, path = _client(pattern)
-    with _named(pattern):
+    client, path = client_of(pattern)
+    with named(pattern):
         found = client.glob(path, detail=True)
     return {uri_of(pattern, name): state_of_info(info) for name, info in found.items() if info["type"] == "file"}
 
 
 def uri_of(example: str, path: str) -> str:
     """The URI of a client's path, written as an example of the same storage is."""
-    _, known = _client(example)
+    _, known = client_of(example)
     head = example[: len(example) - len(known)] if example.endswith(known) else example.partition("://")[0] + "://"
     return head + path
 
@@ -286,11 +280,11 @@ def beside(uri: str, name: str) -> str:
 
 def read(uri: str, start: int | None = None, end: int | None = None) -> bytes:
     """An object, or a range of it: one request up to RANGE_BYTES, several at once above. Raises OSError."""
-    client, path = _client(uri)
-    with _named(uri):
+    client, path = client_of(uri)
+    with named(uri):
         if start is None or end is None:
             # One request: s3fs would first ask for the size, to read in pieces.
-            return bytes(client.cat_file(path, **({"max_concurrency": 1} if _scheme(uri) in S3 else {})))
+            return bytes(client.cat_file(path, **({"max_concurrency": 1} if scheme_of(uri) in S3 else {})))
         starts = list(range(start, end, RANGE_BYTES))
         if len(starts) <= 1:
             data = bytes(client.cat_file(path, start=start, end=end)) if starts else b""
@@ -340,136 +334,18 @@ def dataset_of(folder: RemotePath) -> Any:
     """A folder of Parquet files as a pyarrow data set. Raises OSError."""
     import pyarrow.dataset
 
-    client, path = _client(folder.uri)
-    with _named(folder.uri):
+    client, path = client_of(folder.uri)
+    with named(folder.uri):
         files = sorted(f"{path}/{name}" for name in names(folder.uri) if name.endswith(".parquet"))
         return pyarrow.dataset.dataset(files, format="parquet", filesystem=client)
 
 
 def download(uri: str, target: Path) -> None:
     """Raises OSError."""
-    client, path = _client(uri)
-    with _named(uri):
+    client, path = client_of(uri)
+    with named(uri):
         client.get_file(path, str(target))
 
 
-def upload(source: Path, uri: str, *, replace: bool) -> bool:
-    """Publishes a complete file: whoever looks sees all of it or none.
-
-    Returns:
-        False if the name is taken and `replace` is not set; then nothing changed.
-
-    Raises:
-        OSError: the storage refuses; nothing of the attempt is left that a reader could see.
-    """
-    client, path = _client(uri)
-    scheme = _scheme(uri)
-    if not replace and exists(uri):
-        return False
-    options = {"chunksize": UPLOAD_PART_BYTES, "max_concurrency": 8} if scheme in S3 else {}
-    try:
-        with _named(uri):
-            if scheme not in WHOLE_OBJECTS:
-                _rename_into_place(client, source, path, replace)
-            elif scheme in CREATES and not replace:
-                _create(client, source, path, options)
-            else:
-                client.put_file(str(source), path, **options)
-    except FileExistsError as error:
-        if replace:
-            raise OSError(errno.EEXIST, "the storage does not replace it", uri) from error
-        return False
-    except OSError:
-        # An answer that was lost on its way: what stands there is looked at by whoever asked for a new name.
-        if not replace and _stands(uri):
-            return False
-        raise
-    return True
-
-
-def _create(client: Any, source: Path, path: str, options: dict[str, Any]) -> None:
-    """A PUT that fails where the name is taken. Raises FileExistsError, and what the client raises."""
-    for attempt in range(CONFLICTS):
-        try:
-            client.put_file(str(source), path, mode="create", **options)
-            return
-        except FileExistsError:
-            raise
-        except Exception as error:
-            if getattr(error, "errno", None) == errno.ENOSYS or "NotImplemented" in str(
-                error
-            ):  # a store that knows no condition: the look before must do
-                client.put_file(str(source), path, **options)
-                return
-            conflict = "ConditionalRequestConflict" in f"{error!r} {error.__cause__!r}"
-            if not conflict or attempt == CONFLICTS - 1:
-                raise
-            time.sleep(2**attempt)  # another upload to this name was just ending
-
-
-def _stands(uri: str) -> bool:
-    try:
-        return exists(uri)
-    except OSError:
-        return False
-
-
-def _rename_into_place(client: Any, source: Path, path: str, replace: bool) -> None:
-    beside = f"{posixpath.dirname(path)}/_{source.name}{UNFINISHED}"  # no glob for shards finds it
-    try:
-        client.put_file(str(source), beside)
-        if replace and client.exists(path):
-            client.rm_file(path)
-        client.mv(beside, path)
-    except BaseException:
-        if client.exists(beside):
-            client.rm_file(beside)
-        raise
-
-
-def remove_unfinished(folder: str, judge: Callable[[str, datetime], bool]) -> int:
-    """Removes what killed processes left of files: multipart uploads on S3, half-written files elsewhere.
-
-    Args:
-        judge: whether one goes, by the name of its file and the moment it was begun.
-
-    Returns:
-        How many went. Raises OSError.
-    """
-    client, path = _client(folder)
-    if _scheme(folder) in S3:
-        return _abort_uploads(folder, judge)
-    if _scheme(folder) in WHOLE_OBJECTS:
-        return 0
-    count = 0
-    for info in entries(folder):
-        name = info["name"]
-        if name.endswith(UNFINISHED):
-            begun = datetime.fromtimestamp(state_of_info(info)[1] / 1e9, UTC)
-            if judge(name.removeprefix("_").removesuffix(UNFINISHED).partition("-")[2], begun):
-                with _named(folder):
-                    client.rm_file(f"{path}/{name}")
-                count += 1
-    return count
-
-
-def _abort_uploads(folder: str, judge: Callable[[str, datetime], bool]) -> int:
-    client, path = _client(folder)
-    bucket, _, prefix = path.partition("/")
-    count = 0
-    where: dict[str, str] = {}
-    while True:
-        with _named(folder):
-            below = f"{prefix.rstrip('/')}/" if prefix else ""
-            page = client.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=below, **where)
-            for one in page.get("Uploads", ()):
-                if judge(posixpath.basename(one["Key"]), one["Initiated"]):
-                    client.call_s3("abort_multipart_upload", Bucket=bucket, Key=one["Key"], UploadId=one["UploadId"])
-                    count += 1
-        if not page.get("IsTruncated"):
-            return count
-        where = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
-
-
-def _scheme(uri: str) -> str:
+def scheme_of(uri: str) -> str:
     return uri.partition("://")[0]

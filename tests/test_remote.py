@@ -27,7 +27,7 @@ from test_doors import DOORS, as_tar
 from test_ray import connected
 
 from jobs.cli import main
-from pipeline import remote
+from pipeline import remote, remote_publish
 from pipeline.errors import OutputError, RequestError
 from pipeline.reader import EmbeddingDataset
 from pipeline.remote import RemotePath
@@ -88,7 +88,7 @@ def source(s3: S3Server, folder: Path) -> str:
 @pytest.fixture
 def many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every data shard goes up in several parts."""
-    monkeypatch.setattr(remote, "UPLOAD_PART_BYTES", 2000)
+    monkeypatch.setattr(remote_publish, "UPLOAD_PART_BYTES", 2000)
     monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 1)
 
 
@@ -450,7 +450,7 @@ def test_stores_that_answer_a_condition_otherwise(
     answer: str, s3: S3Server, source: str, quick_to_retry: None, expected: list[bytes], model_path: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("pipeline.remote.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("pipeline.remote_publish.time.sleep", lambda seconds: None)
     s3.fault = lambda asked: answer if asked.conditional and (answer == "501" or asked.first) else None
     assert run_here(s3_config(source, model_path)).complete
     assert s3.counts.faults >= 10
