@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs.bench_driver import bench_driver, bench_plan
+from jobs.bench_driver import bench_driver
 from jobs.bench_encoder import bench_encoder
+from jobs.bench_plan import bench_plan
 from jobs.cli import print_json, run_command, say
 from jobs.mixes import GEOMETRY, MAX_PIXELS, MIN_PIXELS, log_normal_grids
 from pipeline.encoder import Grid

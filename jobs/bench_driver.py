@@ -1,4 +1,4 @@
-"""The driver's and the plan's own time and memory, over an engine that does nothing and a listing that is made up."""
+"""The driver's own time and memory, over an engine that does nothing and a listing that is made up."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+from jobs.bench_plan import peak_resident_bytes, write_indices
 from jobs.mixes import GEOMETRY
 from pipeline.commit import Committed
 from pipeline.driver import Driver, Event
@@ -90,7 +90,7 @@ def _plan_and_drive(samples: int) -> dict[str, object]:
     from pipeline import parts as parts_module
     from pipeline.config import Source
     from pipeline.files import Scratch
-    from pipeline.index import read_index_arrays
+    from pipeline.index_read import read_index_arrays
     from pipeline.parts import Plan
     from pipeline.sources import SourceFile, SourcePlace
     from pipeline.units import cut_units
@@ -100,12 +100,12 @@ def _plan_and_drive(samples: int) -> dict[str, object]:
 
     parts_module.list_files = listing  # type: ignore[assignment,attr-defined]  # a million real files would measure the disk
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is the imports'; start anew
-    before = _peak_resident_bytes()
+    before = peak_resident_bytes()
     with tempfile.TemporaryDirectory() as folder, Scratch(folder) as scratch:
         place = SourcePlace(format="folder", root="/nowhere", patterns=("/nowhere",))
         plan = Plan(folder)
         plan.update(Source(uri="/nowhere"), place, scratch)
-        _write_indices(plan, samples)
+        write_indices(plan, samples)
 
         def units_of(part: int) -> list[Unit]:
             return cut_units(part, read_index_arrays(plan.index_path(part)), GEOMETRY, 65_536)
@@ -113,67 +113,4 @@ def _plan_and_drive(samples: int) -> dict[str, object]:
         started = time.perf_counter()
         count = drive_nothing(plan.num_parts, units_of)
         seconds = time.perf_counter() - started
-    return {"units": count, "seconds": seconds, "growth_bytes": _peak_resident_bytes() - before}
-
-
-def bench_plan(arguments: argparse.Namespace) -> dict[str, object]:
-    """`plan --max-pixels` for four budgets, from the index of ten million samples."""
-    from jobs.plan import estimate
-
-    samples = arguments.samples or 10_000_000
-    config = SimpleNamespace(
-        output=SimpleNamespace(shard_tokens=65_536), pack=SimpleNamespace(deduplicate=True)
-    )  # what the estimate asks of a configuration
-    request: Any = SimpleNamespace(geometry=GEOMETRY, config=config)
-    with tempfile.TemporaryDirectory() as folder:
-        parts = -(-samples // 8192)
-        index = Path(folder, "index")
-        plan: Any = SimpleNamespace(
-            num_parts=parts, index_folder=index, index_path=lambda part: index / f"part-{part:06d}.parquet"
-        )
-        _write_indices(plan, samples)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _peak_resident_bytes()
-        started = time.perf_counter()
-        estimates, _ = estimate(request, plan, [401_408, 802_816, 1_003_520, 12_845_056])
-        seconds = time.perf_counter() - started
-    return {
-        "samples": estimates[0].samples,
-        "budgets": len(estimates),
-        "duplicates": estimates[0].duplicates,
-        "seconds": seconds,
-        "asked_seconds": 20,
-        "peak_growth_mb": (_peak_resident_bytes() - before) / 1e6,
-        "peak_mb": _peak_resident_bytes() / 1e6,
-        "asked_mb": 1000,
-    }
-
-
-def _peak_resident_bytes() -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def _write_indices(plan: Any, samples: int) -> None:
-    """Synthetic indices, written by another process so that this one's peak memory is the planner's alone."""
-    code = """
-import sys, json, numpy as np, pyarrow as pa, pyarrow.parquet as pq
-from pathlib import Path
-from pipeline.index import INDEX_SCHEMA
-folder, samples, parts = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-folder.mkdir(parents=True)
-schema = INDEX_SCHEMA.with_metadata({"visionbake.index": json.dumps({"version": "1", "damaged": ""})})
-generator = np.random.default_rng(7)
-for part in range(parts):
-    n = min(8192, samples - part * 8192)
-    names = [f"{part:05d}/{i:09d}.jpg" for i in range(n)]
-    sides = generator.integers(300, 1500, (2, n)).astype(np.int32)
-    columns = {field.name: pa.nulls(n, field.type) for field in schema}
-    text = generator.bytes(32 * n).hex()
-    hashes = [text[64 * (i - i % 10 // 9) :][:64] for i in range(n)]  # every tenth image is the one before it again
-    columns |= {"key": names, "source": names, "sha256": hashes, "width": sides[0], "height": sides[1]}
-    columns |= {"offset": np.zeros(n, np.int64), "length": np.full(n, 100000), "status": ["ok"] * n}
-    columns["group"] = np.full(n, -1, np.int32)
-    pq.write_table(pa.table(columns, schema=schema), folder / f"part-{part:06d}.parquet")
-"""
-    subprocess.run([sys.executable, "-c", code, str(plan.index_folder), str(samples), str(plan.num_parts)], check=True)
+    return {"units": count, "seconds": seconds, "growth_bytes": peak_resident_bytes() - before}

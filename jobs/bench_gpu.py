@@ -321,8 +321,9 @@ def _bits(tower: Tower) -> dict[str, bool]:
 
 def _units(tower: Tower) -> dict[str, object]:
     """Consecutive units as a run encodes them: two threads, uploads, copies back and shards written."""
-    from pipeline.commit import ShardSettings, commit_unit
+    from pipeline.commit import commit_unit
     from pipeline.files import Scratch
+    from pipeline.settings import ShardSettings
 
     grids: list[Grid] = []
     for grid in log_normal_grids(1000, 0.48):

@@ -11,8 +11,9 @@ import torch
 
 from pipeline.encoder import Tower
 from pipeline.pack import Size, pack_images
+from pipeline.process import keep_freed_memory
 from pipeline.request import Request
-from pipeline.stages import choose_device, device_name, keep_freed_memory
+from pipeline.stages import choose_device, device_name
 
 SEED = 5
 PACKS = 4

@@ -13,7 +13,7 @@ from jobs.report import Section, bars, image_data, page, short, table
 from pipeline.errors import SourceError
 from pipeline.files import AnyPath
 from pipeline.guard import GuardedReader
-from pipeline.index import read_index_rows
+from pipeline.index_read import read_index_rows
 from pipeline.output import read_dataset
 from pipeline.parts import Plan
 from pipeline.prepare import UnitReader, resize

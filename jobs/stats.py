@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from jobs.cli import add_json_argument, bytes_text, output_of, print_json, run_command, say, write_page
+from pipeline import rejects
+from pipeline.config import Config, parse_config
 from pipeline.errors import RequestError
+from pipeline.estimate import BRANCHES, Estimate, Rates, SourceFacts, Writing
 from pipeline.files import AnyPath, names_in
-from pipeline.output import CommittedUnits, read_dataset, totals_of
+from pipeline.output import CommittedUnits, Totals, read_dataset, read_records
+from pipeline.pace import Timeline, work_of
 from pipeline.remote import RemotePath, dataset_of
 
-PERCENTILES = (0.05, 0.5, 0.95, 0.99)
 TEXT_ROWS = 200
+COLUMN = 32
+SIZES_AT_ONCE = 1 << 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,24 +52,79 @@ def connect(output: AnyPath) -> Any:
 
 
 def statistics_of(output: AnyPath) -> dict[str, Any]:
-    """The numbers of the committed units; the same as `plan` gives, less what was rejected at decoding."""
-    connection = connect(output)
-    totals = totals_of(output, CommittedUnits(output).unit_ids())
-    quantiles = ", ".join(f"quantile_disc(num_tokens, {fraction})" for fraction in PERCENTILES)
-    row = connection.execute(
-        f"SELECT avg(num_tokens), max(num_tokens), {quantiles}, avg(norm_mean), max(norm_max), "
-        "avg(CAST(clamped = 'min' AS INT)), avg(CAST(clamped = 'max' AS INT)), "
-        "avg(CAST(resized_width * resized_height > width * height AS INT)), "
-        "count(*) - count(DISTINCT sha256), sum(num_tokens + 2) "
-        "FROM samples WHERE status = 'ok'"
-    ).fetchone()
-    names = (
-        "tokens_mean", "tokens_max", *(f"tokens_p{round(fraction * 100)}" for fraction in PERCENTILES), "norm_mean",
-        "norm_max", "share_clamped_min", "share_clamped_max", "share_scaled_up", "duplicates", "language_model_tokens",
+    """The numbers of the committed units: those of `plan` by the same names, and what only a run can say."""
+    connection, dataset = connect(output), read_dataset(output)
+    config = parse_config(dataset["config"])
+    totals, works = Totals(), []
+    for record in read_records(output, CommittedUnits(output).unit_ids()):
+        totals.add(record)
+        if (work := work_of(record)) is not None:
+            works.append(work)
+    writing = Writing(
+        width=dataset["hidden_size"], format=config.output.format, dtype=config.output.dtype,
+        row_group_bytes=config.output.row_group_bytes, shard_tokens=config.output.shard_tokens,
+        deduplicate=config.pack.deduplicate,
     )  # fmt: skip
-    return totals.as_dict() | dict(zip(names, row, strict=True)) | {
-        "seconds_by_stage": {name: round(value, 3) for name, value in sorted(totals.seconds.items())}
-    }  # fmt: skip
+    written = written_of(connection, config, totals)
+    norms = connection.execute("SELECT avg(norm_mean), max(norm_max) FROM samples WHERE status = 'ok'").fetchone()
+    timeline = Timeline(works)
+    stretches = timeline.stretches()
+    seconds, encoder_seconds = (
+        sum(one.seconds for one in stretches), sum(one.seconds * one.encoders for one in stretches)
+    )  # fmt: skip
+    return (
+        written.as_dict(writing, Rates())
+        | totals.as_dict()
+        | {"non_finite": totals.rejects[rejects.NON_FINITE], "norm_mean": norms[0], "norm_max": norms[1]}
+        | source_of(connection).as_dict()
+        | {
+            "device_hours": totals.seconds["encode"] / 3600,
+            "seconds_by_stage": {name: round(value, 3) for name, value in sorted(totals.seconds.items())},
+            "images_per_second": sum(one.images for one in stretches) / seconds if seconds else None,
+            "busy_share": sum(one.busy_seconds for one in stretches) / encoder_seconds if encoder_seconds else None,
+            "stretches": [one.as_dict() for one in stretches],
+            "over_time": timeline.over_time(),
+        }
+    )
+
+
+def written_of(connection: Any, config: Config, totals: Totals) -> Estimate:
+    """What an estimate would have said, had it known what was written."""
+    counts = connection.execute("SELECT num_tokens, count(*) FROM samples WHERE status = 'ok' GROUP BY 1").fetchall()
+    histogram = np.zeros(1 + max((tokens for tokens, _ in counts), default=0), np.int64)
+    for tokens, images in counts:
+        histogram[tokens] = images
+    shares = connection.execute(
+        "SELECT count_if(clamped = 'min'), count_if(clamped = 'max'), "
+        "count_if(resized_width * resized_height > width::BIGINT * height) FROM samples WHERE status = 'ok'"
+    ).fetchone()
+
+    def again(by: str) -> tuple[int, int]:
+        row = connection.execute(
+            "SELECT sum(copies - 1), sum((copies - 1) * tokens) FROM (SELECT count(*) AS copies, any_value(num_tokens) "
+            f"AS tokens FROM samples WHERE status = 'ok' GROUP BY {by} HAVING copies > 1)"
+        ).fetchone()
+        return int(row[0] or 0), int(row[1] or 0)
+
+    everywhere, within = again("sha256"), again("sha256, shard") if config.pack.deduplicate else (0, 0)
+    return Estimate(
+        max_pixels=config.preprocess.max_pixels, samples=totals.samples, units=totals.units, rejects=totals.rejects,
+        histogram=histogram, branches=Counter(dict(zip(BRANCHES, shares, strict=True))),
+        duplicates=everywhere[0], duplicate_tokens=everywhere[1],
+        unit_duplicates=within[0], unit_duplicate_tokens=within[1],
+    )  # fmt: skip
+
+
+def source_of(connection: Any) -> SourceFacts:
+    """The sizes of the images that were written, before they were resized."""
+    rows = connection.execute(
+        "SELECT height::BIGINT, width::BIGINT, count(*) FROM samples WHERE status = 'ok' GROUP BY 1, 2"
+    )
+    facts = SourceFacts()
+    while chunk := rows.fetchmany(SIZES_AT_ONCE):
+        height_N, width_N, count_N = np.array(chunk, np.int64).T
+        facts.add_sizes(height_N, width_N, count_N)
+    return facts
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -77,6 +140,8 @@ def main(arguments: argparse.Namespace) -> int:
         print_json(result)
         return 0
     for name, value in result.items():
+        if isinstance(value, list):
+            continue  # for --json and --html
         if name.endswith("_bytes"):
             value = bytes_text(value)
         elif isinstance(value, float):
@@ -84,8 +149,9 @@ def main(arguments: argparse.Namespace) -> int:
         elif isinstance(value, int):
             value = f"{value:,}"
         elif isinstance(value, dict):
-            value = ", ".join(f"{key} {number:,}" for key, number in value.items()) or "none"
-        say(f"{name:24}{value}")
+            shown = bytes_text if "bytes" in name else "{:,}".format
+            value = ", ".join(f"{key} {shown(number)}" for key, number in value.items()) or "none"
+        say(f"{name:{COLUMN}}{value}")
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from jobs.cli import add_json_argument, bytes_text, output_of, print_json, run_command, say, seconds_text
 from pipeline.config import parse_config
 from pipeline.files import AnyPath
-from pipeline.index import read_index_arrays
+from pipeline.index_read import read_index_arrays
 from pipeline.output import CommittedUnits, Totals, read_dataset, totals_of
 from pipeline.parts import Plan
 from pipeline.units import Geometry, cut_units

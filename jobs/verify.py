@@ -73,7 +73,7 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
         from pipeline.checkpoint import Checkpoint
         from pipeline.decode import Decoder
         from pipeline.headers import open_image
-        from pipeline.index import read_index_rows
+        from pipeline.index_read import read_index_rows
         from pipeline.prepare import UnitReader
         from pipeline.reader import EmbeddingDataset
 

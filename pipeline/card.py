@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.storage import STORED, is_scaled
+from pipeline.output_size import SCALED
 
 if TYPE_CHECKING:
     from pipeline.output import Totals
+
+TORCH_NAMES = {"fp8": "float8_e4m3fn"}
 
 
 def data_set_card(dataset: dict[str, Any], totals: Totals) -> str:
     """README.md of an output: what it is, how to load it, the numbers."""
     config = dataset["config"]
-    model = config["model"]["path"]
+    model, dtype = config["model"]["path"], config["output"]["dtype"]
     rejects = "".join(f"| rejected: {reason} | {count:,} |\n" for reason, count in sorted(totals.rejects.items()))
     random_note = (
         "\n**The weights are random**: these tokens carry no meaning and serve for trying the tool only.\n"
@@ -23,13 +25,13 @@ def data_set_card(dataset: dict[str, Any], totals: Totals) -> str:
     scale_note = (
         'scale = torch.frombuffer(bytearray(row["scale"]), dtype=torch.float32)\n'
         "image_embeds = image_embeds.float() * scale[:, None]\n"
-        if is_scaled(config["output"]["dtype"])
+        if dtype in SCALED
         else ""
     )
     loading = f"""import pyarrow.parquet as pq, torch
 
 row = pq.read_table("data").slice(0, 1).to_pylist()[0]
-image_embeds = torch.frombuffer(bytearray(row["embedding"]), dtype={STORED[config["output"]["dtype"]]})
+image_embeds = torch.frombuffer(bytearray(row["embedding"]), dtype=torch.{TORCH_NAMES.get(dtype, dtype)})
 image_embeds = image_embeds.view(row["num_tokens"], row["hidden_size"])
 {scale_note}""".rstrip()
     rows = (

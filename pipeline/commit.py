@@ -26,7 +26,9 @@ from pipeline.encode import EncodedUnit
 from pipeline.errors import OutputError
 from pipeline.fault import fault_point
 from pipeline.files import AnyPath, Scratch, local_copy, publish_new, publish_over
+from pipeline.layout import SCHEMA_VERSION, data_path, samples_path
 from pipeline.prepare import PreparedSample, PreparedUnit
+from pipeline.settings import ShardSettings
 from pipeline.shard import (
     DataShard,
     embedding_array,
@@ -39,23 +41,6 @@ from pipeline.shard_tar import read_tar_shard, tar_offsets, write_tar_shard
 from pipeline.storage import STORED
 from pipeline.units import Unit
 
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardSettings:
-    """What a shard says about itself, the same for all shards of a run."""
-
-    fingerprint: str
-    tower_sha256: str
-    stage: str
-    dtype: str
-    hidden_size: int
-    merge_size: int
-    row_group_bytes: int
-    device: str
-    format: str = "parquet"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Committed:
@@ -67,18 +52,20 @@ class Committed:
     peak_memory_bytes: int = 0
 
 
-def data_path(output: AnyPath, unit_id: str, kind: str = "parquet") -> AnyPath:
-    return output / "data" / f"part-{unit_id}.{'tar' if kind == 'webdataset' else 'parquet'}"
-
-
-def samples_path(output: AnyPath, unit_id: str) -> AnyPath:
-    return output / "samples" / f"part-{unit_id}.parquet"
-
-
 def commit_unit(
-    prepared: PreparedUnit, encoded: EncodedUnit, output: AnyPath, scratch: Scratch, settings: ShardSettings
+    prepared: PreparedUnit,
+    encoded: EncodedUnit,
+    output: AnyPath,
+    scratch: Scratch,
+    settings: ShardSettings,
+    encoder: int = 0,
+    encoded_at: float = 0.0,
 ) -> Committed:
     """Writes, checks and publishes one unit.
+
+    Args:
+        encoder: a number for the one that encoded it.
+        encoded_at: when it had; Unix seconds.
 
     Raises:
         OutputError: the output cannot be written.
@@ -132,7 +119,9 @@ def commit_unit(
 
     seconds = prepared.seconds | encoded.seconds | {"write": time.perf_counter() - started}
     record = _record(prepared, encoded, statuses, shard, settings, adopted) | {
-        "seconds": {key: round(value, 4) for key, value in seconds.items()}
+        "seconds": {key: round(value, 4) for key, value in seconds.items()},
+        "encoder": encoder,
+        "encoded_at": round(encoded_at, 3),
     }
     sample_columns = _columns(prepared, encoded, list(range(len(statuses))))
     for name in ("norm_mean", "norm_max", "num_patches", "num_tokens", "grid_thw"):

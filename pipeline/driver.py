@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pipeline.commit import Committed
 from pipeline.errors import DamagedPart, EncodeError, OutputError, ReaderLost, RunFailed
 from pipeline.output import Totals
 from pipeline.units import Unit
+
+if TYPE_CHECKING:
+    from pipeline.commit import Committed
 
 MAX_FAILURES_IN_A_ROW = 10
 MAX_LOSSES = 20  # of one unit or part with a node, or to the memory monitor: no attempts, but not for ever either

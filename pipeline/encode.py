@@ -23,11 +23,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.encoder import Grid, PackPlan, Stage, Tower
+from pipeline.encoder import Grid, PackPlan, Tower
 from pipeline.errors import EncodeError
 from pipeline.pack import Size, pack_images
 from pipeline.prepare import PreparedUnit
 from pipeline.storage import STORED, is_scaled, overflows, restore, store
+from pipeline.tower_config import Stage
 
 # Packs launched ahead of the device. A full launch queue would block its thread, and with it all of Python.
 PACKS_AHEAD = 2

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.checkpoint import Checkpoint, TowerConfig
+from pipeline.checkpoint import Checkpoint
 from pipeline.grid import grid_layout
 from pipeline.linear import Linear, LinearKernel, Weight, aligned, choose_linear, laid_out, linear_of, pad_rows
+from pipeline.tower_config import Stage, TowerConfig
 
 try:
     from torch.nn.attention import varlen
@@ -36,7 +37,6 @@ ROPE_THETA = 10_000.0
 # On a CPU, rows go through a windowed block in chunks whose intermediates stay in cache, instead of through memory.
 CPU_CHUNK_ROWS = 512
 Kernel = Literal["varlen", "dense"]
-Stage = Literal["merged", "pre_merger"]
 Grid = tuple[int, int, int]
 
 

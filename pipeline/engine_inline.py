@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.commit import ShardSettings
 from pipeline.driver import Event, Progress, whose_fault
-from pipeline.stages import EncodeStage, PrepareStage, StageSettings
+from pipeline.settings import ShardSettings, StageSettings
+from pipeline.stages import EncodeStage, PrepareStage
 from pipeline.units import Unit
 
 FAILURES = Exception  # here, as in an actor, a failure of one call becomes an event; the driver judges it

@@ -23,7 +23,6 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
 
-from pipeline.commit import ShardSettings
 from pipeline.config import Cluster
 from pipeline.driver import Event, Progress, whose_fault
 from pipeline.errors import RequestError, RunFailed
@@ -31,7 +30,8 @@ from pipeline.files import Scratch, write_text
 from pipeline.metrics_ray import Metrics
 from pipeline.prepare import PreparedUnit
 from pipeline.remote import is_remote
-from pipeline.stages import EncodeStage, PrepareStage, StageSettings
+from pipeline.settings import ShardSettings, StageSettings
+from pipeline.stages import EncodeStage, PrepareStage
 from pipeline.units import Unit
 
 CALLS_PER_ENCODER = 2  # one encodes while the other writes
@@ -68,6 +68,7 @@ class _Process:
     """One actor as the driver sees it."""
 
     kind: Literal["preparer", "encoder"]
+    number: int
     handle: Any
     node: str = ""
     calls: int = 0
@@ -155,10 +156,10 @@ class RayEngine:
         self._started_cluster = self._connect()
         try:
             self._size(encoding)
-            for _ in range(self.encoders):
-                self._add("encoder")
-            for _ in range(self._preparers):
-                self._add("preparer")
+            for number in range(self.encoders):
+                self._add("encoder", number)
+            for number in range(self._preparers):
+                self._add("preparer", number)
             self._await("encoder", self.encoders)
             self._await("preparer", 1)
         except BaseException:  # an interruption too must not leave actors behind
@@ -242,10 +243,12 @@ class RayEngine:
         """A share of the object stores, so that nothing is ever spilled."""
         return int(self._object_store_bytes * OBJECT_STORE_SHARE)
 
-    def _add(self, kind: Literal["preparer", "encoder"]) -> None:
+    def _add(self, kind: Literal["preparer", "encoder"], number: int) -> None:
         stage = _EncodeActor if kind == "encoder" else _PrepareActor
-        handle: Any = ray.remote(stage).options(**self._options[kind]).remote(self._settings)  # type: ignore[attr-defined]
-        process = _Process(kind=kind, handle=handle)
+        options = self._options[kind]
+        known = {"number": number} if kind == "encoder" else {}
+        handle: Any = ray.remote(stage).options(**options).remote(self._settings, **known)  # type: ignore[attr-defined]
+        process = _Process(kind=kind, number=number, handle=handle)
         self._processes.append(process)
         self._calls[handle.introduce.remote(self._probe)] = _Call(process=process, kind="ready")
 
@@ -384,7 +387,7 @@ class RayEngine:
         if self._deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
             raise RunFailed(f"{MAX_DEATHS_IN_A_ROW} processes died in a row, the last: {error}")
         self._say(f"a {process.kind} process died and is replaced: {str(error).splitlines()[0]}")
-        self._add(process.kind)
+        self._add(process.kind, process.number)
         return self._blame(process, error)
 
     def _blame(self, process: _Process, error: RayActorError) -> Literal["process", "world"]:

@@ -1,27 +1,92 @@
 """Estimate: from indices alone, what a run would write and cost, for several budgets of pixels at once.
 
-Sums and histograms only, a part at a time. Duplicates need a number for each distinct image; beyond MAX_HASHES samples
-those whose hash is a multiple of some power of two stand for all: equal images are then all in or all out.
+Sums and histograms only, a part at a time.
 """
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline import rejects
-from pipeline.index import IndexArrays
-from pipeline.units import Geometry, Unit, cut_units, resized_of
+from pipeline.duplicates import Duplicates, Hashes, repeated
+from pipeline.errors import RunFailed
+from pipeline.files import AnyPath, map_ahead
+from pipeline.grid import smart_resize_many
+from pipeline.index_read import IndexArrays, IndexFacts, read_index_facts
+from pipeline.output_size import FORMATS, VALUE_BYTES, data_bytes
+from pipeline.parts import Plan
+from pipeline.process import usable_cores
+from pipeline.units import Geometry, cut_ends, resized_of
 
 Int64 = npt.NDArray[np.int64]
 PERCENTILES = (5, 50, 95, 99)
-MAX_HASHES = 1 << 24
 STEPS = 200  # bins of a histogram of ratios or sizes, each 1/STEPS of a power of two wide: 0.35 %
 LANGUAGE_MODEL_EXTRA = 2  # <|vision_start|> and <|vision_end|> around an image's tokens
+READ_AHEAD = 4
+PARTS_AT_ONCE = 8
+RUNS_WORTH_PROCESSES = 8  # some 500 000 samples; to start a process takes a second
+MAX_PROCESSES = 8
+BRANCHES = ("clamped_min", "clamped_max", "scaled_up")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """What is written of a token, and how it is cut into shards."""
+
+    width: int
+    format: str
+    dtype: str
+    row_group_bytes: int
+    shard_tokens: int
+    deduplicate: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What turns tokens into time and money; None where it is not known.
+
+    Attributes:
+        tokens_per_second, price_per_hour: of one device.
+        price_per_terabyte: what keeping a terabyte costs for as long as it is trained on.
+    """
+
+    tokens_per_second: float | None = None
+    price_per_hour: float | None = None
+    price_per_terabyte: float | None = None
+
+    def costs(self, encoded_tokens: float, stored_bytes: float) -> dict[str, float]:
+        """Device hours, their price, and when the cache has paid for itself.
+
+        Encoding costs C once, and keeping the cache S; encoding in every epoch costs C times their number. So the cache
+        is cheaper from 1 + S / C epochs on, and in the second one already while a terabyte costs less than
+        C / terabytes.
+        """
+        if not self.tokens_per_second:
+            return {}
+        hours = encoded_tokens / self.tokens_per_second / 3600
+        if self.price_per_hour is None:
+            return {"device_hours": hours}
+        price, terabytes = hours * self.price_per_hour, stored_bytes / 1e12
+        result = {
+            "device_hours": hours,
+            "price": price,
+            "break_even_price_per_terabyte": price / terabytes if terabytes else 0.0,
+        }
+        if self.price_per_terabyte is not None and price:
+            result["break_even_epochs"] = 1 + self.price_per_terabyte * terabytes / price
+        return result
 
 
 class LogHistogram:
@@ -30,58 +95,16 @@ class LogHistogram:
     def __init__(self) -> None:
         self.counts: Int64 = np.zeros(64 * STEPS, np.int64)
 
-    def add(self, values: npt.NDArray[np.float64]) -> None:
+    def add(self, values: npt.NDArray[np.float64], counts: Int64 | None = None) -> None:
+        """Adds values, each as often as `counts` says, or once."""
         bins = np.minimum((np.log2(np.maximum(values, 1)) * STEPS).astype(np.int64), len(self.counts) - 1)
-        self.counts += np.bincount(bins, minlength=len(self.counts))
+        self.counts += np.bincount(bins, counts, minlength=len(self.counts)).astype(np.int64)
 
     def percentile(self, percent: float) -> float:
         ends = np.cumsum(self.counts)
         if not ends[-1]:
             return 0.0
         return float(2 ** ((int(np.searchsorted(ends, ends[-1] * percent / 100)) + 0.5) / STEPS))
-
-
-class Duplicates:
-    """Samples with equal bytes.
-
-    Args:
-        budgets: how many token counts come with each.
-        most: how many hashes are held.
-    """
-
-    def __init__(self, budgets: int, most: int = MAX_HASHES) -> None:
-        self.one_of = 1
-        self._most, self._held = most, 0
-        self._kept: list[tuple[npt.NDArray[np.uint64], list[npt.NDArray[np.int32]]]] = []
-        self._budgets = budgets
-
-    def add(self, hash_N: npt.NDArray[np.uint64], tokens: Sequence[Int64]) -> None:
-        """A hash of 0 is no image."""
-        self._keep(hash_N, [tokens_N.astype(np.int32) for tokens_N in tokens])
-        while self._held > self._most:
-            self.one_of *= 2
-            kept, self._kept, self._held = self._kept, [], 0
-            for hashes, counts in kept:
-                self._keep(hashes, counts)
-
-    def _keep(self, hash_N: npt.NDArray[np.uint64], tokens: list[npt.NDArray[np.int32]]) -> None:
-        chosen = ((hash_N & np.uint64(self.one_of - 1)) == 0) & (hash_N != 0)
-        self._kept.append((hash_N[chosen], [tokens_N[chosen] for tokens_N in tokens]))
-        self._held += len(self._kept[-1][0])
-
-    def totals(self) -> tuple[int, list[int]]:
-        """How many samples are another one's equal, and for each budget the tokens of those."""
-        if not self._held:
-            return 0, [0] * self._budgets
-        hashes = np.concatenate([kept for kept, _ in self._kept])
-        order = np.argsort(hashes)
-        hashes = hashes[order]
-        again = order[1:][hashes[1:] == hashes[:-1]]
-        tokens = [
-            int(np.concatenate([kept[budget] for _, kept in self._kept])[again].sum(dtype=np.int64)) * self.one_of
-            for budget in range(self._budgets)
-        ]
-        return len(again) * self.one_of, tokens
 
 
 @dataclass(kw_only=True)
@@ -93,49 +116,23 @@ class Estimate:
     units: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
     histogram: Int64 = field(default_factory=lambda: np.zeros(1, np.int64))
-    clamped_min: int = 0
-    clamped_max: int = 0
-    scaled_up: int = 0
+    branches: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     duplicate_tokens: int = 0
     unit_duplicates: int = 0
     unit_duplicate_tokens: int = 0
 
-    def add(self, index: IndexArrays, geometry: Geometry, part: int, shard_tokens: int) -> tuple[Int64, list[Unit]]:
-        """Adds a part; returns its samples' tokens, 0 for rejects, and its units."""
-        geometry = replace(geometry, max_pixels=self.max_pixels)
-        height_N, width_N = resized_of(index, geometry)
-        tokens_N = height_N * width_N // geometry.factor**2
-        units = cut_units(part, index, geometry, shard_tokens, tokens_N * geometry.merge_size**2)
-        self.samples += len(tokens_N)
-        self.units += len(units)
-        pixels_N = index.width_N * index.height_N
-        large_N = index.accepted_N & (pixels_N > geometry.max_image_pixels)
-        self.rejects[rejects.TOO_MANY_PIXELS] += int(large_N.sum())
-        self.rejects[rejects.ASPECT_RATIO] += int((index.accepted_N & ~large_N & (tokens_N == 0)).sum())
-        usable = tokens_N > 0
-        factor = geometry.factor
-        rounded_N = (np.rint(index.height_N / factor) * np.rint(index.width_N / factor)).astype(np.int64) * factor**2
-        self.clamped_max += int((usable & (rounded_N > geometry.max_pixels)).sum())
-        self.clamped_min += int((usable & (rounded_N < geometry.min_pixels)).sum())
-        self.scaled_up += int((usable & (height_N * width_N > pixels_N)).sum())
-        counts = np.bincount(tokens_N[usable], minlength=len(self.histogram))
-        counts[: len(self.histogram)] += self.histogram
-        self.histogram = counts.astype(np.int64)
-        return tokens_N, units
-
-    def add_unit_duplicates(
-        self, hash_N: npt.NDArray[np.uint64], candidates: Int64, tokens_N: Int64, units: Sequence[Unit]
-    ) -> None:
-        """Those that `pack.deduplicate` encodes once, among samples whose hash stands in the part more than once."""
-        unit_N = np.repeat(np.arange(len(units)), [unit.count for unit in units])
-        unit_N, tokens_N = unit_N[candidates], tokens_N[candidates]
-        hash_N = hash_N[candidates]
-        order = np.lexsort((unit_N, hash_N))
-        hash_N, unit_N, tokens_N = hash_N[order], unit_N[order], tokens_N[order]
-        again = (hash_N[1:] == hash_N[:-1]) & (unit_N[1:] == unit_N[:-1]) & (hash_N[1:] != 0) & (tokens_N[1:] > 0)
-        self.unit_duplicates += int(again.sum())
-        self.unit_duplicate_tokens += int(tokens_N[1:][again].sum())
+    def merge(self, other: Estimate) -> None:
+        """Adds what another one counted of other parts."""
+        self.samples += other.samples
+        self.units += other.units
+        self.rejects.update(other.rejects)
+        self.branches.update(other.branches)
+        self.unit_duplicates += other.unit_duplicates
+        self.unit_duplicate_tokens += other.unit_duplicate_tokens
+        if len(other.histogram) > len(self.histogram):
+            self.histogram = np.pad(self.histogram, (0, len(other.histogram) - len(self.histogram)))
+        self.histogram[: len(other.histogram)] += other.histogram
 
     @property
     def images(self) -> int:
@@ -157,17 +154,15 @@ class Estimate:
             for first in range(0, len(self.histogram), width)
         ]
 
-    def as_dict(
-        self, row_bytes: dict[str, int], dtype: str, rate: float | None, price: float | None
-    ) -> dict[str, object]:
-        """The numbers by name.
-
-        Args:
-            row_bytes: bytes of a token by storage dtype; `dtype` is the configured one.
-            rate: tokens a second of one device. price: an hour of it.
-        """
+    def as_dict(self, writing: Writing, rates: Rates) -> dict[str, object]:
+        """The numbers by name."""
         images, tokens = self.images, self.tokens
-        result: dict[str, object] = {
+
+        def size(kind: str, dtype: str) -> int:
+            return data_bytes(self.histogram, self.units, writing.width, kind, dtype, writing.row_group_bytes)
+
+        stored_bytes = size(writing.format, writing.dtype)
+        return {
             "max_pixels": self.max_pixels,
             "samples": self.samples,
             "units": self.units,
@@ -178,31 +173,162 @@ class Estimate:
             "tokens_max": len(self.histogram) - 1 if images else 0,
             "tokens_histogram": self.bins(),
             "language_model_tokens": tokens + LANGUAGE_MODEL_EXTRA * images,
-            "share_clamped_min": self.clamped_min / images if images else 0.0,
-            "share_clamped_max": self.clamped_max / images if images else 0.0,
-            "share_scaled_up": self.scaled_up / images if images else 0.0,
+            **{f"share_{name}": self.branches[name] / images if images else 0.0 for name in BRANCHES},
             "duplicates": self.duplicates,
             "duplicate_tokens": self.duplicate_tokens,
             "duplicates_within_units": self.unit_duplicates,
             "duplicate_tokens_within_units": self.unit_duplicate_tokens,
-            "embedding_bytes": tokens * row_bytes[dtype],
-            "bytes_by_dtype": {name: tokens * size for name, size in row_bytes.items()},
+            "embedding_bytes": tokens * writing.width * VALUE_BYTES[writing.dtype],
+            "data_bytes": stored_bytes,
+            **{f"{kind}_bytes_by_dtype": {dtype: size(kind, dtype) for dtype in VALUE_BYTES} for kind in FORMATS},
+            **rates.costs(tokens - self.unit_duplicate_tokens, stored_bytes),
         }
-        if rate:
-            encoded = tokens - self.unit_duplicate_tokens
-            result["device_hours"] = encoded / rate / 3600
-            if price is not None:
-                cost = encoded / rate / 3600 * price
-                result["price"] = cost
-                # Break-even: a cached token is cheaper than encoding it again while keeping a terabyte costs less than
-                # this between two epochs; at a price of s it pays from epoch 1 + s / this on.
-                size = tokens * row_bytes[dtype] / 1e12
-                result["break_even_price_per_terabyte"] = cost / size if size else 0.0
-        return result
 
 
-def repeated(hash_N: npt.NDArray[np.uint64]) -> Int64:
-    """The samples whose hash stands there more than once."""
-    order = np.argsort(hash_N)
-    same = hash_N[order][1:] == hash_N[order][:-1]
-    return order[np.concatenate([[False], same]) | np.concatenate([same, [False]])] if len(hash_N) else order
+@dataclass(kw_only=True)
+class SourceFacts:
+    """What does not depend on a budget: sizes of the images as they are, and parts that were skipped."""
+
+    megapixels: LogHistogram = field(default_factory=LogHistogram)  # of pixels
+    aspect_ratios: LogHistogram = field(default_factory=LogHistogram)  # long side over short side
+    skipped_parts: list[str] = field(default_factory=list)
+    duplicates_of_one_in: int = 1
+
+    def add(self, index: IndexArrays) -> None:
+        if index.damaged:
+            self.skipped_parts.append(index.damaged)
+        self.add_sizes(index.height_N[index.accepted_N], index.width_N[index.accepted_N])
+
+    def add_sizes(self, height_N: Int64, width_N: Int64, counts: Int64 | None = None) -> None:
+        """Adds images of these sizes, each as often as `counts` says, or once."""
+        ratios_N = np.maximum(height_N, width_N) / np.maximum(np.minimum(height_N, width_N), 1)
+        self.megapixels.add((height_N * width_N).astype(np.float64), counts)
+        self.aspect_ratios.add(ratios_N, counts)
+
+    def merge(self, other: SourceFacts) -> None:
+        self.megapixels.counts += other.megapixels.counts
+        self.aspect_ratios.counts += other.aspect_ratios.counts
+        self.skipped_parts += other.skipped_parts
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            **{f"megapixels_p{percent}": self.megapixels.percentile(percent) / 1e6 for percent in PERCENTILES},
+            **{f"aspect_ratio_p{percent}": self.aspect_ratios.percentile(percent) for percent in PERCENTILES},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsEstimate:
+    """What some parts add, and their images by hash and size (0×0 where the header is a reject)."""
+
+    estimates: list[Estimate]
+    source: SourceFacts
+    hash_N: Hashes
+    height_N: Int64
+    width_N: Int64
+
+
+def estimate_parts(
+    paths: Sequence[AnyPath], geometry: Geometry, budgets: Sequence[int], writing: Writing
+) -> PartsEstimate:
+    """Reads the index of each part once, for all budgets of pixels."""
+    estimates = [Estimate(max_pixels=budget) for budget in budgets]
+    source = SourceFacts()
+    images: list[tuple[Hashes, Int64, Int64]] = []
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        remote = bool(paths) and not isinstance(paths[0], Path)
+        read = map_ahead(pool, read_index_facts, paths, READ_AHEAD) if remote else map(read_index_facts, paths)
+        for facts in read:
+            index = facts.arrays
+            source.add(index)
+            again = repeated(facts.hash_N) if writing.deduplicate else np.zeros(0, np.int64)
+            for one in estimates:
+                one.merge(
+                    _of_budget(facts, replace(geometry, max_pixels=one.max_pixels), writing.shard_tokens, again)
+                )  # fmt: skip
+            images.append((facts.hash_N, index.height_N * index.accepted_N, index.width_N * index.accepted_N))
+    hash_N, height_N, width_N = (np.concatenate(columns) for columns in zip(*images, strict=True))
+    return PartsEstimate(estimates=estimates, source=source, hash_N=hash_N, height_N=height_N, width_N=width_N)
+
+
+def _of_budget(facts: IndexFacts, geometry: Geometry, shard_tokens: int, again: Int64) -> Estimate:
+    """Args: again: the samples whose hash stands in the part more than once, as `repeated` gives them."""
+    index = facts.arrays
+    height_N, width_N = resized_of(index, geometry)
+    tokens_N = height_N * width_N // geometry.factor**2
+    ends = cut_ends(index, tokens_N, shard_tokens)
+    usable = tokens_N > 0
+    large_N = index.accepted_N & (index.width_N * index.height_N > geometry.max_image_pixels)
+    by_size = {
+        rejects.TOO_MANY_PIXELS: int(large_N.sum()),
+        rejects.ASPECT_RATIO: int((index.accepted_N & ~large_N & ~usable).sum()),
+    }
+    branches = branches_of(index.height_N, index.width_N, height_N * width_N, geometry)
+    unit_A, hash_A, tokens_A = np.searchsorted(ends, again, side="right"), facts.hash_N[again], tokens_N[again]
+    once_A = (hash_A[1:] == hash_A[:-1]) & (unit_A[1:] == unit_A[:-1]) & (hash_A[1:] != 0) & (tokens_A[1:] > 0)
+    return Estimate(
+        max_pixels=geometry.max_pixels,
+        samples=len(tokens_N),
+        units=len(ends),
+        rejects=facts.rejects + Counter(by_size),
+        histogram=np.bincount(tokens_N[usable], minlength=1),
+        branches=Counter({name: int((usable & branch_N).sum()) for name, branch_N in branches.items()}),
+        unit_duplicates=int(once_A.sum()),
+        unit_duplicate_tokens=int(tokens_A[1:][once_A].sum()),
+    )
+
+
+def estimate_plan(
+    plan: Plan, geometry: Geometry, budgets: Sequence[int], writing: Writing
+) -> tuple[list[Estimate], SourceFacts]:
+    """Of all parts, on all cores where there are many. Raises RunFailed: one of its processes was killed."""
+    estimates = [Estimate(max_pixels=budget) for budget in budgets]
+    source, duplicates = SourceFacts(), Duplicates()
+    paths = [plan.index_path(part) for part in range(plan.num_parts)]
+    runs = [paths[first : first + PARTS_AT_ONCE] for first in range(0, len(paths), PARTS_AT_ONCE)]
+    of_run = partial(estimate_parts, geometry=geometry, budgets=budgets, writing=writing)
+    with ExitStack() as stack:
+        results: Iterator[PartsEstimate]
+        if len(runs) < RUNS_WORTH_PROCESSES:
+            results = map(of_run, runs)
+        else:
+            workers = min(MAX_PROCESSES, usable_cores())
+            # Threads take longer than one alone: most of it is many small steps under the interpreter's lock.
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts_to_the_command)
+            results = map_ahead(stack.enter_context(pool), of_run, runs, 2 * workers)
+        try:
+            for part in results:
+                source.merge(part.source)
+                duplicates.add(part.hash_N, part.height_N, part.width_N)
+                for one, other in zip(estimates, part.estimates, strict=True):
+                    one.merge(other)
+        except BrokenProcessPool as error:
+            raise RunFailed(f"a process that read the index was killed: {error}") from error
+    height_D, width_D = duplicates.again()
+    source.duplicates_of_one_in = duplicates.one_of
+    for one in estimates:
+        tokens_D = tokens_of_sizes(height_D, width_D, replace(geometry, max_pixels=one.max_pixels))
+        one.duplicates = int((tokens_D > 0).sum()) * duplicates.one_of
+        one.duplicate_tokens = int(tokens_D.sum()) * duplicates.one_of
+    return estimates, source
+
+
+def _leave_interrupts_to_the_command() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def branches_of(
+    height_N: Int64, width_N: Int64, pixels_N: Int64, geometry: Geometry
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Of BRANCHES, which ones images took that have `pixels_N` after resizing."""
+    factor = geometry.factor
+    rounded_N = np.rint(height_N / factor) * np.rint(width_N / factor) * factor**2
+    clamped_max_N = rounded_N > geometry.max_pixels
+    clamped_min_N = rounded_N < geometry.min_pixels
+    return dict(zip(BRANCHES, (clamped_min_N, clamped_max_N, pixels_N > height_N * width_N), strict=True))
+
+
+def tokens_of_sizes(height_N: Int64, width_N: Int64, geometry: Geometry) -> Int64:
+    """Tokens of images of these sizes, 0 for those that the header alone rejects."""
+    sides = smart_resize_many(height_N, width_N, geometry.factor, geometry.min_pixels, geometry.max_pixels)
+    return np.where(width_N * height_N <= geometry.max_image_pixels, sides[0] * sides[1], 0) // geometry.factor**2

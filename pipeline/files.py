@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -107,7 +107,7 @@ def read_input(place: str, start: int | None = None, end: int | None = None) -> 
         return stream.read(end - start)
 
 
-def map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], U], values: Iterable[T], ahead: int) -> Iterator[U]:
+def map_ahead(pool: Executor, function: Callable[[T], U], values: Iterable[T], ahead: int) -> Iterator[U]:
     """As `map`, with so many results at most under way."""
     waiting: deque[Future[U]] = deque()
     for value in values:

@@ -61,18 +61,16 @@ def smart_resize_many(
     height = np.where(usable, height_N, 1).astype(np.float64)
     width = np.where(usable, width_N, 1).astype(np.float64)
     usable &= np.maximum(height, width) / np.minimum(height, width) <= MAX_ASPECT_RATIO
-    rounded_height, rounded_width = np.rint(height / factor) * factor, np.rint(width / factor) * factor
-    area = rounded_height * rounded_width
-    shrink = np.sqrt(height * width / max_pixels)
-    grow = np.sqrt(min_pixels / (height * width))
-
-    def side(value: npt.NDArray[np.float64], rounded: npt.NDArray[np.float64]) -> Int64:
-        smaller = np.maximum(factor, np.floor(value / shrink / factor) * factor)
-        larger = np.ceil(value * grow / factor) * factor
-        chosen = np.where(area > max_pixels, smaller, np.where(area < min_pixels, larger, rounded))
-        return np.where(usable, chosen, 0).astype(np.int64)
-
-    return side(height, rounded_height), side(width, rounded_width)
+    sides = np.rint(np.stack([height, width]) / factor) * factor
+    area = sides[0] * sides[1]
+    over, under = np.flatnonzero(area > max_pixels), np.flatnonzero(area < min_pixels)
+    for side, value in zip(sides, (height, width), strict=True):
+        beta = np.sqrt(height[over] * width[over] / max_pixels)
+        side[over] = np.maximum(factor, np.floor(value[over] / beta / factor) * factor)
+        beta = np.sqrt(min_pixels / (height[under] * width[under]))
+        side[under] = np.ceil(value[under] * beta / factor) * factor
+    resized = np.where(usable, sides, 0).astype(np.int64)
+    return resized[0], resized[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,32 +14,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import rejects
 from pipeline.errors import DamagedPart, OutputError, SourceError
 from pipeline.files import (
     READS_AT_ONCE,
-    AnyPath,
     Scratch,
     as_path,
     map_ahead,
     publish_new,
     read_input,
-    small_file,
     sync_file,
 )
 from pipeline.guard import ImageReader
 from pipeline.headers import EXTENSIONS
 from pipeline.parts import Part
 from pipeline.rejects import Reject
-from pipeline.remote import RemotePath, is_remote
+from pipeline.remote import is_remote
 from pipeline.rows import places, read_place
 from pipeline.sources import SourceFile, check_unchanged
 from pipeline.tar import Member, TarStream, walk
@@ -286,80 +281,3 @@ def _choose(key: str, group: _Group, file: SourceFile, image_column: str) -> Ind
     return IndexedSample(
         key=key, source=file.path, offset=group.first, status=rejects.MISSING_IMAGE, error=error[:1000]
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexArrays:
-    """The columns that cutting needs, of one part. N samples."""
-
-    width_N: npt.NDArray[np.int64]
-    height_N: npt.NDArray[np.int64]
-    length_N: npt.NDArray[np.int64]
-    end_N: npt.NDArray[np.int64]
-    accepted_N: npt.NDArray[np.bool_]
-    group_N: npt.NDArray[np.int64]
-    damaged: str
-
-
-def read_index_arrays(path: AnyPath) -> IndexArrays:
-    """Reads the numeric columns of one part's index."""
-    file = pq.ParquetFile(small_file(path))
-    table = file.read(columns=["width", "height", "offset", "length", "status", "group"])
-    facts = json.loads(file.schema_arrow.metadata[b"visionbake.index"])
-
-    def numbers(name: str) -> npt.NDArray[np.int64]:
-        return table.column(name).fill_null(0).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
-
-    accepted = pc.equal(table.column("status"), rejects.OK).to_numpy()
-    return IndexArrays(
-        width_N=numbers("width"),
-        height_N=numbers("height"),
-        length_N=numbers("length"),
-        end_N=numbers("offset") + numbers("length"),
-        accepted_N=accepted.astype(np.bool_),
-        group_N=numbers("group"),
-        damaged=facts["damaged"],
-    )
-
-
-def read_index_status(path: AnyPath) -> list[str]:
-    """`ok` or the reject reason of every sample of a part, by its bytes alone."""
-    return pq.read_table(small_file(path), columns=["status"]).column("status").to_pylist()  # type: ignore[no-any-return]
-
-
-def read_index_hashes(path: AnyPath) -> npt.NDArray[np.uint64]:
-    """64 bits of every sample's sha256, 0 where there is no image."""
-    column = pq.read_table(small_file(path), columns=["sha256"]).column("sha256").combine_chunks()
-    result = np.zeros(len(column), np.uint64)
-    found = column.drop_null()
-    if len(found):
-        text = np.frombuffer(found.buffers()[2], np.uint8)
-        start = np.frombuffer(found.buffers()[1], np.int32)[found.offset]
-        digits = text[start : start + 64 * len(found)].reshape(-1, 64)
-        result[column.is_valid().to_numpy(zero_copy_only=False)] = hashes_of(digits)
-    return result
-
-
-def hashes_of(sha256: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """The first 64 bits of hexadecimal digests, uint8 [N, 64] of ASCII; never 0."""
-    digits = sha256[:, :16]
-    nibbles = np.where(digits >= ord("a"), digits - (ord("a") - 10), digits - ord("0")).astype(np.uint64)
-    result = np.zeros(len(nibbles), np.uint64)
-    for column in range(16):
-        result = (result << np.uint64(4)) | nibbles[:, column]
-    return np.maximum(result, np.uint64(1))
-
-
-def read_index_rows(path: AnyPath | BinaryIO, first: int, count: int) -> list[IndexedSample]:
-    """Reads `count` samples from row `first` on, from the row groups that hold them only."""
-    file = pq.ParquetFile(small_file(path) if isinstance(path, Path | RemotePath) else path)
-    samples: list[IndexedSample] = []
-    start = 0
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        low, high = max(first, start), min(first + count, start + rows)
-        if low < high:
-            table = file.read_row_group(group).slice(low - start, high - low)
-            samples.extend(IndexedSample(**row) for row in table.to_pylist())
-        start += rows
-    return samples

@@ -19,7 +19,6 @@ import pyarrow as pa
 from pipeline import remote
 from pipeline.card import data_set_card
 from pipeline.carry import schema_of_text
-from pipeline.commit import SCHEMA_VERSION, samples_path
 from pipeline.config import Config
 from pipeline.errors import RequestError
 from pipeline.files import (
@@ -32,6 +31,7 @@ from pipeline.files import (
     remove_unfinished,
     write_text,
 )
+from pipeline.layout import SCHEMA_VERSION, samples_path
 from pipeline.remote import RemotePath
 from pipeline.shard import read_metadata
 
@@ -254,14 +254,19 @@ class Totals:
         }
 
 
-def totals_of(output: AnyPath, unit_ids: Iterable[str]) -> Totals:
-    """Reads the records of committed units, footer by footer."""
-    totals = Totals()
+def read_records(output: AnyPath, unit_ids: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The records of committed units, footer by footer. Raises OutputError."""
     remaining = iter(unit_ids)
     with ThreadPoolExecutor(READS_AT_ONCE if isinstance(output, RemotePath) else 1) as pool:
         while run := list(itertools.islice(remaining, 1024)):
-            for record in pool.map(lambda unit_id: read_metadata(samples_path(output, unit_id)), run):
-                totals.add(record)
+            yield from pool.map(lambda unit_id: read_metadata(samples_path(output, unit_id)), run)
+
+
+def totals_of(output: AnyPath, unit_ids: Iterable[str]) -> Totals:
+    """Sums the records of committed units."""
+    totals = Totals()
+    for record in read_records(output, unit_ids):
+        totals.add(record)
     return totals
 
 

@@ -11,12 +11,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save_file
-
-from pipeline.checkpoint import CLIP_MEAN, CLIP_STD, INDEX_NAME, TowerConfig
+from pipeline.checkpoint import INDEX_NAME
 from pipeline.errors import RequestError
+from pipeline.tower_config import CLIP_MEAN, CLIP_STD, TowerConfig
+
+if TYPE_CHECKING:
+    import torch  # imported where weights are made, which is once on a machine
 
 SEED = 20_250_101
 VERSION = 2
@@ -89,6 +91,9 @@ def write_random_checkpoint(
     folder: Path, config: TowerConfig, *, seed: int = SEED, prefix: str = "visual.", shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Writes a seeded checkpoint in bfloat16, as published ones are, with a language model's tensor among the names."""
+    import torch
+    from safetensors.torch import save_file
+
     generator = torch.Generator().manual_seed(seed)
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0

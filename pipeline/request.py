@@ -19,8 +19,8 @@ from pipeline.headers import EXTENSIONS
 from pipeline.output import stored_carry
 from pipeline.remote import check_uri, is_remote
 from pipeline.rows import check_columns
+from pipeline.settings import StageSettings
 from pipeline.sources import SourcePlace, list_files, resolve_source
-from pipeline.stages import StageSettings
 from pipeline.tar import TarStream, walk
 from pipeline.units import Geometry
 

@@ -14,12 +14,11 @@ from typing import Protocol
 import pyarrow as pa
 
 from pipeline.carry import schema_text
-from pipeline.commit import ShardSettings
 from pipeline.config import Config
 from pipeline.driver import Driver, Engine, Progress, check_rejected_fraction
 from pipeline.errors import DamagedPart, RequestError, RunFailed
 from pipeline.files import Scratch
-from pipeline.index import read_index_arrays
+from pipeline.index_read import read_index_arrays
 from pipeline.output import (
     CommittedUnits,
     Totals,
@@ -32,8 +31,9 @@ from pipeline.output import (
     write_success,
 )
 from pipeline.parts import Plan
+from pipeline.process import peak_memory_bytes
 from pipeline.request import Request, check_request, stage_settings
-from pipeline.stages import peak_memory_bytes
+from pipeline.settings import ShardSettings
 from pipeline.units import Unit, cut_units
 
 

@@ -16,30 +16,25 @@ from __future__ import annotations
 import os
 import random
 import tarfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline import rejects
 from pipeline.errors import DamagedPart, RequestError
 from pipeline.files import open_input, read_input
-from pipeline.grid import smart_resize_many
 from pipeline.guard import ImageReader
 from pipeline.headers import EXTENSIONS
 from pipeline.rejects import Reject
 from pipeline.rows import Place, images_of, line_places, open_parquet, read_place
 from pipeline.sources import SourceFile, SourcePlace, list_files
 from pipeline.tar import BLOCK, GZIP_SUFFIXES, TarStream, walk
-from pipeline.units import Geometry
 
 DRAWS = 32
 PILOT_BYTES = 4 << 20
 MIN_WINDOW_BYTES = 64 << 10
 SYNC_BYTES = 1 << 20
-CONFIDENT = 1.959964  # of a normal distribution, 95 % of which lie within so many standard deviations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +65,6 @@ class Draws:
     @property
     def samples(self) -> int:
         return sum(len(draw.samples) for draw in self.draws)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """An estimate with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def scaled(self, by: float) -> dict[str, float]:
-        return {"estimate": self.value * by, "low": self.low * by, "high": self.high * by}
 
 
 def draw(place: SourcePlace, count: int, seed: int, image_column: str) -> Draws:
@@ -236,45 +219,3 @@ def _next_header(stream: TarStream, first: int, last: int) -> int | None:
                 return position + offset
         position += len(data)
     return None
-
-
-def tokens_of(draws: Draws, geometry: Geometry) -> list[npt.NDArray[np.int64]]:
-    """Each draw's samples' tokens, 0 for rejects."""
-    result = []
-    for one in draws.draws:
-        width_N = np.array([sample.width for sample in one.samples], np.int64)
-        height_N = np.array([sample.height for sample in one.samples], np.int64)
-        resized = smart_resize_many(height_N, width_N, geometry.factor, geometry.min_pixels, geometry.max_pixels)
-        usable = (width_N > 0) & (width_N * height_N <= geometry.max_image_pixels)
-        result.append(np.where(usable, resized[0] * resized[1] // geometry.factor**2, 0))
-    return result
-
-
-def interval(draws: Draws, values: Sequence[float]) -> Interval:
-    """Of a total: the draws' mean of what each would have it be."""
-    totals = np.array([one.weight * value for one, value in zip(draws.draws, values, strict=True)])
-    mean = float(totals.mean())
-    if len(totals) < 2 or not draws.unseen:
-        return Interval(value=mean, low=mean, high=mean)
-    half = student(len(totals) - 1) * float(totals.std(ddof=1)) / len(totals) ** 0.5 * draws.unseen**0.5
-    return Interval(value=mean, low=max(0.0, mean - half), high=mean + half)
-
-
-def student(freedom: int) -> float:
-    """Student's t for 95 %. Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5."""
-    z = CONFIDENT
-    terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
-    return sum(term / freedom**power for power, term in enumerate(terms))
-
-
-def rejected(draws: Draws) -> dict[str, float]:
-    """About how many samples of the source are rejects by their headers, by reason."""
-    counts: Counter[str] = Counter()
-    for one in draws.draws:
-        for sample in one.samples:
-            if sample.status != rejects.OK:
-                counts[sample.status] += 1
-    return {
-        reason: interval(draws, [sum(sample.status == reason for sample in one.samples) for one in draws.draws]).value
-        for reason in sorted(counts)
-    }

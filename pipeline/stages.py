@@ -6,11 +6,9 @@ EncodeStage   encode a unit, write it and commit it   (GPU; CPU where there is n
 
 from __future__ import annotations
 
-import ctypes
 import io
-import resource
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +17,23 @@ import pyarrow
 import torch
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.commit import Committed, ShardSettings, commit_unit
+from pipeline.commit import Committed, commit_unit
 from pipeline.encode import UnitEncoder
-from pipeline.encoder import Stage, Tower
+from pipeline.encoder import Tower
 from pipeline.errors import OutputError
 from pipeline.fault import fault_point
 from pipeline.files import Scratch, as_path
 from pipeline.guard import GuardedReader, ImageReader
-from pipeline.index import index_part, read_index_rows
+from pipeline.index import index_part
+from pipeline.index_read import read_index_rows
 from pipeline.linear import openblas_version
 from pipeline.output import version_of
 from pipeline.parts import Part, Plan
 from pipeline.prepare import PreparedUnit, UnitReader, prepare_unit
+from pipeline.process import keep_freed_memory, peak_memory_bytes
 from pipeline.remote import is_remote
-from pipeline.units import Geometry, Unit
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageSettings:
-    """What every stage of one run needs to know. Plain values: it travels to other processes."""
-
-    output: str
-    nonce: str
-    image_column: str
-    key_column: str | None
-    carry: pyarrow.Schema
-    on_damaged: str
-    geometry: Geometry
-    deduplicate: bool
-    model_path: str
-    model_revision: str | None
-    dtype: str
-    compile: str
-    linear: str
-    stage: Stage
-    max_patches: int
-    stored_dtype: str
-    on_overflow: str
-    threads: int
-    sample_seconds: float
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident size that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+from pipeline.settings import ShardSettings, StageSettings
+from pipeline.units import Unit
 
 
 class PrepareStage:
@@ -148,17 +117,6 @@ class PrepareStage:
         return self._part
 
 
-def keep_freed_memory() -> None:
-    """Tells glibc to keep freed blocks: it returns them to the system, which zeroes every page that is asked for again.
-
-    Measured on a CPU: prepares some 8 % and encodes 3 to 10 % faster. Elsewhere than on glibc nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, 256 << 20)
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)
-
-
 def jpeg_decoder() -> str:
     version = version_of("simplejpeg")
     return f"simplejpeg {version}" if version else f"pillow {PIL.__version__}"
@@ -176,10 +134,15 @@ def choose_device() -> torch.device:
 
 
 class EncodeStage:
-    """Encodes and commits units. Two calls may run at once: one encodes while the other writes."""
+    """Encodes and commits units. Two calls may run at once: one encodes while the other writes.
 
-    def __init__(self, settings: StageSettings, device: str | None = None) -> None:
+    Args:
+        number: which of the run's encoders this is, for the records.
+    """
+
+    def __init__(self, settings: StageSettings, device: str | None = None, number: int = 0) -> None:
         self._settings = settings
+        self._number = number
         self._scratch = Scratch(settings.output, settings.nonce)
         self._scratch.remove_stale()
         chosen = torch.device(device) if device else choose_device()
@@ -231,12 +194,16 @@ class EncodeStage:
         """Encodes, writes and commits one unit. Raises EncodeError, OutputError."""
         fault_point("before_encode")
         encoded = self._encoder.encode(prepared)
+        encoded_at = time.time()
         if self._warm_up_seconds:  # shown beside the stages, once, and no part of their rates
             encoded = replace(encoded, seconds=encoded.seconds | {"warm_up": self._warm_up_seconds})
             self._warm_up_seconds = 0.0
         fault_point("after_encode")
         try:
-            committed = commit_unit(prepared, encoded, as_path(self._settings.output), self._scratch, shard_settings)
+            committed = commit_unit(
+                prepared, encoded, as_path(self._settings.output), self._scratch, shard_settings, self._number,
+                encoded_at,
+            )  # fmt: skip
         except OSError as error:
             raise OutputError(f"cannot write to {self._settings.output}: {error}") from error
         return replace(committed, peak_memory_bytes=peak_memory_bytes())

@@ -7,15 +7,14 @@ fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.grid import smart_resize_many
-from pipeline.index import IndexArrays, read_index_arrays
+from pipeline.index_read import IndexArrays
 
 MAX_UNIT_SAMPLES = 16_384
 MAX_UNIT_BYTES = 512 << 20
@@ -68,50 +67,41 @@ def patches_of(index: IndexArrays, geometry: Geometry) -> npt.NDArray[np.int64]:
     return height_N * width_N // geometry.patch_size**2
 
 
-def cut_units(
-    part: int, index: IndexArrays, geometry: Geometry, shard_tokens: int, patches_N: npt.NDArray[np.int64] | None = None
-) -> list[Unit]:
-    """Cuts one part. Every sample, rejects included, is in exactly one unit. `patches_N`: if they are known."""
-    if patches_N is None:
-        patches_N = patches_of(index, geometry)
-    tokens_N = patches_N // geometry.merge_size**2
-    token_ends = np.concatenate([[0], np.cumsum(tokens_N)])
-    # What is read for a sample: in a tar everything since the one before it, since a unit is one range.
-    read_N = np.maximum(index.length_N, np.diff(index.end_N, prepend=index.end_N[:1]))
-    byte_ends = np.concatenate([[0], np.cumsum(read_N)])
-    patch_ends = np.concatenate([[0], np.cumsum(patches_N)])
+def cut_units(part: int, index: IndexArrays, geometry: Geometry, shard_tokens: int) -> list[Unit]:
+    """Cuts one part. Every sample, rejects included, is in exactly one unit."""
+    patches_N = patches_of(index, geometry)
+    merged = geometry.merge_size**2
+    patch_ends = np.concatenate([[0], np.cumsum(patches_N)]).tolist()
+    ends = cut_ends(index, patches_N // merged, shard_tokens)
+    return [
+        Unit(
+            part=part,
+            number=number,
+            first=first,
+            count=end - first,
+            tokens=(patch_ends[end] - patch_ends[first]) // merged,
+            patches=patch_ends[end] - patch_ends[first],
+        )
+        for number, (first, end) in enumerate(zip([0, *ends], ends, strict=False))
+    ]
+
+
+def cut_ends(index: IndexArrays, tokens_N: npt.NDArray[np.int64], shard_tokens: int) -> list[int]:
+    """Behind the last sample of each unit of a part. Lists and bisection: a tenth of the time that arrays take here."""
+    token_ends: list[int] = np.concatenate([[0], np.cumsum(tokens_N)]).tolist()
+    byte_ends, starts = index.byte_ends, index.group_starts
     total = len(tokens_N)
-    starts = _group_starts(index.group_N)
-    units: list[Unit] = []
+    ends: list[int] = []
     first = 0
     while first < total:
-        by_tokens = int(np.searchsorted(token_ends, token_ends[first] + shard_tokens, side="right")) - 1
-        by_bytes = int(np.searchsorted(byte_ends, byte_ends[first] + MAX_UNIT_BYTES, side="right")) - 1
-        end = max(first + 1, min(by_tokens, by_bytes, first + MAX_UNIT_SAMPLES, total))
-        if end < total:
+        last = min(first + MAX_UNIT_SAMPLES, total)
+        end = bisect_right(token_ends, token_ends[first] + shard_tokens, first, last + 1) - 1
+        if byte_ends[end] - byte_ends[first] > MAX_UNIT_BYTES:
+            end = int(np.searchsorted(byte_ends, byte_ends[first] + MAX_UNIT_BYTES, side="right")) - 1
+        end = max(first + 1, end)
+        if starts is not None and end < total and starts[end] > first:
             # A row group is read as a whole: cut before one that does not fit, unless it does not fit by itself.
-            end = int(starts[end]) if starts[end] > first else end
-        units.append(
-            Unit(
-                part=part,
-                number=len(units),
-                first=first,
-                count=end - first,
-                tokens=int(token_ends[end] - token_ends[first]),
-                patches=int(patch_ends[end] - patch_ends[first]),
-            )
-        )
+            end = int(starts[end])
+        ends.append(end)
         first = end
-    return units
-
-
-def _group_starts(group_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """For each sample the first of its row group; itself where there are no row groups."""
-    number = np.arange(len(group_N))
-    starts = group_N != np.concatenate([[-2], group_N[:-1]])
-    return np.where(group_N < 0, number, np.maximum.accumulate(np.where(starts, number, 0)))
-
-
-def units_of(path: Path, part: int, geometry: Geometry, shard_tokens: int) -> Iterator[Unit]:
-    """Cuts the part whose index lies at `path`."""
-    yield from cut_units(part, read_index_arrays(path), geometry, shard_tokens)
+    return ends

@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline import rejects
-from pipeline.commit import data_path, samples_path
 from pipeline.errors import OutputError
 from pipeline.files import AnyPath, local_copy, names_in, small_file
-from pipeline.index import read_index_arrays
+from pipeline.index_read import read_index_arrays
+from pipeline.layout import data_path, samples_path
 from pipeline.output import Totals, fingerprint_of, read_dataset
 from pipeline.parts import Plan
 from pipeline.shard import embedding_offsets, read_metadata

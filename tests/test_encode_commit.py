@@ -14,14 +14,16 @@ from conftest import encoded, noise, stamp
 
 from pipeline import rejects
 from pipeline.checkpoint import Checkpoint
-from pipeline.commit import Committed, ShardSettings, commit_unit, data_path, samples_path
+from pipeline.commit import Committed, commit_unit
 from pipeline.encode import EncodedUnit, UnitEncoder
 from pipeline.encoder import PackPlan, Tower, rms_norm
 from pipeline.errors import EncodeError, OutputError
 from pipeline.files import Scratch, publish_new
 from pipeline.index import IndexedSample
+from pipeline.layout import data_path, samples_path
 from pipeline.linear import has_fp8_on_cpu
 from pipeline.prepare import PreparedSample, PreparedUnit, patches_of_pixels
+from pipeline.settings import ShardSettings
 from pipeline.shard import read_metadata
 from pipeline.storage import STORED, restore
 from pipeline.units import Geometry, Unit

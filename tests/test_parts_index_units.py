@@ -14,7 +14,8 @@ from pipeline import rejects
 from pipeline.config import Source
 from pipeline.errors import DamagedPart, RequestError, SourceError
 from pipeline.files import Scratch
-from pipeline.index import index_part, index_samples, read_index_arrays, read_index_rows
+from pipeline.index import index_part, index_samples
+from pipeline.index_read import read_index_arrays, read_index_rows
 from pipeline.parts import Part, Plan
 from pipeline.sources import list_files, resolve_source
 from pipeline.units import MAX_UNIT_SAMPLES, Geometry, cut_units

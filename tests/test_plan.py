@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import config_for, encoded, make_tar, noise, run_here, write_config
+from conftest import REPOSITORY, config_for, encoded, make_tar, noise, run_here, write_config
 
 from jobs.cli import main
-from jobs.plan import estimate
+from pipeline import estimate
 from pipeline.config import parse_config
-from pipeline.estimate import Duplicates
-from pipeline.index import hashes_of
+from pipeline.duplicates import Duplicates
+from pipeline.estimate import Rates, Writing, estimate_plan
+from pipeline.extrapolate import student
+from pipeline.grid import smart_resize
+from pipeline.index_read import hashes_of
+from pipeline.output_size import SCALED, VALUE_BYTES
 from pipeline.request import check_request
 from pipeline.runner import make_plan
-from pipeline.sampling import student
+from pipeline.storage import STORED, is_scaled
 
 PHOTOS = 260
+WRITING = Writing(
+    width=8, format="parquet", dtype="float32", row_group_bytes=1 << 20, shard_tokens=500, deduplicate=True
+)
 
 
 @pytest.fixture(scope="module")
@@ -117,19 +126,29 @@ def test_a_sample_of_everything_is_exact(
     assert " to " in capsys.readouterr().out
 
 
+def planned_and_written(
+    path: Path, output: Path, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    from pipeline.config import load_config
+
+    assert main(["plan", str(path), "--json", *words]) == 0
+    said = json.loads(capsys.readouterr().out)
+    run_here(load_config(str(path), list(words[1::2])))
+    assert main(["stats", str(output), "--json"]) == 0
+    return said, json.loads(capsys.readouterr().out)
+
+
 def test_a_plan_is_what_is_written(
     photos: dict[str, bytes], model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = config_for(as_folder(photos, tmp_path / "in"), tmp_path / "out", model_path)
-    path = write_config(tmp_path / "c.yaml", config)
-    assert main(["plan", str(path), "--json", "--max-pixels", "20000,40000"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    said = plan["budgets"][0]
-    run_here(config)
-    assert main(["stats", str(tmp_path / "out"), "--json"]) == 0
-    wrote = json.loads(capsys.readouterr().out)
+    path = write_config(
+        tmp_path / "c.yaml", config_for(as_folder(photos, tmp_path / "in"), tmp_path / "out", model_path)
+    )
+    plan, wrote = planned_and_written(path, tmp_path / "out", capsys)
+    (said,) = plan["budgets"]
     for name in ("tokens", "samples", "units", "embedding_bytes", "tokens_p5", "tokens_p99", "tokens_max",
-                 "language_model_tokens", "duplicates"):  # fmt: skip
+                 "tokens_histogram", "language_model_tokens", "duplicates", "duplicate_tokens",
+                 "duplicates_within_units", "duplicate_tokens_within_units"):  # fmt: skip
         assert said[name] == wrote[name], name
     for name in ("tokens_mean", "share_clamped_min", "share_clamped_max", "share_scaled_up"):
         assert said[name] == pytest.approx(wrote[name]), name
@@ -144,30 +163,115 @@ def test_a_plan_is_what_is_written(
         for path in (tmp_path / "out" / "samples").iterdir()
     )
     assert said["duplicate_tokens_within_units"] == said["tokens"] - encoded_tokens > 0
-    assert said["bytes_by_dtype"]["float32"] == said["embedding_bytes"]
     areas = [row["width"] * row["height"] / 1e6 for row in rows]
-    assert plan["megapixels_p50"] == pytest.approx(float(np.percentile(areas, 50)), rel=0.05)
+    for tree in (plan, wrote):
+        assert tree["megapixels_p50"] == pytest.approx(float(np.percentile(areas, 50)), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("parquet", "bfloat16"), ("parquet", "int8"), ("webdataset", "float32"), ("webdataset", "fp8")]
+)
+def test_the_bytes_of_the_files_are_foreseen(
+    kind: str, dtype: str, photos: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of distinct images of a usual size: what stands around the embeddings, and compresses, is only estimated."""
+    distinct = {data: name for name, data in photos.items()}
+    large = {distinct[data]: data for data in sorted(distinct, key=len)[10:]}
+    config = config_for(
+        as_folder(large, tmp_path / "in"), tmp_path / "out", Path("random:tiny"),
+        preprocess={"max_pixels": 160_000}, pack={"max_patches": 4096},
+        output={"format": kind, "dtype": dtype, "shard_tokens": 4096, "row_group_bytes": 1 << 20},
+    )  # fmt: skip
+    plan, wrote = planned_and_written(write_config(tmp_path / "c.yaml", config), tmp_path / "out", capsys)
+    (said,) = plan["budgets"]
+    assert said["data_bytes"] == said[f"{kind}_bytes_by_dtype"][dtype]
+    assert wrote["data_bytes"] == sum(path.stat().st_size for path in (tmp_path / "out" / "data").iterdir())
+    assert said["data_bytes"] == pytest.approx(wrote["data_bytes"], rel=0.01)
+    assert said["embedding_bytes"] == wrote["embedding_bytes"]
+
+
+def test_what_rejects_cost_is_all_that_a_plan_has_too_much(
+    photos: dict[str, bytes], model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their headers are whole, so that only decoding finds them."""
+    folder = as_folder(photos, tmp_path / "in")
+    cut = sorted(folder.rglob("*.png"))[::20]
+    for path in cut:
+        path.write_bytes(path.read_bytes()[:-200])
+    config = config_for(folder, tmp_path / "out", model_path, limits={"max_rejected_fraction": 0.5})
+    plan, wrote = planned_and_written(write_config(tmp_path / "c.yaml", config), tmp_path / "out", capsys)
+    rows = pq.read_table(tmp_path / "out" / "samples").to_pylist()
+    lost = [row for row in rows if row["status"] == "truncated"]
+    assert len(lost) == len(cut)
+    (said,) = plan["budgets"]
+    sides = [smart_resize(row["height"], row["width"], 28, 3136, 20_000)[:2] for row in lost]
+    tokens = sum(height * width // 784 for height, width in sides)
+    assert said["tokens"] - tokens == wrote["tokens"]
+
+
+def test_parts_in_other_processes_give_the_same(
+    photos: dict[str, bytes], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = check_request(config_for(as_tars(photos, tmp_path / "in"), tmp_path / "out", model_path))
+    plan, _ = make_plan(request, say=lambda line: None)
+    here, source = estimate_plan(plan, request.geometry, [10_000, 40_000], WRITING)
+    monkeypatch.setattr(estimate, "PARTS_AT_ONCE", 1)
+    monkeypatch.setattr(estimate, "RUNS_WORTH_PROCESSES", 2)
+    monkeypatch.setattr(estimate, "map", None, raising=False)  # it goes another way
+    there, other_source = estimate_plan(plan, request.geometry, [10_000, 40_000], WRITING)
+    assert [one.as_dict(WRITING, Rates()) for one in here] == [one.as_dict(WRITING, Rates()) for one in there]
+    assert source.as_dict() == other_source.as_dict()
+    assert here[0].tokens < here[1].tokens
 
 
 def test_many_duplicates_are_counted_by_a_share_of_them() -> None:
     generator = np.random.default_rng(1)
     distinct = generator.integers(1, 2**63, 20_000, np.uint64)
     hashes = generator.choice(distinct, 60_000)
-    tokens = (hashes % np.uint64(50)).astype(np.int64)
-    exact, some = Duplicates(1), Duplicates(1, most=8000)
+    sides = (hashes % np.uint64(50)).astype(np.int64)
+    exact, some = Duplicates(), Duplicates(most=8000)
     for duplicates in (exact, some):
         for first in range(0, 60_000, 1000):
-            duplicates.add(hashes[first : first + 1000], [tokens[first : first + 1000]])
+            chosen = slice(first, first + 1000)
+            duplicates.add(hashes[chosen], sides[chosen], sides[chosen] + 1)
     assert exact.one_of == 1
-    assert exact.totals()[0] == 60_000 - len(np.unique(hashes))
+    heights, widths = exact.again()
+    assert len(heights) == 60_000 - len(np.unique(hashes))
+    assert (widths == heights + 1).all()
+    again = len(np.unique(hashes))
+    assert heights.sum() == sides.sum() - (np.unique(hashes) % np.uint64(50)).astype(np.int64).sum()
+    assert again
     assert some.one_of == 8
-    assert some.totals()[0] == pytest.approx(exact.totals()[0], rel=0.05)
-    assert some.totals()[1][0] == pytest.approx(exact.totals()[1][0], rel=0.05)
+    some_heights, _ = some.again()
+    assert len(some_heights) * 8 == pytest.approx(len(heights), rel=0.05)
+    assert some_heights.sum() * 8 == pytest.approx(heights.sum(), rel=0.05)
 
 
 def test_hashes() -> None:
-    text = np.frombuffer(b"00000000000000ff" + b"0" * 48 + b"abcdef0123456789" + b"f" * 48, np.uint8)
-    assert hashes_of(text.reshape(2, 64)).tolist() == [255, 0xABCDEF0123456789]
+    text = b"00000000000000ff" + b"0" * 48 + b"abcdef0123456789" + b"f" * 48 + b"0" * 64
+    assert hashes_of(text).tolist() == [255, 0xABCDEF0123456789, 1]
+
+
+def test_costs() -> None:
+    """Two terabytes that take a hundred hours of 2 each: keeping them for 100 pays from one and a half epochs on."""
+    rates = Rates(tokens_per_second=1000, price_per_hour=2, price_per_terabyte=50)
+    assert rates.costs(100 * 3600 * 1000, 2e12) == {
+        "device_hours": 100, "price": 200, "break_even_price_per_terabyte": 100, "break_even_epochs": 1.5,
+    }  # fmt: skip
+    assert Rates(tokens_per_second=1000).costs(3600 * 1000, 1.0) == {"device_hours": 1}
+    assert Rates(price_per_hour=1).costs(3600, 1.0) == {}
+
+
+def test_sizes_of_values() -> None:
+    assert {name: dtype.itemsize for name, dtype in STORED.items()} == VALUE_BYTES
+    assert tuple(name for name in STORED if is_scaled(name)) == SCALED
+
+
+@pytest.mark.parametrize("module", ["jobs.plan", "jobs.status", "jobs.stats"])
+def test_what_reads_no_tensor_loads_no_torch(module: str) -> None:
+    """Some 400 MB and three seconds, for each command that answers from the index or the records."""
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
 def test_students_t() -> None:
@@ -180,7 +284,7 @@ def test_an_estimate_without_images(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "in" / "a.png").write_bytes(b"no image")
     request = check_request(parse_config(config_for(tmp_path / "in", tmp_path / "out", model_path).model_dump()))
     plan, _ = make_plan(request, say=lambda line: None)
-    (one,), source = estimate(request, plan, [20_000])
-    nothing = one.as_dict({"float32": 4}, "float32", 10.0, 1.0)
+    (one,), source = estimate_plan(plan, request.geometry, [20_000], WRITING)
+    nothing = one.as_dict(WRITING, Rates(tokens_per_second=10.0, price_per_hour=1.0, price_per_terabyte=1.0))
     assert (nothing["price"], nothing["break_even_price_per_terabyte"]) == (0, 0)
     assert source.as_dict()["megapixels_p50"] == 0

@@ -12,11 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY, config_for, make_folder
 
-from jobs import plan as plan_job
 from jobs import stats as stats_job
 from pipeline.errors import RequestError
-from pipeline.request import check_request
-from pipeline.runner import make_plan, run
+from pipeline.runner import run
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +45,6 @@ def test_the_numbers_are_those_of_the_rows(output: Path, capsys: pytest.CaptureF
     assert result["language_model_tokens"] == sum(tokens) + 2 * len(tokens)
     assert result["share_clamped_max"] == pytest.approx(sum(row["clamped"] == "max" for row in rows) / len(rows))
     assert "tokens_p95" in call(output, capsys)
-
-
-def test_plan_and_stats_agree(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.config import parse_config
-    from pipeline.output import read_dataset
-
-    request = check_request(parse_config(read_dataset(output)["config"]))
-    plan, failed = make_plan(request, say=lambda line: None)
-    assert not failed
-    (estimate,), _ = plan_job.estimate(request, plan, [20_000])
-    assert estimate.tokens == json.loads(call(output, capsys, json=True))["tokens"]
 
 
 def queries() -> list[str]:

@@ -1,0 +1,50 @@
+"""Settings: what every stage of one run needs to know. Plain values: they travel to other processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow
+
+from pipeline.tower_config import Stage
+from pipeline.units import Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """Of a run's processes."""
+
+    output: str
+    nonce: str
+    image_column: str
+    key_column: str | None
+    carry: pyarrow.Schema
+    on_damaged: str
+    geometry: Geometry
+    deduplicate: bool
+    model_path: str
+    model_revision: str | None
+    dtype: str
+    compile: str
+    linear: str
+    stage: Stage
+    max_patches: int
+    stored_dtype: str
+    on_overflow: str
+    threads: int
+    sample_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSettings:
+    """What a shard says about itself, the same for all shards of a run."""
+
+    fingerprint: str
+    tower_sha256: str
+    stage: str
+    dtype: str
+    hidden_size: int
+    merge_size: int
+    row_group_bytes: int
+    device: str
+    format: str = "parquet"
