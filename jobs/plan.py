@@ -94,7 +94,7 @@ def main(arguments: argparse.Namespace) -> int:
         estimates, source = estimate_plan(plan, request.geometry, budgets, writing)
         rates = calibrated(*some_sizes(plan))
         tree = source.as_dict() | {
-            "duplicates_counted_of_one_in": source.duplicates_of_one_in,
+            **({"duplicates_counted_in_one_of": one_of} if (one_of := source.duplicates_of_one_in) > 1 else {}),
             "budgets": [one.as_dict(writing, rates) for one in estimates],
             "skipped_parts": source.skipped_parts,
         }

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.errors import RequestError
 
 INK, FILL = "#010203", "#040506"
+PHOTO_QUALITY = 80
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2433; --soft: #5b6578; --page: #fbfbfd; --card: #ffffff; --line: #e2e6ee;
   --fill: #3f6fd8; }
@@ -33,11 +34,14 @@ section.wide { column-span: all; margin-top: 1rem; }
 th, td { text-align: left; padding: .22rem .6rem .22rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 500; color: var(--soft); } th + th, td.number { text-align: right; }
 td.number { white-space: nowrap; } .gallery + .scroll { margin-top: 1rem; } tr:last-child > * { border-bottom: 0; }
+@media (max-width: 30rem) { td.number { white-space: normal; } }
 svg { width: 100%; height: auto; display: block; } svg text { font-family: inherit; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 1rem; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; } figcaption { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 figure div { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem; }
-figure img { width: 100%; max-height: 16rem; object-fit: contain; image-rendering: auto; border-radius: .3rem; }
+figure img { width: 100%; max-height: 16rem; object-fit: contain; border-radius: .3rem; }
+.heat { image-rendering: pixelated; } h3 { font-size: .95rem; font-weight: 500; margin: 1.2rem 0 .5rem; }
+h3:first-child { margin-top: 0; }
 """
 
 
@@ -104,6 +108,21 @@ def bars(labels: Sequence[str], values: Sequence[float], *, across: bool = False
     return _svg(pyplot, figure)
 
 
+def steps(edges: Sequence[float], values: Sequence[float], *, unit: str, largest: float | None = None) -> str:
+    """A line in steps as SVG, its area filled: `values[n]` from `edges[n]` to `edges[n + 1]`. Errors as of `bars`."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(4.2, 2.4), layout="constrained")
+    axes.stairs(values, edges, color=FILL, fill=True, alpha=0.35)
+    axes.stairs(values, edges, color=FILL, linewidth=1.4)
+    axes.set_ylim(0, largest)
+    axes.set_xlabel(unit)
+    axes.xaxis.set_major_formatter(lambda value, _: short(value))
+    axes.yaxis.set_major_formatter(lambda value, _: short(value))
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return _svg(pyplot, figure)
+
+
 def short(value: float) -> str:
     """A number as an axis shows it."""
     for unit in ("", "k", "M", "G", "T"):
@@ -135,8 +154,8 @@ def _svg(pyplot: Any, figure: Any) -> str:
     return text[text.index("<svg") :].replace(INK, "var(--ink)").replace(FILL, "var(--fill)")
 
 
-def image_data(image: Any) -> str:
-    """A PIL image as the value of a `src`."""
+def image_data(image: Any, kind: str = "png") -> str:
+    """A PIL image as the value of a `src`: `png`, or `webp` for photos."""
     stream = io.BytesIO()
-    image.save(stream, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    image.save(stream, kind.upper(), **({"optimize": True} if kind == "png" else {"quality": PHOTO_QUALITY}))
+    return f"data:image/{kind};base64," + base64.b64encode(stream.getvalue()).decode()

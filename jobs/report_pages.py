@@ -6,22 +6,24 @@ import html
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from jobs.cli import bytes_text
-from jobs.report import Section, bars, image_data, page, short, table
+from jobs.pictures import Pictures
+from jobs.report import Section, bars, image_data, page, short, steps, table
+from pipeline import rejects
 from pipeline.errors import SourceError
 from pipeline.files import AnyPath
-from pipeline.guard import GuardedReader
-from pipeline.index_read import read_index_rows
 from pipeline.output import read_dataset
-from pipeline.parts import Plan
-from pipeline.prepare import UnitReader, resize
-from pipeline.reader import EmbeddingDataset
+from pipeline.output_size import FORMATS, VALUE_BYTES
 from pipeline.rejects import Reject
 
-SHOWN_PIXELS = 400  # the longer side of an image on the page
-REJECTS_SHOWN = 12
+REJECTS_SHOWN = 24
+OF_A_KIND = 3
+COLUMNS = (
+    "key, source, shard, status, num_tokens, grid_thw, width, height, resized_width, resized_height, norm_mean, "
+    "norm_max"
+)
+DECODABLE = (rejects.ASPECT_RATIO, rejects.NON_FINITE)
 BINS = 24
 WORDS = {
     "language_model_tokens": "length in the language model",
@@ -35,18 +37,39 @@ WORDS = {
 }
 
 
+NUMBERS = {
+    "Tokens": (
+        "tokens", "tokens_mean", "tokens_p5", "tokens_p50", "tokens_p95", "tokens_p99", "tokens_max",
+        "language_model_tokens", "norm_mean", "norm_max",
+    ),
+    "Images": (
+        "samples", "rows", "rejected", "non_finite", "duplicates", "duplicate_tokens", "duplicates_within_units",
+        "duplicate_tokens_within_units", "share_clamped_min", "share_clamped_max", "share_scaled_up", "megapixels_p5",
+        "megapixels_p50", "megapixels_p95", "megapixels_p99", "aspect_ratio_p50", "aspect_ratio_p95",
+        "aspect_ratio_p99",
+    ),
+    "Size and time": (
+        "units", "embedding_bytes", "data_bytes", "halvings", "device_hours", "images_per_second", "busy_share",
+    ),
+}  # fmt: skip
+
+
+def _words(name: str) -> str:
+    return WORDS.get(name, name.replace("_", " "))
+
+
 def number_text(name: str, value: Any) -> str:
-    if isinstance(value, dict) and "estimate" in value:
-        return " ".join(
-            (number_text(name, value["estimate"]),
-             f"({number_text(name, value['low'])} – {number_text(name, value['high'])})")
-        )  # fmt: skip
+    if isinstance(value, dict) and "estimate" in value:  # a line may break before the interval only
+        low, high = number_text(name, value["low"]), number_text(name, value["high"])
+        return f"{number_text(name, value['estimate'])} ({low}\N{NO-BREAK SPACE}–\N{NO-BREAK SPACE}{high})"
+    if value is None:
+        return "unknown"
     if "bytes" in name:
-        return bytes_text(float(value))
-    if name.startswith("share_"):
+        return bytes_text(float(value)).replace(" ", "\N{NO-BREAK SPACE}")
+    if name.startswith("share_") or name == "busy_share":
         return f"{100 * value:.1f} %"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
     return f"{value:,}"
 
 
@@ -55,9 +78,7 @@ def plan_page(tree: dict[str, Any], source: str) -> str:
     budgets = tree["budgets"]
     names = [name for name, value in budgets[0].items() if not isinstance(value, dict | list) or "estimate" in value]
     rows = [
-        [WORDS.get(name, name.replace("_", " ")), *(number_text(name, one[name]) for one in budgets)]
-        for name in names
-        if name != "max_pixels"
+        [_words(name), *(number_text(name, one[name]) for one in budgets)] for name in names if name != "max_pixels"
     ]
     sections = [
         Section(
@@ -66,14 +87,12 @@ def plan_page(tree: dict[str, Any], source: str) -> str:
         )
     ]  # fmt: skip
     for one in budgets:
+        body = _sizes(one)
+        sections.append(Section(title=f"Bytes of the output, max_pixels {one['max_pixels']:,}", body=body))
         if "tokens_histogram" in one:
             labels = [short(one_bin["from"]) for one_bin in one["tokens_histogram"]]
             drawn = bars(labels, [one_bin["images"] for one_bin in one["tokens_histogram"]], unit="tokens of an image")
             sections.append(Section(title=f"Images by tokens, max_pixels {one['max_pixels']:,}", body=drawn))
-        if "bytes_by_dtype" in one and one is budgets[0]:
-            sizes = one["bytes_by_dtype"]
-            drawn = bars(list(sizes), list(sizes.values()), across=True, unit="bytes of embeddings")
-            sections.append(Section(title=f"Bytes by output.dtype, max_pixels {one['max_pixels']:,}", body=drawn))
     facts = [
         [name.replace("_", " "), number_text(name, value)]
         for name, value in tree.items()
@@ -94,17 +113,33 @@ def plan_page(tree: dict[str, Any], source: str) -> str:
     return page("What it would take", source, sections)
 
 
+def _sizes(tree: dict[str, Any]) -> str:
+    """Bytes of the data shards by dtype and format."""
+    rows = [
+        [dtype, *(bytes_text(tree[f"{kind}_bytes_by_dtype"][dtype]) for kind in FORMATS)]
+        for dtype in VALUE_BYTES
+    ]  # fmt: skip
+    return table(rows, ["output.dtype", *FORMATS])
+
+
 def stats_page(output: AnyPath, connection: Any, result: dict[str, Any]) -> str:
     """What was written: numbers, plots, and a few samples as the tower saw them."""
     dataset = read_dataset(output)
     config = dataset["config"]
-    plain = [(name, value) for name, value in result.items() if not isinstance(value, dict)]
     sections = [
-        Section(
-            title="Numbers",
-            body=table([[WORDS.get(name, name.replace("_", " ")), number_text(name, value)] for name, value in plain]),
-        )
+        Section(title=title, body=table([[_words(name), number_text(name, result[name])] for name in names]))
+        for title, names in NUMBERS.items()
     ]
+    sections.append(Section(title="Bytes it would take otherwise", body=_sizes(result)))
+    over = result["over_time"]
+    if over:
+        edges = [one["from"] for one in over] + [over[-1]["to"]]
+        for title, name, largest in (
+            ("Images per second", "images_per_second", None),
+            ("Share of the encoders' time that they encode", "busy_share", 1.05),
+        ):
+            drawn = steps(edges, [one[name] for one in over], unit="seconds, pauses left out", largest=largest)
+            sections.append(Section(title=title, body=drawn))
     for title, column, unit in (
         ("Images by tokens", "num_tokens", "tokens of an image"),
         ("Images by the mean norm of their tokens", "norm_mean", "L2 norm"),
@@ -142,97 +177,57 @@ def _histogram(connection: Any, column: str, unit: str) -> str:
 
 
 def _gallery(output: AnyPath, connection: Any) -> str:
-    chosen: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
-    count = connection.execute("SELECT count(*) FROM samples WHERE status = 'ok'").fetchone()[0]
-    for what, order, skip in (
-        ("fewest tokens", "num_tokens", 0),
-        ("median", "num_tokens", count // 2),
-        ("most tokens", "num_tokens DESC", 0),
-        ("most extreme aspect", "greatest(width / height, height / width) DESC", 0),
-        ("largest norm", "norm_max DESC", 0),
-    ):
-        query = (
-            "SELECT key, source, shard, num_tokens, grid_thw, width, height, resized_width, resized_height, norm_mean, "
-            f"norm_max FROM samples WHERE status = 'ok' ORDER BY {order}, key LIMIT 1 OFFSET {min(skip, count - 1)}"
+    """A few samples of each kind, and what was rejected."""
+    median = connection.execute("SELECT quantile_disc(num_tokens, 0.5) FROM samples WHERE status = 'ok'").fetchone()[0]
+    aspect = "greatest(width / height, height / width)"
+    kinds = (
+        ("Fewest tokens", "status = 'ok'", "num_tokens"),
+        ("The median", f"status = 'ok' AND num_tokens = {median or 0}", "key"),
+        ("Most tokens", "status = 'ok'", "num_tokens DESC"),
+        ("Most extreme aspect", "status = 'ok'", f"{aspect} DESC"),
+        ("Largest norms", "status = 'ok'", "norm_max DESC"),
+        ("Rejected, but they can be decoded", f"status IN {DECODABLE}", "status"),
+    )
+    shown: set[tuple[str, str]] = set()
+    parts: list[str] = []
+    with Pictures(output) as pictures:
+        for title, which, order in kinds:
+            rows = _rows(connection, f"{COLUMNS} FROM samples WHERE {which} ORDER BY {order}, key LIMIT {OF_A_KIND}")
+            fresh = [row for row in rows if (row["source"], row["key"]) not in shown]
+            shown |= {(row["source"], row["key"]) for row in fresh}
+            if fresh:
+                figures = "".join(_figure(row, pictures) for row in fresh)
+                parts.append(f"<h3>{title}</h3><div class=gallery>{figures}</div>")
+    rejected = _rows(
+        connection, "key, status, error FROM (SELECT *, row_number() OVER (PARTITION BY status ORDER BY key) AS place "
+        f"FROM samples WHERE status <> 'ok') WHERE place <= {OF_A_KIND} ORDER BY status, key LIMIT {REJECTS_SHOWN}"
+    )  # fmt: skip
+    if rejected:
+        cells = [[str(cell) for cell in row.values()] for row in rejected]
+        parts.append("<h3>Rejected</h3>" + table(cells, kind="text"))
+    return "".join(parts)
+
+
+def _rows(connection: Any, query: str) -> list[dict[str, Any]]:
+    answer = connection.execute(f"SELECT {query}")
+    names = [column[0] for column in answer.description]
+    return [dict(zip(names, values, strict=True)) for values in answer.fetchall()]
+
+
+def _figure(row: dict[str, Any], pictures: Pictures) -> str:
+    caption = f"{row['key']}, {row['width']}×{row['height']}"
+    heat = ""
+    if row["status"] == rejects.OK:
+        caption += (
+            f" as {row['resized_width']}×{row['resized_height']}, {row['num_tokens']:,} tokens, norms "
+            f"{row['norm_mean']:.3g} on average, at most {row['norm_max']:.3g}"
         )
-        answer = connection.execute(query)
-        names = [column[0] for column in answer.description]
-        for values in answer.fetchall() if count else []:
-            row = dict(zip(names, values, strict=True))
-            chosen.setdefault((row["source"], row["key"]), (what, row))
-    dataset, plan = EmbeddingDataset(str(output)), Plan(output)
-    config = read_dataset(output)["config"]
-    reader, images = UnitReader(config["source"]["image_column"]), GuardedReader(config["limits"]["sample_seconds"])
+        heat = f'<img class=heat alt="norms of its tokens" src="{image_data(pictures.heat(row))}">'
+    else:
+        caption += f", {row['status']}"
     try:
-        figures = [_figure(what, row, dataset, plan, reader, images) for what, row in chosen.values()]
-    finally:
-        images.close()
-        reader.close()
-    rejected = connection.execute(
-        "SELECT status, key, error FROM (SELECT *, row_number() OVER (PARTITION BY status ORDER BY key) AS place "
-        f"FROM samples WHERE status <> 'ok') WHERE place <= 3 ORDER BY status, key LIMIT {REJECTS_SHOWN}"
-    ).fetchall()
-    lines = (
-        table([[str(cell) for cell in (key, status, error)] for status, key, error in rejected], kind="text")
-        if rejected
-        else ""
-    )
-    return f"<div class=gallery>{''.join(figures)}</div>{lines}"
-
-
-def _figure(
-    what: str, row: dict[str, Any], dataset: EmbeddingDataset, plan: Plan, reader: UnitReader, images: GuardedReader
-) -> str:
-    _, height, width = row["grid_thw"]
-    merge = dataset.info["merge_size"]
-    norms = dataset[row["source"], row["key"]]["image_embeds"].float().norm(dim=1).numpy()
-    heat = _heat(norms.reshape(height // merge, width // merge), row)
-    caption = (
-        f"{what}: {row['key']}, {row['width']}×{row['height']} as {row['resized_width']}×{row['resized_height']}, "
-        f"{row['num_tokens']:,} tokens, norms {row['norm_mean']:.3g} on average, at most {row['norm_max']:.3g}"
-    )
-    try:
-        seen = image_data(_seen(row, dataset.info["patch_size"], plan, reader, images))
-        picture = f'<img alt="the image with its patches" src="{seen}">'
+        what = "the image with its patches" if heat else "the image"
+        picture = f'<img alt="{what}" src="{image_data(pictures.seen(row), "webp")}">'
     except (SourceError, OSError, KeyError, Reject) as error:
         picture = f"<p>{html.escape(str(error))}</p>"
-    return (
-        f'<figure><div>{picture}<img alt="norms of its tokens" src="{image_data(heat)}"></div>'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
-
-
-def _shown(row: dict[str, Any]) -> tuple[int, int]:
-    """Width and height on the page."""
-    scale = min(1.0, SHOWN_PIXELS / max(row["resized_width"], row["resized_height"]))
-    return max(1, round(row["resized_width"] * scale)), max(1, round(row["resized_height"] * scale))
-
-
-def _seen(row: dict[str, Any], patch_size: int, plan: Plan, reader: UnitReader, images: GuardedReader) -> Image.Image:
-    """The image as it was resized, with the edges of its patches. Raises KeyError, Reject, SourceError, OSError."""
-    number = int(row["shard"].removeprefix("data/part-")[:6])
-    rows = (one for one in read_index_rows(plan.index_path(number), 0, 1 << 40) if one.status == "ok")
-    sample = next((one for one in rows if (one.source, one.key) == (row["source"], row["key"])), None)
-    if sample is None:
-        raise KeyError(row["key"])
-    data = reader.read(plan.part(number), [sample])[0]
-    assert data is not None
-    pixels = images.pixels(sample.key, data, sample.orientation or 1)
-    planes = resize(pixels, row["resized_height"], row["resized_width"])
-    size = _shown(row)
-    image = Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))).resize(size).convert("RGBA")
-    lines = Image.new("RGBA", size, (0, 0, 0, 0))
-    drawing = ImageDraw.Draw(lines)
-    step = patch_size * size[0] / row["resized_width"]
-    for edge in np.arange(step, max(size), step).tolist():
-        drawing.line([(edge, 0), (edge, size[1])], fill=(255, 255, 255, 70))
-        drawing.line([(0, edge), (size[0], edge)], fill=(255, 255, 255, 70))
-    return Image.alpha_composite(image, lines).convert("RGB")
-
-
-def _heat(norms: np.ndarray, row: dict[str, Any]) -> Image.Image:
-    from matplotlib import colormaps
-
-    low, high = float(norms.min()), float(norms.max())
-    colours = colormaps["viridis"]((norms - low) / max(high - low, 1e-9))[..., :3]
-    return Image.fromarray((colours * 255).astype(np.uint8)).resize(_shown(row), Image.Resampling.NEAREST)
+    return f"<figure><div>{picture}{heat}</div><figcaption>{html.escape(caption)}</figcaption></figure>"

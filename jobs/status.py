@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +15,20 @@ from jobs.cli import add_json_argument, bytes_text, output_of, print_json, run_c
 from pipeline.config import parse_config
 from pipeline.files import AnyPath
 from pipeline.index_read import read_index_arrays
-from pipeline.output import CommittedUnits, Totals, read_dataset, totals_of
+from pipeline.output import CommittedUnits, Totals, read_dataset, read_records
+from pipeline.pace import Recent, work_of
 from pipeline.parts import Plan
 from pipeline.units import Geometry, cut_units
 
 WATCH_SECONDS = 2.0
 LOOKS = 16  # that a rate is taken over
+ENCODERS_SHOWN = 16
+LATE_SECONDS = 20.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="the output of a run")
-    parser.add_argument("--watch", action="store_true", help="print a line every two seconds until it is complete")
+    parser.add_argument("--watch", action="store_true", help="look again every two seconds until it is complete")
     add_json_argument(parser)
 
 
@@ -43,6 +48,7 @@ class Status:
         self._units: dict[int, int] = {}
         self._tokens_known = 0
         self._seen: set[str] = set()
+        self._recent = Recent()
         self.totals = Totals()
 
     def look(self) -> dict[str, object]:
@@ -56,7 +62,10 @@ class Status:
         committed = CommittedUnits(self._output, plan.num_parts)
         fresh = [unit_id for unit_id in committed.unit_ids() if unit_id not in self._seen]
         self._seen.update(fresh)
-        self.totals.merge(totals_of(self._output, fresh))
+        for record in read_records(self._output, fresh):
+            self.totals.add(record)
+            if (work := work_of(record)) is not None:
+                self._recent.add(work)
         return {
             "output": str(self._output),
             "complete": (self._output / "_SUCCESS").exists(),
@@ -67,6 +76,7 @@ class Status:
             "tokens_known": self._tokens_known,
             **self.totals.as_dict(),
             "encode_seconds": round(self.totals.seconds["encode"], 3),
+            "encoders": self._recent.encoders(time.time()),
         }
 
 
@@ -112,19 +122,48 @@ def line_of(status: dict[str, object]) -> str:
     )
 
 
+def encoder_line(encoders: list[dict[str, float]], complete: bool) -> str:
+    """Each encoder's busy share in its last minute; of many the least busy ones."""
+    shown = sorted(encoders, key=lambda one: one["busy_share"])[:ENCODERS_SHOWN]
+    words = []
+    for one in sorted(shown, key=lambda one: one["encoder"]):
+        late = not complete and one["seconds_since"] > LATE_SECONDS
+        ago = f" (its last unit {seconds_text(one['seconds_since'])} ago)" if late else ""
+        words.append(f"{one['encoder']:.0f}: {100 * one['busy_share']:.0f} %{ago}")
+    mean = sum(one["busy_share"] for one in encoders) / len(encoders)
+    least = "" if len(shown) == len(encoders) else f" {100 * mean:.0f} % on average; the least busy:"
+    many = f"{len(encoders)} encoders" if len(encoders) > 1 else "1 encoder"
+    return f"    {many}, busy in the last minute:{least} {', '.join(words)}"
+
+
+def view_of(looks: Sequence[tuple[float, dict[str, Any]]]) -> list[str]:
+    """What is shown of the last look, with the pace since the first."""
+    (then, before), (now, look) = looks[0], looks[-1]
+    lines = [line_of(look)]
+    if now > then:
+        lines.append(pace_line(pace_of(before, look, now - then), look["parts_indexed"] != look["parts"]))
+    if look["rejects"]:
+        lines.append("    rejects: " + ", ".join(f"{reason} {count:,}" for reason, count in look["rejects"].items()))
+    if look["encoders"]:
+        lines.append(encoder_line(look["encoders"], look["complete"]))
+    return lines
+
+
 def main(arguments: argparse.Namespace) -> int:
     status = Status(output_of(arguments.output))
-    looks: deque[tuple[float, dict[str, object]]] = deque(maxlen=LOOKS)
+    looks: deque[tuple[float, dict[str, Any]]] = deque(maxlen=LOOKS)
+    above = 0  # lines of the look before, which a terminal shows the next one in place of
     while True:
         look = status.look()
         looks.append((time.monotonic(), look))
         if arguments.json:
             print_json(look)
         else:
-            say(line_of(look))
-            if len(looks) > 1:
-                (then, before), (now, _) = looks[0], looks[-1]
-                say(pace_line(pace_of(before, look, now - then), look["parts_indexed"] != look["parts"]))
+            lines = view_of(looks)
+            again = f"\x1b[{above}F\x1b[J" if above and sys.stdout.isatty() else ""
+            say(again + "\n".join(lines))
+            columns = shutil.get_terminal_size().columns
+            above = sum(-(-len(line) // columns) for line in lines)
         if not arguments.watch or look["complete"]:
             return 0
         time.sleep(WATCH_SECONDS)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ PERCENTILES = (5, 50, 95, 99)
 STEPS = 200  # bins of a histogram of ratios or sizes, each 1/STEPS of a power of two wide: 0.35 %
 LANGUAGE_MODEL_EXTRA = 2  # <|vision_start|> and <|vision_end|> around an image's tokens
 READ_AHEAD = 4
+BINS = 12  # of a histogram of tokens
 PARTS_AT_ONCE = 8
 RUNS_WORTH_PROCESSES = 8  # some 500 000 samples; to start a process takes a second
 MAX_PROCESSES = 8
@@ -146,13 +148,8 @@ class Estimate:
         """Of the tokens of an image."""
         return int(np.searchsorted(np.cumsum(self.histogram), self.images * percent / 100)) if self.images else 0
 
-    def bins(self, count: int = 12) -> list[dict[str, int]]:
-        """The histogram in about `count` bins of equal width: from, up to (exclusive), images."""
-        width = max(1, -(-len(self.histogram) // count))
-        return [
-            {"from": first, "to": first + width, "images": int(self.histogram[first : first + width].sum())}
-            for first in range(0, len(self.histogram), width)
-        ]
+    def bins(self, count: int = BINS) -> list[dict[str, float]]:
+        return [one | {"images": int(one["images"])} for one in bins_of(self.histogram, count)]
 
     def as_dict(self, writing: Writing, rates: Rates) -> dict[str, object]:
         """The numbers by name."""
@@ -315,6 +312,15 @@ def estimate_plan(
 
 def _leave_interrupts_to_the_command() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def bins_of(images_T: npt.NDArray[Any], count: int = BINS) -> list[dict[str, float]]:
+    """A histogram of images by tokens in about `count` bins of equal width: from, up to (exclusive), images."""
+    width = max(1, -(-len(images_T) // count))
+    return [
+        {"from": first, "to": first + width, "images": float(images_T[first : first + width].sum())}
+        for first in range(0, len(images_T), width)
+    ]
 
 
 def branches_of(

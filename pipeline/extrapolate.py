@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import rejects
-from pipeline.estimate import LANGUAGE_MODEL_EXTRA, PERCENTILES, Rates, Writing, branches_of, tokens_of_sizes
-from pipeline.output_size import FORMATS, VALUE_BYTES, image_bytes
+from pipeline.estimate import LANGUAGE_MODEL_EXTRA, PERCENTILES, Rates, Writing, bins_of, branches_of, tokens_of_sizes
+from pipeline.output_size import FORMATS, VALUE_BYTES, image_bytes, shard_bytes
 from pipeline.sampling import Draws
 from pipeline.units import Geometry
 
@@ -76,7 +76,9 @@ def _of_budget(
     branches = branches_of(height_N, width_N, tokens_N * geometry.factor**2, geometry)
 
     def size(kind: str, dtype: str) -> Interval:
-        return interval(draws, image_bytes(tokens_N, writing.width, kind, dtype) * usable)
+        shards_N = tokens_N / writing.shard_tokens  # if all were full
+        images_N = image_bytes(tokens_N, writing.width, kind, dtype) * usable
+        return interval(draws, images_N + shards_N * shard_bytes(kind))
 
     stored = size(writing.format, writing.dtype)
     costs = {
@@ -88,6 +90,7 @@ def _of_budget(
         "tokens": total.scaled(1),
         "tokens_mean": total.estimate / images.estimate if images.estimate else 0.0,
         **{f"tokens_p{p}": int(quantile(tokens_N[usable], weights[usable], p)) for p in PERCENTILES},
+        "tokens_histogram": bins_of(np.bincount(tokens_N[usable], weights[usable] / len(draws.draws), minlength=1)),
         "language_model_tokens": interval(draws, tokens_N + LANGUAGE_MODEL_EXTRA * usable).scaled(1),
         **{
             f"share_{name}": float(weights[usable & branch_N].sum()) / every if every else 0.0

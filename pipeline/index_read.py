@@ -118,6 +118,13 @@ def hashes_of(sha256: bytes | memoryview) -> npt.NDArray[np.uint64]:
     return np.maximum(digests_N4[:, 0].astype(np.uint64), np.uint64(1))
 
 
+def find_index_row(path: AnyPath, source: str, key: str) -> IndexedSample | None:
+    """The sample that this key names in a part, None if its header is a reject or there is none."""
+    wanted = [("source", "=", source), ("key", "=", key), ("status", "=", rejects.OK)]
+    rows = pq.read_table(small_file(path), filters=wanted).to_pylist()
+    return IndexedSample(**rows[0]) if rows else None
+
+
 def read_index_rows(path: AnyPath | BinaryIO, first: int, count: int) -> list[IndexedSample]:
     """Reads `count` samples from row `first` on, from the row groups that hold them only."""
     file = pq.ParquetFile(small_file(path) if isinstance(path, Path | RemotePath) else path)

@@ -34,6 +34,11 @@ def image_bytes(tokens_N: npt.NDArray[np.int64], width: int, kind: str, dtype: s
     return -(-(header + stored_N) // BLOCK) * BLOCK + 2 * BLOCK + JSON_BYTES
 
 
+def shard_bytes(kind: str) -> int:
+    """What a shard takes beside its images."""
+    return TAR_RECORD if kind == "webdataset" else FILE_BYTES + ROW_GROUP_BYTES
+
+
 def data_bytes(
     images_T: npt.NDArray[np.int64], units: int, width: int, kind: str, dtype: str, row_group_bytes: int
 ) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import jobs.cli
-from jobs.status import Pace, pace_line, pace_of
+from jobs.status import Pace, encoder_line, pace_line, pace_of
 from pipeline import VisionEncoder
 from pipeline.errors import RequestError
 from pipeline.runner import run
@@ -102,6 +102,18 @@ def test_a_watched_run_has_a_pace() -> None:
     assert "no unit was committed" in pace_line(pace_of(now, now, 2.0), more=False)
 
 
+def test_encoders_are_shown_by_their_share() -> None:
+    two = [{"encoder": number, "busy_share": 0.5 + number / 4, "seconds_since": 100.0 * number} for number in range(2)]
+    line = encoder_line(two, complete=False)
+    assert line == "    2 encoders, busy in the last minute: 0: 50 %, 1: 75 % (its last unit 0:01:40 ago)"
+    assert "ago" not in encoder_line(two, complete=True)
+    many = [{"encoder": number, "busy_share": number / 100, "seconds_since": 0.0} for number in range(100)]
+    line = encoder_line(many, complete=False)
+    assert "100 encoders" in line
+    assert "50 % on average; the least busy: 0: 0 %, 1: 1 %" in line
+    assert "99:" not in line
+
+
 def test_status_watches_a_run_that_goes_on(
     model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +137,7 @@ def test_status_watches_a_run_that_goes_on(
     assert out.count("committed") >= len(records)
     assert "tokens/s" in out
     assert "encoders busy" in out
-    assert "complete" in out.splitlines()[-2]
+    assert "complete" in out.splitlines()[-3]
 
 
 def test_a_rate_is_measured_on_this_machine(

@@ -122,6 +122,13 @@ def test_a_sample_of_everything_is_exact(
     assert [sampled[f"tokens_p{percent}"] for percent in (5, 50, 95)] == [
         exact[f"tokens_p{percent}"] for percent in (5, 50, 95)
     ]
+    assert [one["images"] for one in sampled["tokens_histogram"]] == [
+        pytest.approx(one["images"]) for one in exact["tokens_histogram"]
+    ]
+    for name in ("share_clamped_max", "share_scaled_up", "tokens_mean"):
+        assert sampled[name] == pytest.approx(exact[name])
+    assert sampled["language_model_tokens"]["low"] == pytest.approx(exact["language_model_tokens"])
+    assert sampled["data_bytes"]["estimate"] == pytest.approx(exact["data_bytes"], rel=0.15)  # units are not full
     assert main(["plan", str(path), "--sample", "50"]) == 0
     assert " to " in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PHOTOS, config_for, run_here, write_config
+from conftest import PHOTOS, config_for, encoded, noise, run_here, write_config
 
 from jobs.cli import main
 
@@ -21,6 +21,7 @@ def config(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     shutil.copytree(PHOTOS, folder / "in")
     (folder / "in" / "<b>broken & co.jpg").write_bytes(b"no image")
+    (folder / "in" / "long.png").write_bytes(encoded(noise(2, 600, 1)))
     return write_config(
         folder / "c.yaml",
         config_for(folder / "in", folder / "out", model_path, preprocess={"max_pixels": 300_000},
@@ -54,6 +55,8 @@ def test_a_page_is_one_file_that_asks_for_nothing(pages: dict[str, Path]) -> Non
     assert text.count("<figure>") >= 4
     assert "&lt;b&gt;broken &amp; co.jpg" in text
     assert "unidentified" in text
+    assert "long.png, 600×2, aspect_ratio" in text
+    assert text.count("data:image/webp") == text.count("<figure>")
 
 
 def test_a_page_that_cannot_be_written_is_named(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,85 @@
+"""Pictures of an output's samples: the image as the tower saw it, with its patches, and the norms of its tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pipeline import rejects
+from pipeline.files import AnyPath
+from pipeline.guard import GuardedReader
+from pipeline.index import IndexedSample
+from pipeline.index_read import find_index_row
+from pipeline.output import read_dataset
+from pipeline.parts import Plan
+from pipeline.prepare import UnitReader, resize
+from pipeline.reader import EmbeddingDataset
+
+SHOWN_PIXELS = 400  # the longer side of an image on the page
+PARTS_SEARCHED = 64  # for a reject, whose row does not name its shard
+EDGE = (255, 255, 255, 70)
+
+
+class Pictures:
+    """Reads images from the source and norms from the output. A row is one of `samples`, by column."""
+
+    def __init__(self, output: AnyPath) -> None:
+        config = read_dataset(output)["config"]
+        self._dataset, self._plan = EmbeddingDataset(str(output)), Plan(output)
+        self._reader = UnitReader(config["source"]["image_column"])
+        self._images = GuardedReader(config["limits"]["sample_seconds"])
+
+    def __enter__(self) -> Pictures:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._images.close()
+        self._reader.close()
+
+    def heat(self, row: dict[str, Any]) -> Image.Image:
+        """The L2 norms of the tokens, a pixel each, from dark to bright."""
+        from matplotlib import colormaps
+
+        merge = self._dataset.info["merge_size"]
+        _, height, width = row["grid_thw"]
+        norms = self._dataset[row["source"], row["key"]]["image_embeds"].float().norm(dim=1).numpy()
+        low, high = float(norms.min()), float(norms.max())
+        colours = colormaps["viridis"]((norms - low) / max(high - low, 1e-9))[..., :3]
+        return Image.fromarray((colours * 255).astype(np.uint8).reshape(height // merge, width // merge, 3))
+
+    def seen(self, row: dict[str, Any]) -> Image.Image:
+        """The image as it was resized, with the edges of its patches; a reject as it is.
+
+        Raises:
+            KeyError, Reject, SourceError, OSError: it cannot be read any more.
+        """
+        sample, data = self._bytes_of(row)
+        pixels = self._images.pixels(sample.key, data, sample.orientation or 1)
+        if row["status"] != rejects.OK:
+            image = Image.fromarray(pixels)
+            image.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
+            return image
+        planes = resize(pixels, row["resized_height"], row["resized_width"])
+        scale = min(1.0, SHOWN_PIXELS / max(row["resized_width"], row["resized_height"]))
+        size = max(1, round(row["resized_width"] * scale)), max(1, round(row["resized_height"] * scale))
+        image = Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))).resize(size).convert("RGBA")
+        lines = Image.new("RGBA", size, (0, 0, 0, 0))
+        drawing = ImageDraw.Draw(lines)
+        step = self._dataset.info["patch_size"] * scale
+        for edge in np.arange(step, max(size), step).tolist():
+            drawing.line([(edge, 0), (edge, size[1])], fill=EDGE)
+            drawing.line([(0, edge), (size[0], edge)], fill=EDGE)
+        return Image.alpha_composite(image, lines).convert("RGB")
+
+    def _bytes_of(self, row: dict[str, Any]) -> tuple[IndexedSample, bytes]:
+        first = int(row["shard"].removeprefix("data/part-")[:6]) if row["shard"] else None
+        known = range(min(self._plan.num_parts, PARTS_SEARCHED)) if first is None else [first]
+        for number in known:
+            sample = find_index_row(self._plan.index_path(number), row["source"], row["key"])
+            if sample is not None:
+                data = self._reader.read(self._plan.part(number), [sample])[0]
+                assert data is not None
+                return sample, data
+        raise KeyError(f"{row['key']}: not found in the plan's first {PARTS_SEARCHED} parts")
