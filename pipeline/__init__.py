@@ -11,27 +11,31 @@ The stages, in flow order:
     carry        what stands beside an image in the source
     tar          strict reading of tar structure
     headers      what an encoded image's header says
-    index        facts about every sample's bytes
+    index        facts about every sample's bytes (index_read: reading them)
     grid         sizes, windows and positions that a grid decides
     units        cut: an index to units, one output shard each
     decode       encoded bytes to RGB pixels, the image policy
     guard        the same for bytes that may crash their decoder
     prepare      resize, cut into patches; a unit's bytes to its patches
     pack         which images share a forward
-    checkpoint   the tower's dimensions and tensors (random_tower makes some)
+    tower_config the tower's dimensions
+    checkpoint   its tensors (random_tower makes some)
     encoder      the tower
     linear       its matrix products
     fused        what lies between them on a GPU
     storage      the dtypes that tokens are stored in
     encode       a prepared unit to its tokens
     shard        write a data shard (shard_tar: as WebDataset)
-    commit       publish it, then its samples shard
+    commit       publish it, then its samples shard (layout: under which names)
     output       fingerprint, totals, _SUCCESS (card: its README.md)
-    stages       what one process of each kind does
+    settings     what the stages of a run are told
+    stages       what one process of each kind does (process: its cores and memory)
     driver       which process does what (engine_inline, engine_ray run them)
     request      a configuration checked against the world
     runner       the whole run (metrics_ray: what Prometheus sees of it)
-    estimate     what a run would write and cost (sampling: from a few headers)
+    estimate     what a run would write and cost (duplicates, output_size: parts of it)
+    sampling     headers drawn from a source (extrapolate: to an estimate with intervals)
+    pace         how fast units were encoded, and how busy encoders were
     verify       an output's files against their records and the source's index
     reader       an output as a data set of torch, row by row
     stream       the same for training: shuffled, split, resumable
