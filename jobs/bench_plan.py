@@ -26,7 +26,7 @@ COMMAND_WITH_PEAK = """
 import resource, sys
 from jobs.bench_plan import peak_resident_bytes
 from jobs.cli import main
-from pipeline.estimate import MAX_PROCESSES
+from pipeline.estimate_plan import MAX_PROCESSES
 from pipeline.process import usable_cores
 code = main(sys.argv[1:])
 largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

@@ -1,10 +1,11 @@
-"""What benchmarks share: mixes of image sizes, how much arithmetic they are, and timing side by side."""
+"""What benchmarks share: photos and mixes of image sizes, how much arithmetic they are, and timing side by side."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from jobs.peers import pixel_values
 from pipeline.encoder import Grid, Tower
+from pipeline.errors import RequestError
 from pipeline.grid import grid_layout, smart_resize
+from pipeline.headers import EXTENSIONS
 from pipeline.pack import Size, pack_images
 from pipeline.units import Geometry
 
 SEED = 7
+SHIPPED_PHOTOS = Path("tests/data/photos")
 MIN_PIXELS, MAX_PIXELS = 3136, 1_003_520
 PATCH, FACTOR = 14, 28
 UNIT_TOKENS, PACK_PATCHES = 65_536, 32_768
@@ -144,3 +148,25 @@ def matrix_call(device: torch.device, dtype: torch.dtype) -> tuple[Call, float]:
     side = MATRIX_SIDE[device.type]
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return lambda: left @ right, 2.0 * side**3
+
+
+def photos_of(folder: Path | None) -> list[Path]:
+    """The photos to measure on. Raises RequestError if there are none."""
+    chosen = folder or SHIPPED_PHOTOS
+    found = sorted(path for path in chosen.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    if not found:
+        raise RequestError(f"--photos: {chosen} holds no photo")
+    return found
+
+
+def interleaved(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each call, taken in turns, after one warm-up each: noise then meets all of them alike."""
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}

@@ -14,8 +14,9 @@ from pipeline.index import IndexedSample
 from pipeline.index_read import find_index_row
 from pipeline.output import read_dataset
 from pipeline.parts import Plan
-from pipeline.prepare import UnitReader, resize
+from pipeline.prepare import resize
 from pipeline.reader import EmbeddingDataset
+from pipeline.unit_reader import UnitReader
 
 SHOWN_PIXELS = 400  # the longer side of an image on the page
 PARTS_SEARCHED = 64  # for a reject, whose row does not name its shard

@@ -14,7 +14,8 @@ from jobs.cli import add_config_arguments, bytes_text, print_json, run_command, 
 from pipeline import rejects
 from pipeline.config import Config, load_config
 from pipeline.errors import RequestError, RunFailed
-from pipeline.estimate import Rates, Writing, estimate_plan
+from pipeline.estimate import Rates, Writing
+from pipeline.estimate_plan import estimate_plan
 from pipeline.extrapolate import extrapolated
 from pipeline.grid import smart_resize_many
 from pipeline.index_read import read_index_arrays

@@ -17,7 +17,8 @@ from pipeline.estimate import BRANCHES, Estimate, Rates, SourceFacts, Writing
 from pipeline.files import AnyPath, names_in
 from pipeline.output import CommittedUnits, Totals, read_dataset, read_records
 from pipeline.pace import Timeline, work_of
-from pipeline.remote import RemotePath, dataset_of
+from pipeline.remote import RemotePath
+from pipeline.remote_read import dataset_of
 
 TEXT_ROWS = 200
 COLUMN = 32

@@ -74,8 +74,8 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
         from pipeline.decode import Decoder
         from pipeline.headers import open_image
         from pipeline.index_read import read_index_rows
-        from pipeline.prepare import UnitReader
         from pipeline.reader import EmbeddingDataset
+        from pipeline.unit_reader import UnitReader
 
         config = verifier.dataset["config"]
         processor = reference_processor(config["preprocess"]["min_pixels"], config["preprocess"]["max_pixels"])

@@ -3,7 +3,7 @@
 The stages, in flow order:
 
     config       the configuration file
-    remote       object storage, and all else that fsspec opens (remote_publish: writing to it)
+    remote       object storage, and all else that fsspec opens (remote_read, remote_publish: by the file)
     files        opening, scratch and publishing, wherever files lie
     sources      list: a source to its files
     rows         Parquet and JSONL: ranges of rows, and the images that they name
@@ -16,7 +16,8 @@ The stages, in flow order:
     units        cut: an index to units, one output shard each
     decode       encoded bytes to RGB pixels, the image policy
     guard        the same for bytes that may crash their decoder
-    prepare      resize, cut into patches; a unit's bytes to its patches
+    unit_reader  a unit's bytes, in few requests
+    prepare      resize, cut into patches: a unit's bytes to its patches
     pack         which images share a forward
     tower_config the tower's dimensions
     checkpoint   its tensors (random_tower makes some)
@@ -24,16 +25,16 @@ The stages, in flow order:
     linear       its matrix products
     fused        what lies between them on a GPU
     storage      the dtypes that tokens are stored in
-    encode       a prepared unit to its tokens
+    encode       a prepared unit to its tokens (fp8_error: what fp8 products cost)
     shard        write a data shard (shard_tar: as WebDataset)
     commit       publish it, then its samples shard (layout: under which names)
     output       fingerprint, totals, _SUCCESS (card: its README.md)
     settings     what the stages of a run are told
     stages       what one process of each kind does (process: its cores and memory)
-    driver       which process does what (engine_inline, engine_ray run them)
+    driver       which process does what (engine_inline, engine_ray run them; ray_cluster)
     request      a configuration checked against the world
     runner       the whole run (metrics_ray: what Prometheus sees of it)
-    estimate     what a run would write and cost (duplicates, output_size: parts of it)
+    estimate     what a run would write and cost (estimate_plan: of all parts; duplicates, output_size)
     sampling     headers drawn from a source (extrapolate: to an estimate with intervals)
     pace         how fast units were encoded, and how busy encoders were
     verify       an output's files against their records and the source's index

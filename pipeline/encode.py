@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline.encoder import Grid, PackPlan, Tower
 from pipeline.errors import EncodeError
+from pipeline.fp8_error import Fp8Error
 from pipeline.pack import Size, pack_images
 from pipeline.prepare import PreparedUnit
 from pipeline.storage import STORED, is_scaled, overflows, restore, store
@@ -87,7 +88,7 @@ class UnitEncoder:
         self.threads = threads
         self.stage: Stage = stage
         self._turn = threading.Lock()
-        self._exact_towers: tuple[Tower, Tower] | None = None
+        self._fp8_error = Fp8Error(tower, stage)
         on_gpu = tower.device.type == "cuda"
         self._upload = torch.cuda.Stream(tower.device) if on_gpu else None
         self._download = torch.cuda.Stream(tower.device) if on_gpu else None
@@ -270,35 +271,13 @@ class UnitEncoder:
         return total
 
     def _linear_error(self, prepared: PreparedUnit, state: _State, sizes: list[Size]) -> dict[str, object]:
-        """What fp8 products cost: one image of the unit, the one of median size, alone in fp8, bfloat16 and float32."""
+        """What fp8 products cost, on the unit's image of median size."""
         image = sorted(range(len(sizes)), key=lambda number: sizes[number].patches)[len(sizes) // 2]
+        patches_PC = prepared.patches_PC[state.patch_ends[image] : state.patch_ends[image + 1]]
         with self._turn:
             torch.set_num_threads(self.threads)
-            if self._exact_towers is None:
-                checkpoint, device = self.tower.checkpoint, self.tower.device
-                self._exact_towers = (
-                    Tower(checkpoint, torch.bfloat16, device),
-                    Tower(checkpoint, torch.float32, device),
-                )
-            ours_MO, *exact = (
-                tower.forward_in_window_order(
-                    torch.from_numpy(
-                        prepared.patches_PC[state.patch_ends[image] : state.patch_ends[image + 1]].copy()
-                    ).to(tower.device),
-                    tower.plan([prepared.grids[image]]),
-                    self.stage,
-                ).double()[_unsorted(tower, prepared.grids[image])]
-                for tower in (self.tower, *self._exact_towers)
-            )
-        result: dict[str, object] = {"key": _key_of(prepared, image)}
-        for name, exact_MO in zip(("bfloat16", "float32"), exact, strict=True):
-            cosine_M = torch.nn.functional.cosine_similarity(ours_MO, exact_MO, dim=-1)
-            result[name] = {
-                "cosine_min": float(cosine_M.min()),
-                "cosine_mean": float(cosine_M.mean()),
-                "relative_rms": float((ours_MO - exact_MO).norm() / exact_MO.norm()),
-            }
-        return result
+            measured = self._fp8_error.measure(torch.from_numpy(patches_PC.copy()), prepared.grids[image])
+        return {"key": _key_of(prepared, image), **measured}
 
 
 @dataclass(kw_only=True)
@@ -321,11 +300,6 @@ def _copy_rows(unit_MO: Tensor, rows_M: Tensor, values_MO: Tensor) -> None:
     if unit_MO.dtype == torch.float8_e4m3fn:
         unit_MO, values_MO = unit_MO.view(torch.uint8), values_MO.view(torch.uint8)
     unit_MO.index_copy_(0, rows_M, values_MO)
-
-
-def _unsorted(tower: Tower, grid: Grid) -> Tensor:
-    """The computed row of each input token: towers of other kernels compute them in other orders."""
-    return torch.argsort(tower.plan([grid]).order_M)
 
 
 def _all_of(true_M: npt.NDArray[np.bool_], state: _State, count: int) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""The Ray engine: prepare and encode stages as actors. The only module of the pipeline that imports Ray.
+"""The Ray engine: prepare and encode stages as actors. Only this, `ray_cluster` and `metrics_ray` import Ray.
 
 Preparers index parts and prepare units; encoders encode, write and commit. Prepared patches stay in the object store of
 the node that made them, and are read there without a copy by an encoder of the same node.
@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import socket
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +25,7 @@ from pipeline.errors import RequestError, RunFailed
 from pipeline.files import Scratch, write_text
 from pipeline.metrics_ray import Metrics
 from pipeline.prepare import PreparedUnit
+from pipeline.ray_cluster import connect
 from pipeline.remote import is_remote
 from pipeline.settings import ShardSettings, StageSettings
 from pipeline.stages import EncodeStage, PrepareStage
@@ -40,7 +37,6 @@ MAX_DEATHS_IN_A_ROW = 20
 # Of Ray's message when its memory monitor ends a process. (Its message for any death speaks of memory.)
 MEMORY_MONITOR_WORDS = "running low on memory"
 START_MESSAGE_SECONDS = 15.0
-REACHABLE_SECONDS = 10.0
 OBJECT_STORE_SHARE = 0.4
 
 
@@ -100,31 +96,6 @@ def _last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _cluster_that_is_gone() -> str:
-    """The address that `auto` would try for a minute in vain: a head node that ended leaves it behind."""
-    with suppress(ImportError, AttributeError, OSError):
-        from ray._private.utils import read_ray_address
-
-        address = read_ray_address()
-        if address:
-            try:
-                _check_reachable(address)
-            except RequestError:
-                return str(address)
-    return ""
-
-
-def _check_reachable(address: str) -> None:
-    """Raises RequestError at once where nobody listens: ray.init tries for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or "/" in host:
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=REACHABLE_SECONDS).close()
-    except OSError as error:
-        raise RequestError(f"cluster.address: {address}: no Ray cluster is there: {error}") from error
-
-
 class RayEngine:
     """Joins or starts a cluster and keeps its actors alive.
 
@@ -153,7 +124,7 @@ class RayEngine:
         if not is_remote(settings.output):
             self._probe = str(scratch.path("probe"))
             write_text(Path(self._probe), settings.nonce)
-        self._started_cluster = self._connect()
+        self._started_cluster = connect(cluster.address, say)
         try:
             self._size(encoding)
             for number in range(self.encoders):
@@ -165,52 +136,6 @@ class RayEngine:
         except BaseException:  # an interruption too must not leave actors behind
             self.shutdown()
             raise
-
-    def _connect(self) -> bool:
-        """Joins the cluster that `address` names; returns whether one had to be started for this run.
-
-        Ray sets signal handlers of its own, which end the process; the command's are put back.
-        """
-        if ray.is_initialized():
-            return False
-        here = threading.current_thread() is threading.main_thread()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if here}
-        try:
-            return self._join_or_start()
-        except SystemExit as error:  # Ray's own answer to SIGTERM while it starts
-            raise KeyboardInterrupt("while Ray was starting") from error
-        except RayError as error:
-            reason = str(error).splitlines()[0]
-            raise RequestError(f"cluster.address: {self._cluster.address}: {reason}") from error
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-    def _join_or_start(self) -> bool:
-        address = self._cluster.address
-        options: dict[str, Any] = {"logging_level": "warning"}
-        if address == "auto" and not os.environ.get("RAY_ADDRESS"):
-            try:
-                if gone := _cluster_that_is_gone():
-                    self._say(f"the Ray cluster that was last at {gone} is gone")
-                    raise ConnectionError(gone)
-                ray.init(address="auto", **options)
-                return False
-            except ConnectionError:
-                self._say("no running Ray cluster: starting one on this machine (some 20 s)")
-                if (
-                    os.environ.get("RAY_AUTH_MODE", "token") != "token"
-                ):  # Ray turns it on by itself where nothing is said
-                    self._say("RAY_AUTH_MODE is not token: whoever reaches this machine's ports can run code on it")
-                ray.init(address="local", include_dashboard=False, **options)
-                return True
-        where = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-        _check_reachable(where)
-        try:
-            ray.init(address=None if address == "auto" else address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise RequestError(f"cluster.address: {address}: {str(error).splitlines()[0]}") from error
-        return False
 
     def _size(self, encoding: bool) -> None:
         """Decides how many processes of each kind there are, and what each asks of Ray."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar
 
-from pipeline import remote, remote_publish
+from pipeline import remote, remote_publish, remote_read
 from pipeline.errors import OutputError
 from pipeline.remote import RemotePath, is_remote
 
@@ -80,7 +80,7 @@ def local_copy(path: AnyPath) -> Iterator[Path]:
     _make_private(_node_scratch())
     with tempfile.TemporaryDirectory(dir=_node_scratch()) as folder:
         copy = Path(folder, path.name)
-        remote.download(path.uri, copy)
+        remote_read.download(path.uri, copy)
         yield copy
 
 
@@ -92,8 +92,8 @@ def open_input(place: str | AnyPath, *, forwards: bool = True) -> IO[bytes]:
     """
     if isinstance(place, Path) or not is_remote(place):
         return open(str(place), "rb")
-    file = remote.RemoteFile(str(place))
-    return io.BufferedReader(file, remote.READ_AHEAD_BYTES) if forwards else file  # type: ignore[return-value]
+    file = remote_read.RemoteFile(str(place))
+    return io.BufferedReader(file, remote_read.READ_AHEAD_BYTES) if forwards else file  # type: ignore[return-value]
 
 
 def read_input(place: str, start: int | None = None, end: int | None = None) -> bytes:

@@ -8,14 +8,12 @@ Nothing is taken from a cached listing: a run must see what another has committe
 from __future__ import annotations
 
 import errno
-import io
 import os
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -30,7 +28,6 @@ S3 = ("s3", "s3a")
 GCS = ("gs", "gcs")
 # A range larger than this is read in several requests: one that fails is asked for again by itself.
 RANGE_BYTES = 64 << 20
-READ_AHEAD_BYTES = 8 << 20
 
 
 def is_remote(uri: str | os.PathLike[str] | RemotePath) -> bool:
@@ -292,59 +289,6 @@ def read(uri: str, start: int | None = None, end: int | None = None) -> bytes:
             ends = [min(first + RANGE_BYTES, end) for first in starts]
             data = b"".join(client.cat_ranges([path] * len(starts), starts, ends, on_error="raise"))
         return data
-
-
-class RemoteFile(io.RawIOBase):
-    """An object read by ranges: a read is a request. Raises OSError."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri, self._position = uri, 0
-        self._size = state_of(uri)[0]
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        return self._position
-
-    def read(self, size: int | None = -1) -> bytes:
-        end = self._size if size is None or size < 0 else min(self._size, self._position + size)
-        if end <= self._position:
-            return b""
-        data = read(self._uri, self._position, end)
-        if len(data) != end - self._position:
-            raise OSError(errno.EIO, f"{len(data)} of {end - self._position} bytes at {self._position}", self._uri)
-        self._position = end
-        return data
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def dataset_of(folder: RemotePath) -> Any:
-    """A folder of Parquet files as a pyarrow data set. Raises OSError."""
-    import pyarrow.dataset
-
-    client, path = client_of(folder.uri)
-    with named(folder.uri):
-        files = sorted(f"{path}/{name}" for name in names(folder.uri) if name.endswith(".parquet"))
-        return pyarrow.dataset.dataset(files, format="parquet", filesystem=client)
-
-
-def download(uri: str, target: Path) -> None:
-    """Raises OSError."""
-    client, path = client_of(uri)
-    with named(uri):
-        client.get_file(path, str(target))
 
 
 def scheme_of(uri: str) -> str:

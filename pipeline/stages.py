@@ -29,10 +29,11 @@ from pipeline.index_read import read_index_rows
 from pipeline.linear import openblas_version
 from pipeline.output import version_of
 from pipeline.parts import Part, Plan
-from pipeline.prepare import PreparedUnit, UnitReader, prepare_unit
+from pipeline.prepare import PreparedUnit, prepare_unit
 from pipeline.process import keep_freed_memory, peak_memory_bytes
 from pipeline.remote import is_remote
 from pipeline.settings import ShardSettings, StageSettings
+from pipeline.unit_reader import UnitReader
 from pipeline.units import Unit
 
 

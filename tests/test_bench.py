@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jobs import bench_gpu, mixes
+from jobs import bench_gpu, mixes, peers_helped
 from jobs.peers import pixel_values, reference_tower, run_reference
 from pipeline.checkpoint import Checkpoint
 from pipeline.encoder import Grid, Tower
@@ -44,7 +44,7 @@ def test_the_helped_reference_gets_what_it_would_compute(checkpoint: Checkpoint,
     reference = reference_tower(checkpoint, torch.float32, CPU)
     patches = torch.randint(0, 256, (mixes.patches_of(grids), 588), dtype=torch.uint8)
     pixels = pixel_values(tower, patches)
-    given = bench_gpu._precomputed(reference, grids, CPU)
+    given = peers_helped._precomputed(reference, grids, CPU)
     with torch.inference_mode():
         helped = reference(pixels, torch.tensor(grids), **given).pooler_output
     assert torch.equal(helped, run_reference(reference, pixels, grids))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import IMAGES, config_for, embeddings, encoded, make_tar, run_here
 
-import pipeline.prepare as prepare_module
+import pipeline.unit_reader as unit_reader
 from pipeline.errors import RequestError
 
 
@@ -289,14 +289,14 @@ def test_a_tar_is_read_in_one_range_with_what_is_carried(
     members += [("filler.bin", bytes(5000)), ("late.png", images["000.png"]), ("000.cls", b"far behind")]
     source = make_tar(tmp_path / "a.tar.gz", members, "w:gz")
     opened: list[Path] = []
-    stream = prepare_module.TarStream
+    stream = unit_reader.TarStream
 
     class Counted(stream):  # type: ignore[misc, valid-type]
         def __init__(self, path: Path) -> None:
             opened.append(path)
             super().__init__(path)
 
-    monkeypatch.setattr(prepare_module, "TarStream", Counted)
+    monkeypatch.setattr(unit_reader, "TarStream", Counted)
     run_here(config_for(source, tmp_path / "near", model_path, source={"carry": ["txt"]}))
     rows = {row["key"]: row["txt"] for row in samples(tmp_path / "near")}
     assert rows.pop("filler") is None  # a reject: there is no image
@@ -304,7 +304,7 @@ def test_a_tar_is_read_in_one_range_with_what_is_carried(
     units = len(list((tmp_path / "near" / "samples").iterdir()))
     assert units > 4
     assert len(opened) <= 2  # the last sample's text stands at the tar's start: one step back
-    monkeypatch.setattr(prepare_module, "BESIDE_BYTES", 100)
+    monkeypatch.setattr(unit_reader, "BESIDE_BYTES", 100)
     run_here(config_for(source, tmp_path / "far", model_path, source={"carry": ["txt", "cls"]}))
     found = {row["key"]: (row["txt"], row["cls"]) for row in samples(tmp_path / "far")}
     assert found["late"] == ("far before", None)

@@ -15,10 +15,11 @@ import pytest
 from conftest import REPOSITORY, config_for, encoded, make_tar, noise, run_here, write_config
 
 from jobs.cli import main
-from pipeline import estimate
+from pipeline import estimate_plan as estimate_plan_module
 from pipeline.config import parse_config
 from pipeline.duplicates import Duplicates
-from pipeline.estimate import Rates, Writing, estimate_plan
+from pipeline.estimate import Rates, Writing
+from pipeline.estimate_plan import estimate_plan
 from pipeline.extrapolate import student
 from pipeline.grid import smart_resize
 from pipeline.index_read import hashes_of
@@ -222,9 +223,9 @@ def test_parts_in_other_processes_give_the_same(
     request = check_request(config_for(as_tars(photos, tmp_path / "in"), tmp_path / "out", model_path))
     plan, _ = make_plan(request, say=lambda line: None)
     here, source = estimate_plan(plan, request.geometry, [10_000, 40_000], WRITING)
-    monkeypatch.setattr(estimate, "PARTS_AT_ONCE", 1)
-    monkeypatch.setattr(estimate, "RUNS_WORTH_PROCESSES", 2)
-    monkeypatch.setattr(estimate, "map", None, raising=False)  # it goes another way
+    monkeypatch.setattr(estimate_plan_module, "PARTS_AT_ONCE", 1)
+    monkeypatch.setattr(estimate_plan_module, "RUNS_WORTH_PROCESSES", 2)
+    monkeypatch.setattr(estimate_plan_module, "map", None, raising=False)  # it goes another way
     there, other_source = estimate_plan(plan, request.geometry, [10_000, 40_000], WRITING)
     assert [one.as_dict(WRITING, Rates()) for one in here] == [one.as_dict(WRITING, Rates()) for one in there]
     assert source.as_dict() == other_source.as_dict()

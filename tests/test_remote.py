@@ -27,7 +27,7 @@ from test_doors import DOORS, as_tar
 from test_ray import connected
 
 from jobs.cli import main
-from pipeline import remote, remote_publish
+from pipeline import remote, remote_publish, remote_read
 from pipeline.errors import OutputError, RequestError
 from pipeline.reader import EmbeddingDataset
 from pipeline.remote import RemotePath
@@ -249,7 +249,7 @@ def test_a_unit_is_read_in_few_requests(
     assert s3.counts.bytes_sent[name] < 1.05 * size + 300_000
     assert s3.counts.requests["GET", name] <= 8
     s3.reset()
-    monkeypatch.setattr(remote, "READ_AHEAD_BYTES", 2000)  # a run looks for a first image before it starts
+    monkeypatch.setattr(remote_read, "READ_AHEAD_BYTES", 2000)  # a run looks for a first image before it starts
     summary = run_here(config)
     assert summary.complete
     assert summary.totals.units >= 3
@@ -429,8 +429,8 @@ def test_a_broken_read_of_a_gzipped_tar_is_tried_again(
     s3_files().put_file(str(tmp_path / "a.tar.gz"), f"{BUCKET}/a.tar.gz")
     config = s3_config(f"{URI}/a.tar.gz", model_path)
     make_plan(check_request(config), say=lambda line: None)
-    monkeypatch.setattr(remote, "READ_AHEAD_BYTES", 3000)
-    real, calls = remote.RemoteFile.read, [0]
+    monkeypatch.setattr(remote_read, "READ_AHEAD_BYTES", 3000)
+    real, calls = remote_read.RemoteFile.read, [0]
 
     def flaky(self: Any, size: int | None = -1) -> bytes:
         calls[0] += 1
@@ -438,7 +438,7 @@ def test_a_broken_read_of_a_gzipped_tar_is_tried_again(
             raise OSError(5, "made by the test")
         return real(self, size)
 
-    monkeypatch.setattr(remote.RemoteFile, "read", flaky)
+    monkeypatch.setattr(remote_read.RemoteFile, "read", flaky)
     summary = run_here(config)
     assert calls[0] > 12
     assert summary.complete
