@@ -47,7 +47,7 @@ class Status:
         )  # fmt: skip
         self._units: dict[int, int] = {}
         self._tokens_known = 0
-        self._seen: set[str] = set()
+        self._seen: CommittedUnits | None = None
         self._recent = Recent()
         self.totals = Totals()
 
@@ -60,12 +60,11 @@ class Status:
             self._units[part] = len(units)
             self._tokens_known += sum(unit.tokens for unit in units)
         committed = CommittedUnits(self._output, plan.num_parts)
-        fresh = [unit_id for unit_id in committed.unit_ids() if unit_id not in self._seen]
-        self._seen.update(fresh)
-        for record in read_records(self._output, fresh):
+        for record in read_records(self._output, committed.unit_ids(self._seen)):
             self.totals.add(record)
             if (work := work_of(record)) is not None:
                 self._recent.add(work)
+        self._seen = committed
         return {
             "output": str(self._output),
             "complete": (self._output / "_SUCCESS").exists(),

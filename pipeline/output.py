@@ -181,8 +181,11 @@ class CommittedUnits:
     def has(self, part: int, number: int) -> bool:
         return bool(self._bits.get(part, 0) >> number & 1)
 
-    def unit_ids(self) -> Iterator[str]:
+    def unit_ids(self, without: CommittedUnits | None = None) -> Iterator[str]:
+        """In order; only those that an earlier look had not found."""
         for part, bits in sorted(self._bits.items()):
+            if without is not None:
+                bits &= ~without._bits.get(part, 0)
             number = 0
             while bits:
                 if bits & 1:
