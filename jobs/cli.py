@@ -56,8 +56,8 @@ def output_of(text: str) -> AnyPath:
     return output
 
 
-def print_json(tree: object) -> None:
-    print(json.dumps(tree, indent=2), flush=True)
+def print_json(tree: object, indent: int | None = 2) -> None:
+    print(json.dumps(tree, indent=indent), flush=True)
 
 
 def write_page(path: str, text: str) -> None:
@@ -74,6 +74,13 @@ def bytes_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def number_text(value: object) -> str:
+    """A number with three digits that matter, or all of an integer; other values as they are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.3g}"
 
 
 def seconds_text(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.cli import add_config_arguments, bytes_text, print_json, run_command, say, write_page
+from jobs.cli import add_config_arguments, bytes_text, number_text, print_json, run_command, say, write_page
 from pipeline import rejects
 from pipeline.config import Config, load_config
 from pipeline.errors import RequestError, RunFailed
@@ -55,8 +56,9 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.calibrate and arguments.tokens_per_second:
         raise RequestError("--calibrate: measures what --tokens-per-second states; give one of them")
     for name in ("tokens_per_second", "price_per_hour", "price_per_terabyte", "sample"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) <= 0:
-            raise RequestError(f"--{name.replace('_', '-')}: must be positive")
+        value = getattr(arguments, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise RequestError(f"--{name.replace('_', '-')}: must be a positive number")
     config = load_config(arguments.config, arguments.overrides)
     budgets = budgets_of(config, arguments.max_pixels)
     request = check_request(config)
@@ -101,16 +103,16 @@ def main(arguments: argparse.Namespace) -> int:
         }
     tree |= measured
     tree["ignored_files"] = sum(request.ignored.values())
+    if arguments.json:
+        print_json(tree)
+    else:
+        _print(tree)
+    if not rates.tokens_per_second and not arguments.json:
+        say(f"{'device_hours':{COLUMN}}state --tokens-per-second (and --price-per-hour) to have them")
     if arguments.html:
         from jobs.report_pages import plan_page
 
         write_page(arguments.html, plan_page(tree, config.source.uri))
-    if arguments.json:
-        print_json(tree)
-        return 0
-    _print(tree)
-    if not rates.tokens_per_second:
-        say(f"{'device_hours':{COLUMN}}state --tokens-per-second (and --price-per-hour) to have them")
     return 0
 
 
@@ -161,9 +163,7 @@ def _text(name: str, value: Any) -> str:
         return ", ".join(f"{key} {_text(name, number)}" for key, number in value.items()) or "none"
     if "bytes" in name:
         return bytes_text(float(value))
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 1000 else f"{value:,.3g}"
-    return f"{value:,}"
+    return number_text(value)
 
 
 if __name__ == "__main__":

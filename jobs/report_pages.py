@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from jobs.cli import bytes_text
+from jobs.cli import number_text as plain_number
 from jobs.pictures import Pictures
 from jobs.report import Section, bars, image_data, page, short, steps, table
 from pipeline import rejects
-from pipeline.errors import SourceError
+from pipeline.errors import OutputError, SourceError
 from pipeline.files import AnyPath
 from pipeline.output import read_dataset
 from pipeline.output_size import FORMATS, VALUE_BYTES
@@ -68,9 +69,7 @@ def number_text(name: str, value: Any) -> str:
         return bytes_text(float(value)).replace(" ", "\N{NO-BREAK SPACE}")
     if name.startswith("share_") or name == "busy_share":
         return f"{100 * value:.1f} %"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
-    return f"{value:,}"
+    return plain_number(value)
 
 
 def plan_page(tree: dict[str, Any], source: str) -> str:
@@ -90,13 +89,11 @@ def plan_page(tree: dict[str, Any], source: str) -> str:
         body = _sizes(one)
         sections.append(Section(title=f"Bytes of the output, max_pixels {one['max_pixels']:,}", body=body))
         if "tokens_histogram" in one:
-            labels = [short(one_bin["from"]) for one_bin in one["tokens_histogram"]]
-            drawn = bars(labels, [one_bin["images"] for one_bin in one["tokens_histogram"]], unit="tokens of an image")
-            sections.append(Section(title=f"Images by tokens, max_pixels {one['max_pixels']:,}", body=drawn))
+            sections.append(Section(title=f"Images by tokens, max_pixels {one['max_pixels']:,}", body=_token_bars(one)))
     facts = [
         [name.replace("_", " "), number_text(name, value)]
         for name, value in tree.items()
-        if isinstance(value, int | float) or (isinstance(value, dict) and "estimate" in value)
+        if isinstance(value, int | float | str) or (isinstance(value, dict) and "estimate" in value)
     ]
     sections.append(Section(title="The source", body=table(facts)))
     rejects = tree.get("rejects") or budgets[0].get("rejects") or {}
@@ -111,6 +108,11 @@ def plan_page(tree: dict[str, Any], source: str) -> str:
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in tree["skipped_parts"])
         sections.append(Section(title="Skipped", body=f"<ul>{lines}</ul>", wide=True))
     return page("What it would take", source, sections)
+
+
+def _token_bars(tree: dict[str, Any]) -> str:
+    bins = tree["tokens_histogram"]
+    return bars([short(one["from"]) for one in bins], [one["images"] for one in bins], unit="tokens of an image")
 
 
 def _sizes(tree: dict[str, Any]) -> str:
@@ -140,8 +142,8 @@ def stats_page(output: AnyPath, connection: Any, result: dict[str, Any]) -> str:
         ):
             drawn = steps(edges, [one[name] for one in over], unit="seconds, pauses left out", largest=largest)
             sections.append(Section(title=title, body=drawn))
+    sections.append(Section(title="Images by tokens", body=_token_bars(result)))
     for title, column, unit in (
-        ("Images by tokens", "num_tokens", "tokens of an image"),
         ("Images by the mean norm of their tokens", "norm_mean", "L2 norm"),
         ("Images by megapixels", "width::DOUBLE * height / 1e6", "megapixels"),
     ):
@@ -222,7 +224,10 @@ def _figure(row: dict[str, Any], pictures: Pictures) -> str:
             f" as {row['resized_width']}×{row['resized_height']}, {row['num_tokens']:,} tokens, norms "
             f"{row['norm_mean']:.3g} on average, at most {row['norm_max']:.3g}"
         )
-        heat = f'<img class=heat alt="norms of its tokens" src="{image_data(pictures.heat(row))}">'
+        try:
+            heat = f'<img class=heat alt="norms of its tokens" src="{image_data(pictures.heat(row))}">'
+        except (OutputError, OSError) as error:
+            heat = f"<p>{html.escape(str(error))}</p>"
     else:
         caption += f", {row['status']}"
     try:

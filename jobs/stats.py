@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import math
 import sys
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from jobs.cli import add_json_argument, bytes_text, output_of, print_json, run_command, say, write_page
+from jobs.cli import add_json_argument, bytes_text, number_text, output_of, print_json, run_command, say, write_page
 from pipeline import rejects
 from pipeline.config import Config, parse_config
-from pipeline.errors import RequestError
+from pipeline.errors import OutputError, RequestError
 from pipeline.estimate import BRANCHES, Estimate, Rates, SourceFacts, Writing
 from pipeline.files import AnyPath, names_in
 from pipeline.output import CommittedUnits, Totals, read_dataset, read_records
@@ -47,8 +49,11 @@ def connect(output: AnyPath) -> Any:
         if isinstance(output, RemotePath):  # through the same client, credentials and retries as everything else
             connection.register(folder, dataset_of(output / folder))
             continue
-        place = str((output / folder).resolve() / "*.parquet").replace("'", "''")
-        connection.execute(f"CREATE VIEW {folder} AS SELECT * FROM read_parquet('{place}')")
+        place = (glob.escape(str((output / folder).resolve())) + "/*.parquet").replace("'", "''")
+        try:
+            connection.execute(f"CREATE VIEW {folder} AS SELECT * FROM read_parquet('{place}')")
+        except duckdb.Error as error:
+            raise OutputError(f"{output / folder} cannot be read: {error}; `visionbake verify` tells more") from error
     return connection
 
 
@@ -133,27 +138,29 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.sql:
         return _run_query(connect(output), arguments)
     result = statistics_of(output)
+    if arguments.json:
+        print_json(result)
+    else:
+        _print(result)
     if arguments.html:
         from jobs.report_pages import stats_page
 
         write_page(arguments.html, stats_page(output, connect(output), result))
-    if arguments.json:
-        print_json(result)
-        return 0
+    return 0
+
+
+def _print(result: dict[str, Any]) -> None:
     for name, value in result.items():
         if isinstance(value, list):
             continue  # for --json and --html
-        if name.endswith("_bytes"):
-            value = bytes_text(value)
-        elif isinstance(value, float):
-            value = f"{value:,.4g}"
-        elif isinstance(value, int):
-            value = f"{value:,}"
-        elif isinstance(value, dict):
-            shown = bytes_text if "bytes" in name else "{:,}".format
-            value = ", ".join(f"{key} {shown(number)}" for key, number in value.items()) or "none"
-        say(f"{name:{COLUMN}}{value}")
-    return 0
+        if isinstance(value, dict):
+            shown = bytes_text if "bytes" in name else number_text
+            text = ", ".join(f"{key} {shown(number)}" for key, number in value.items()) or "none"
+        elif value is None:
+            text = "unknown"
+        else:
+            text = bytes_text(value) if name.endswith("_bytes") else number_text(value)
+        say(f"{name:{COLUMN}}{text}")
 
 
 def _run_query(connection: Any, arguments: argparse.Namespace) -> int:
@@ -166,6 +173,7 @@ def _run_query(connection: Any, arguments: argparse.Namespace) -> int:
         raise RequestError(f"--sql: {error}") from error
     names = [column[0] for column in answer.description or []]
     if arguments.json:
+        names = [name if name not in names[:place] else f"{name}_{place + 1}" for place, name in enumerate(names)]
         print_json([dict(zip(names, (_plain(value) for value in row), strict=True)) for row in rows])
         return 0
     shown = [names, *([_cell(value) for value in row] for row in rows[:TEXT_ROWS])]
@@ -178,7 +186,14 @@ def _run_query(connection: Any, arguments: argparse.Namespace) -> int:
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | bool | list | dict | None) else str(value)
+    """As JSON has it: what it has no form for as text, what is no number as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return value if isinstance(value, str | int | bool | None) else str(value)
 
 
 def _cell(value: Any) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.cli import add_json_argument, bytes_text, output_of, print_json, run_command, say, seconds_text
+from jobs.cli import Interrupted, add_json_argument, bytes_text, output_of, print_json, run_command, say, seconds_text
 from pipeline.config import parse_config
 from pipeline.files import AnyPath
 from pipeline.index_read import read_index_arrays
@@ -149,6 +149,15 @@ def view_of(looks: Sequence[tuple[float, dict[str, Any]]]) -> list[str]:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    try:
+        return _show(arguments)
+    except (KeyboardInterrupt, Interrupted):
+        if arguments.watch:
+            return 0  # how one stops watching
+        raise
+
+
+def _show(arguments: argparse.Namespace) -> int:
     status = Status(output_of(arguments.output))
     looks: deque[tuple[float, dict[str, Any]]] = deque(maxlen=LOOKS)
     above = 0  # lines of the look before, which a terminal shows the next one in place of
@@ -156,7 +165,7 @@ def main(arguments: argparse.Namespace) -> int:
         look = status.look()
         looks.append((time.monotonic(), look))
         if arguments.json:
-            print_json(look)
+            print_json(look, indent=None if arguments.watch else 2)
         else:
             lines = view_of(looks)
             again = f"\x1b[{above}F\x1b[J" if above and sys.stdout.isatty() else ""

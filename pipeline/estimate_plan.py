@@ -57,6 +57,8 @@ def estimate_parts(
         for facts in read:
             index = facts.arrays
             source.add(index)
+            # A reject is no copy: not the first one either.
+            facts = replace(facts, hash_N=facts.hash_N * index.accepted_N)
             again = repeated(facts.hash_N) if writing.deduplicate else np.zeros(0, np.int64)
             for one in estimates:
                 one.merge(

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import rejects
+from pipeline.errors import OutputError
 from pipeline.files import AnyPath, small_file
 from pipeline.index import IndexedSample
 from pipeline.remote import RemotePath
@@ -61,7 +62,11 @@ def read_index_arrays(path: AnyPath) -> IndexArrays:
 
 
 def _read(path: AnyPath, columns: list[str]) -> pa.Table:
-    return pq.ParquetFile(small_file(path)).read(columns, use_threads=False)
+    """Raises OutputError: it is not a complete index."""
+    try:
+        return pq.ParquetFile(small_file(path)).read(columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"{path} cannot be read: {error}") from error
 
 
 def _arrays_of(table: pa.Table) -> IndexArrays:

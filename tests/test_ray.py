@@ -156,7 +156,8 @@ def test_prometheus_sees_a_run(ray_nodes: dict[str, str], source: Path, model_pa
         places = {f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes()}
         deadline = time.monotonic() + 60
         found: dict[str, float] = {}
-        while time.monotonic() < deadline and not {"images", "rejects", "stage_seconds"} <= found.keys():
+        wanted = {"images", "tokens", "rejects", "stage_seconds", "units", "parts_cut", "encoder_busy_share"}
+        while time.monotonic() < deadline and not (wanted <= found.keys() and found["images"] == summary.totals.rows):
             time.sleep(1)
             for place in places:
                 with suppress(OSError):
@@ -164,12 +165,14 @@ def test_prometheus_sees_a_run(ray_nodes: dict[str, str], source: Path, model_pa
                     for line in text.splitlines():
                         if line.startswith("ray_visionbake_") and str(output) in line:
                             name, _, rest = line.partition("{")
-                            name = name.removeprefix("ray_visionbake_").removesuffix("_total")
+                            name = name.removeprefix("ray_visionbake_")
                             found[name] = max(found.get(name, 0), float(rest.rpartition(" ")[2]))
     totals = summary.totals
     assert found["images"] == totals.rows
     assert found["tokens"] == totals.tokens
     assert found["embedding_bytes"] == totals.embedding_bytes
+    assert found["units"] == found["units_to_do"] == totals.units
+    assert found["parts_cut"] == found["parts"] == 1
     assert found["rejects"] == 1
     assert 0 < found["encoder_busy_share"] <= 1
     board = (REPOSITORY / "configs" / "grafana.json").read_text(encoding="utf-8")
