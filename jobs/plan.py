@@ -21,9 +21,10 @@ from pipeline.extrapolate import extrapolated
 from pipeline.grid import smart_resize_many
 from pipeline.index_read import read_index_arrays
 from pipeline.parts import Plan
-from pipeline.request import Request, check_request
+from pipeline.request import check_request
 from pipeline.runner import make_plan
 from pipeline.sampling import draw
+from pipeline.units import Geometry
 
 COLUMN = 32
 
@@ -73,21 +74,25 @@ def main(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     measured: dict[str, Any] = {}
 
-    def calibrated(height_N: npt.NDArray[np.int64], width_N: npt.NDArray[np.int64]) -> Rates:
+    def rates_of(height_N: npt.NDArray[np.int64], width_N: npt.NDArray[np.int64]) -> list[Rates]:
+        """For each budget: large images take more time for a token than small ones."""
         if not arguments.calibrate:
-            return rates
-        from jobs.calibrate import calibrate
+            return [rates] * len(budgets)
+        from jobs.calibrate import Calibrator
 
-        result = calibrate(request, grids_of(request, height_N, width_N))
-        measured["calibrated_on"] = result.device
-        measured["calibrated_tokens_per_second"] = result.tokens_per_second
-        return replace(rates, tokens_per_second=result.tokens_per_second)
+        calibrator = Calibrator(request)
+        results = [
+            calibrator.measure(grids_of(replace(request.geometry, max_pixels=budget), height_N, width_N))
+            for budget in budgets
+        ]
+        measured["calibrated_on"] = results[0].device
+        return [replace(rates, tokens_per_second=result.tokens_per_second) for result in results]
 
     if arguments.sample is not None:
         draws = draw(request.place, arguments.sample, arguments.seed, config.source.image_column)
         seen = [one for each in draws.draws for one in each.samples if one.status == rejects.OK]
-        rates = calibrated(np.array([one.height for one in seen]), np.array([one.width for one in seen]))
-        tree = extrapolated(draws, request.geometry, budgets, writing, rates)
+        by_budget = rates_of(np.array([one.height for one in seen]), np.array([one.width for one in seen]))
+        tree = extrapolated(draws, request.geometry, dict(zip(budgets, by_budget, strict=True)), writing)
     else:
         plan, failed = make_plan(request, say=(lambda line: None) if arguments.json else say)
         if failed:
@@ -95,10 +100,10 @@ def main(arguments: argparse.Namespace) -> int:
                 print(f"FAILED  {problem}", file=sys.stderr)
             raise RunFailed(f"{len(failed)} of {plan.num_parts} parts could not be indexed")
         estimates, source = estimate_plan(plan, request.geometry, budgets, writing)
-        rates = calibrated(*some_sizes(plan))
+        by_budget = rates_of(*some_sizes(plan))
         tree = source.as_dict() | {
             **({"duplicates_counted_in_one_of": one_of} if (one_of := source.duplicates_of_one_in) > 1 else {}),
-            "budgets": [one.as_dict(writing, rates) for one in estimates],
+            "budgets": [one.as_dict(writing, each) for one, each in zip(estimates, by_budget, strict=True)],
             "skipped_parts": source.skipped_parts,
         }
     tree |= measured
@@ -107,7 +112,7 @@ def main(arguments: argparse.Namespace) -> int:
         print_json(tree)
     else:
         _print(tree)
-    if not rates.tokens_per_second and not arguments.json:
+    if not by_budget[0].tokens_per_second and not arguments.json:
         say(f"{'device_hours':{COLUMN}}state --tokens-per-second (and --price-per-hour) to have them")
     if arguments.html:
         from jobs.report_pages import plan_page
@@ -127,10 +132,9 @@ def some_sizes(plan: Plan) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]
 
 
 def grids_of(
-    request: Request, height_N: npt.NDArray[np.int64], width_N: npt.NDArray[np.int64]
+    geometry: Geometry, height_N: npt.NDArray[np.int64], width_N: npt.NDArray[np.int64]
 ) -> list[tuple[int, int, int]]:
     """The grids of images of these sizes. Raises RequestError: there are none."""
-    geometry = request.geometry
     sides = smart_resize_many(height_N, width_N, geometry.factor, geometry.min_pixels, geometry.max_pixels)
     grids = [(1, h // geometry.patch_size, w // geometry.patch_size) for h, w in zip(*sides, strict=True) if h]
     if not grids:

@@ -160,6 +160,7 @@ class Estimate:
             "embedding_bytes": tokens * writing.width * VALUE_BYTES[writing.dtype],
             "data_bytes": stored_bytes,
             **{f"{kind}_bytes_by_dtype": {dtype: size(kind, dtype) for dtype in VALUE_BYTES} for kind in FORMATS},
+            **({"tokens_per_second": rate} if (rate := rates.tokens_per_second) else {}),
             **rates.costs(tokens - self.unit_duplicate_tokens, stored_bytes),
         }
 

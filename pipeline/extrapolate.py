@@ -5,7 +5,7 @@ Source: Cochran, Sampling Techniques, 3rd edition (1977), 9A.3 (drawing with une
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.units import Geometry
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
+FEW = (12.706, 4.303, 3.182, 2.776, 2.571)
 CONFIDENT = 1.959964  # of a normal distribution, 95 % of which lie within so many standard deviations
 
 
@@ -35,10 +36,11 @@ class Interval:
         return {"estimate": self.estimate * by, "low": self.low * by, "high": self.high * by}
 
 
-def extrapolated(
-    draws: Draws, geometry: Geometry, budgets: Sequence[int], writing: Writing, rates: Rates
-) -> dict[str, Any]:
-    """What `estimate_plan` counts, from some samples: totals with intervals, shares and percentiles without."""
+def extrapolated(draws: Draws, geometry: Geometry, budgets: Mapping[int, Rates], writing: Writing) -> dict[str, Any]:
+    """What `estimate_plan` counts, from some samples: totals with intervals, shares and percentiles without.
+
+    Duplicates are not seen: device hours are those of encoding every image.
+    """
     weights = np.concatenate([np.full(len(one.samples), one.weight) for one in draws.draws])
     height_N, width_N = (
         np.array([getattr(sample, side) for one in draws.draws for sample in one.samples], np.int64)
@@ -53,7 +55,6 @@ def extrapolated(
         "sampled": draws.samples,
         "files": draws.files,
         "samples": interval(draws, np.ones(draws.samples)).scaled(1),
-        "rejects": rejected(draws),
         **{
             f"{name}_p{percent}": quantile(values[seen], weights[seen], percent)
             for name, values in shapes.items()
@@ -61,7 +62,7 @@ def extrapolated(
         },
         "budgets": [
             _of_budget(draws, replace(geometry, max_pixels=budget), height_N, width_N, weights, writing, rates)
-            for budget in budgets
+            for budget, rates in budgets.items()
         ],
     }
 
@@ -84,8 +85,12 @@ def _of_budget(
     costs = {
         name: rates.costs(getattr(total, name), getattr(stored, name)) for name in ("estimate", "low", "high")
     }  # fmt: skip
+    large_N = width_N * height_N > geometry.max_image_pixels
+    by_size = {rejects.TOO_MANY_PIXELS: large_N, rejects.ASPECT_RATIO: (height_N > 0) & ~usable & ~large_N}
     return {
         "max_pixels": geometry.max_pixels,
+        "rejects": rejected(draws)
+        | {reason: interval(draws, where_N).estimate for reason, where_N in by_size.items() if where_N.any()},
         "images": images.scaled(1),
         "tokens": total.scaled(1),
         "tokens_mean": total.estimate / images.estimate if images.estimate else 0.0,
@@ -99,6 +104,7 @@ def _of_budget(
         "embedding_bytes": total.scaled(writing.width * VALUE_BYTES[writing.dtype]),
         "data_bytes": stored.scaled(1),
         **{f"{kind}_bytes_by_dtype": {dtype: size(kind, dtype).estimate for dtype in VALUE_BYTES} for kind in FORMATS},
+        **({"tokens_per_second": rate} if (rate := rates.tokens_per_second) else {}),
         **{
             name: costs["estimate"][name] if name.startswith("break_even") else {key: costs[key][name] for key in costs}
             for name in costs["estimate"]
@@ -120,7 +126,9 @@ def interval(draws: Draws, values_N: npt.NDArray[Any]) -> Interval:
 
 
 def student(freedom: int) -> float:
-    """Student's t for 95 %. Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5."""
+    """Student's t for 95 %. Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5, table 26.10."""
+    if freedom <= len(FEW):  # where the series is not close
+        return FEW[freedom - 1]
     z = CONFIDENT
     terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
     return sum(term / freedom**power for power, term in enumerate(terms))

@@ -6,26 +6,31 @@ uncertainty of their mean, whatever the source is made of:
 folder      some of its files, each as likely as any other; how many there are is known from the listing
 webdataset  the members whose headers begin in a window of bytes, anywhere in any of the tars (compressed: whole tars)
 jsonl       the lines that begin in a window of bytes
-parquet     some rows of a row group, drawn as often as it has rows
+parquet     some rows of a row group, drawn as often as it has rows (of very many files, as often as they are large)
 
 Source for the estimators: Cochran, Sampling Techniques, 3rd edition (1977), 9A.3 (drawing with unequal probabilities).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import tarfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline import rejects
 from pipeline.errors import DamagedPart, RequestError
-from pipeline.files import open_input, read_input
+from pipeline.files import READS_AT_ONCE, map_ahead, open_input, read_input
 from pipeline.guard import ImageReader
 from pipeline.headers import EXTENSIONS
+from pipeline.index import split_key
 from pipeline.rejects import Reject
 from pipeline.rows import Place, images_of, line_places, open_parquet, read_place
 from pipeline.sources import SourceFile, SourcePlace, list_files
@@ -35,6 +40,7 @@ DRAWS = 32
 PILOT_BYTES = 4 << 20
 MIN_WINDOW_BYTES = 64 << 10
 SYNC_BYTES = 1 << 20
+FOOTERS_READ = 512  # of more Parquet files only those that are drawn are opened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +74,14 @@ class Draws:
 
 
 def draw(place: SourcePlace, count: int, seed: int, image_column: str) -> Draws:
-    """Draws about `count` samples.
+    """Draws about `count` samples, at least one a draw.
 
     Raises:
         RequestError: a file cannot be listed or read, or there is nothing in it.
     """
     generator = random.Random(seed)
     images = _Images()
+    count = max(count, DRAWS)
     if place.format == "folder":
         return _draw_folder(place, count, generator, images)
     files = list(list_files(place))
@@ -100,8 +107,10 @@ class _Images(ImageReader):
             return Drawn(status=reject.reason)
         return Drawn(status=rejects.OK, width=header.width, height=header.height)
 
-    def of_place(self, place: Place) -> Drawn:
-        return Drawn(status=rejects.MISSING_IMAGE) if place.problem else self.drawn(read_place(place))
+    def of_places(self, places: Sequence[Place]) -> list[Drawn]:
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            read = map_ahead(pool, lambda place: None if place.problem else read_place(place), places, READS_AT_ONCE)
+            return [self.drawn(data) for data in read]
 
 
 def _draw_folder(place: SourcePlace, count: int, generator: random.Random, images: _Images) -> Draws:
@@ -114,92 +123,189 @@ def _draw_folder(place: SourcePlace, count: int, generator: random.Random, image
         elif (number := generator.randrange(total)) < count:
             kept[number] = file
     generator.shuffle(kept)
+    if len(kept) < total:  # groups of one size: how many samples there are is then not uncertain
+        kept = kept[: len(kept) // DRAWS * DRAWS]
     groups = [group for number in range(DRAWS) if (group := kept[number::DRAWS])]
-    draws = []
-    for group in groups:
-        found = []
-        for file in group:
-            try:
-                found.append(images.drawn(read_input(os.path.join(place.root, file.path))))
-            except OSError as error:
-                raise RequestError(f"source: {file.path} cannot be read: {error}") from error
-        # As if every group were of the same size, so that the draws' mean is that of all files.
-        draws.append(Draw(weight=total * len(groups) / len(kept), samples=tuple(found)))
+    try:
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            paths = (os.path.join(place.root, file.path) for group in groups for file in group)
+            found = [images.drawn(data) for data in map_ahead(pool, read_input, paths, READS_AT_ONCE)]
+    except OSError as error:
+        raise RequestError(f"source: cannot be sampled: {error}") from error
+    rest = iter(found)
+    draws = [
+        Draw(weight=total * len(groups) / len(kept), samples=tuple(itertools.islice(rest, len(group))))
+        for group in groups
+    ]
     return Draws(draws=tuple(draws), unseen=1 - len(kept) / total if total else 0.0, files=total)
 
 
 def _draw_rows(
     place: SourcePlace, files: Sequence[SourceFile], count: int, generator: random.Random, images: _Images, column: str
 ) -> Iterator[Draw]:
-    groups: list[tuple[str, int, int]] = []
-    for file in files:
-        path = os.path.join(place.root, file.path)
-        with open_parquet(path) as parquet:
-            metadata = parquet.metadata
-            groups += [(path, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
+    paths = [os.path.join(place.root, file.path) for file in files]
+    wanted = max(1, count // DRAWS)
+    if len(paths) > FOOTERS_READ:
+        size_ends = np.cumsum([file.size for file in files], dtype=np.int64)
+        chosen = [_at(size_ends, generator) for _ in range(DRAWS)]
+        sizes = {paths[number]: files[number].size for number in chosen}
+    else:
+        chosen, sizes = list(range(len(paths))), {}
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        distinct = [paths[number] for number in dict.fromkeys(chosen)]
+        rows_of = dict(zip(distinct, map_ahead(pool, _rows_by_group, distinct, READS_AT_ONCE), strict=True))
+    if sizes:
+        # Each of a file's rows stands for all of its rows, and the file for as many as it would take to be all bytes.
+        total_bytes = int(size_ends[-1])
+        for number in chosen:
+            path, rows = paths[number], sum(rows_of[paths[number]])
+            drawn = _some_rows(path, rows_of[path], wanted, generator, images, column)
+            scale = total_bytes / sizes[path]
+            yield Draw(weight=scale * rows / max(1, drawn.rows), samples=drawn.samples)
+        return
+    groups = [(path, group, rows) for path in distinct for group, rows in enumerate(rows_of[path])]
     ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)
-    total = int(ends[-1]) if len(ends) else 0
-    for _ in range(DRAWS if total else 0):
-        path, group, rows = groups[int(np.searchsorted(ends, generator.randrange(total), side="right"))]
-        chosen = sorted(generator.sample(range(rows), min(rows, max(1, count // DRAWS))))
-        with open_parquet(path) as parquet:
-            cells = parquet.read_row_group(group, columns=[column]).column(column).take(chosen)
-        found = [images.of_place(one) for cell in cells for one in images_of(cell.as_py(), path, "", "")]
-        yield Draw(weight=total / len(chosen), samples=tuple(found))
+    for _ in range(DRAWS if len(ends) and ends[-1] else 0):
+        path, group, rows = groups[_at(ends, generator)]
+        some = _rows_of_group(path, group, rows, wanted, generator, images, column)
+        yield Draw(weight=int(ends[-1]) / some.rows, samples=some.samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    rows: int
+    samples: tuple[Drawn, ...]
+
+
+def _at(ends: npt.NDArray[np.int64], generator: random.Random) -> int:
+    """One of them, each as likely as it is long."""
+    return int(np.searchsorted(ends, generator.randrange(int(ends[-1])), side="right"))
+
+
+def _rows_by_group(path: str) -> list[int]:
+    with open_parquet(path) as parquet:
+        return [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
+
+
+def _some_rows(
+    path: str, by_group: Sequence[int], wanted: int, generator: random.Random, images: _Images, column: str
+) -> _Rows:
+    """Of a row group that is drawn as often as it has rows."""
+    ends = np.cumsum(by_group, dtype=np.int64)
+    if not len(ends) or not ends[-1]:
+        return _Rows(rows=0, samples=())
+    group = _at(ends, generator)
+    return _rows_of_group(path, group, by_group[group], wanted, generator, images, column)
+
+
+def _rows_of_group(
+    path: str, group: int, rows: int, wanted: int, generator: random.Random, images: _Images, column: str
+) -> _Rows:
+    chosen = sorted(generator.sample(range(rows), min(rows, wanted)))
+    with open_parquet(path) as parquet:
+        cells = parquet.read_row_group(group, columns=[column]).column(column).take(chosen)
+    places = [one for cell in cells for one in images_of(cell.as_py(), path, "", "")]
+    return _Rows(rows=len(chosen), samples=tuple(images.of_places(places)))
 
 
 def _draw_windows(
     place: SourcePlace, files: Sequence[SourceFile], count: int, generator: random.Random, images: _Images, column: str
 ) -> Iterator[Draw]:
     """Wherever a window starts, a byte of any file is in it with the same probability: it goes on at the start."""
-    read = _lines_in if place.format == "jsonl" else _members_in
+    lines = place.format == "jsonl"
     files = [file for file in files if file.size]
     ends = np.cumsum([file.size for file in files], dtype=np.int64)
-    total = int(ends[-1]) if len(ends) else 0
+    wanted = max(1, count // DRAWS)
     window = 0
-    for _ in range(DRAWS if total else 0):
-        file = files[int(np.searchsorted(ends, generator.randrange(total), side="right"))]
+    for _ in range(DRAWS if len(ends) else 0):
+        file = files[_at(ends, generator)]
         path = os.path.join(place.root, file.path)
         if not window:  # how much is read at a time follows from how many samples are in a first piece
             pilot = min(file.size, PILOT_BYTES)
-            found = list(read(path, 0, pilot, images, column))
-            window = max(MIN_WINDOW_BYTES, int(count / DRAWS * pilot / max(1, len(found))))
+            found: Sequence[object] = (
+                _lines_in(path, 0, pilot, column) if lines else _members_in(path, 0, pilot, images, column)
+            )
+            window = max(1 if lines else MIN_WINDOW_BYTES, int(count / DRAWS * pilot / max(1, len(found))))
         if path.lower().endswith(GZIP_SUFFIXES):
-            yield Draw(weight=total / file.size, samples=tuple(read(path, 0, 1 << 62, images, column)))
+            yield Draw(weight=int(ends[-1]) / file.size, samples=tuple(_members_in(path, 0, 1 << 62, images, column)))
             continue
         start, length = generator.randrange(file.size), min(window, file.size)
         pieces = [(start, min(start + length, file.size)), (0, max(0, start + length - file.size))]
-        samples = [one for first, last in pieces if first < last for one in read(path, first, last, images, column)]
-        yield Draw(weight=total / length, samples=tuple(samples))
+        pieces = [(first, last) for first, last in pieces if first < last]
+        weight = int(ends[-1]) / length
+        if lines:  # an image of its own file each: no more of them are read than are wanted
+            places = [one for first, last in pieces for one in _lines_in(path, first, last, column)]
+            chosen = generator.sample(places, min(len(places), 2 * wanted))
+            samples = tuple(images.of_places(chosen))
+            weight *= len(places) / max(1, len(chosen))
+        else:
+            samples = tuple(
+                one for first, last in pieces for one in _members_in(path, first, last, images, column)
+            )  # fmt: skip
+        yield Draw(weight=weight, samples=samples)
 
 
-def _lines_in(path: str, first: int, last: int, images: _Images, column: str) -> Iterator[Drawn]:
+def _lines_in(path: str, first: int, last: int, column: str) -> list[Place]:
+    """What the lines that begin in this range name."""
+    places: list[Place] = []
     with open_input(path) as stream:
         if first:
             stream.seek(first - 1)
             stream.readline()
         while (position := stream.tell()) < last and (line := stream.readline()):
             if line.strip():
-                for place in line_places(line, path, "", 0, position, column, None):
-                    yield images.of_place(place)
+                places += line_places(line, path, "", 0, position, column, None)
+    return places
 
 
-def _members_in(path: str, first: int, last: int, images: _Images, column: str) -> Iterator[Drawn]:
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """A member of a sample. `image`: of what is one by its name. `inside`: its header begins in the range."""
+
+    suffix: str
+    inside: bool
+    image: Drawn | None = None
+
+
+def _members_in(path: str, first: int, last: int, images: _Images, column: str) -> list[Drawn]:
+    """The samples whose image's header begins in this range, or, of those without one, the first member's."""
     wanted = (*EXTENSIONS, "." + column.lower())
+    groups: dict[str, list[_Seen]] = {}
+    key = ""
     with TarStream(path) as stream:
         if first:
             start = _next_header(stream, first, last)
             if start is None:
-                return
+                return []
             stream.seek(start)
-        try:
+        with suppress(DamagedPart):  # for the index to report
             for member, data in walk(stream, wanted):
-                if member.offset - BLOCK >= last:
-                    return
-                if data is not None:
-                    yield images.drawn(data)
-        except DamagedPart:
-            return  # for the index to report
+                inside = member.offset - BLOCK < last
+                before, (key, suffix) = key, split_key(member.name)
+                if not inside and key != before:
+                    break
+                if suffix:
+                    image = None if data is None else images.drawn(data)
+                    if member.link is not None and member.name.lower().endswith(wanted):
+                        image = Drawn(status=rejects.MISSING_IMAGE)
+                    groups.setdefault(key, []).append(_Seen(suffix=suffix, inside=inside, image=image))
+    return list(_chosen(list(groups.values()), bool(first), column))
+
+
+def _chosen(groups: Sequence[Sequence[_Seen]], cut: bool, column: str) -> Iterator[Drawn]:
+    """Each sample's image, as the index chooses it. `cut`: the first one may have begun before what was seen."""
+    with_image = [[one for one in group if one.image is not None] for group in groups]
+    several = any(len(found) > 1 for found in with_image)
+    for number, (group, found) in enumerate(zip(groups, with_image, strict=True)):
+        begun_before = cut and not number
+        named = [one for one in found if column in (one.suffix, one.suffix.rpartition(".")[0])]
+        if len(found) == 1 and not (begun_before and several):
+            named = found
+        if len(named) == 1:
+            if named[0].inside and named[0].image is not None:
+                yield named[0].image
+        elif not begun_before and group[0].inside:
+            yield Drawn(status=rejects.MISSING_IMAGE)
 
 
 def _next_header(stream: TarStream, first: int, last: int) -> int | None:

@@ -16,6 +16,7 @@ from conftest import REPOSITORY, config_for, encoded, make_tar, noise, run_here,
 
 from jobs.cli import main
 from pipeline import estimate_plan as estimate_plan_module
+from pipeline import sampling
 from pipeline.config import parse_config
 from pipeline.duplicates import Duplicates
 from pipeline.estimate import Rates, Writing
@@ -59,6 +60,20 @@ def as_tars(photos: dict[str, bytes], place: Path) -> Path:
     return place / "*.tar"
 
 
+def as_tars_of_pairs(photos: dict[str, bytes], place: Path) -> Path:
+    """Of two images a key names, `image_column` chooses one; some keys have none."""
+    small = encoded(noise(60, 60, 1))
+    for number in range(3):
+        members: list[tuple[str, bytes]] = []
+        for name, data in list(photos.items())[number::3]:
+            key = name.partition(".")[0]
+            members += [(f"{key}.image.png", data), (f"{key}.mask.png", small), (f"{key}.txt", b"x" * 700)]
+            if int(key) % 9 == 0:
+                members.append((f"{key}-none.txt", b"y"))
+        make_tar(place / f"{number}.tar", members)
+    return place / "*.tar"
+
+
 def as_gzipped_tars(photos: dict[str, bytes], place: Path) -> Path:
     names = list(photos)
     for number in range(40):
@@ -72,6 +87,15 @@ def as_parquet(photos: dict[str, bytes], place: Path) -> Path:
     return place / "a.parquet"
 
 
+def as_many_parquet(photos: dict[str, bytes], place: Path) -> Path:
+    place.mkdir(parents=True)
+    values = list(photos.values())
+    for number in range(52):
+        some = values[number::52]
+        pq.write_table(pa.table({"image": some}), place / f"{number:02d}.parquet", row_group_size=2)
+    return place / "*.parquet"
+
+
 def as_jsonl(photos: dict[str, bytes], place: Path) -> Path:
     as_folder(photos, place)
     lines = [
@@ -81,10 +105,14 @@ def as_jsonl(photos: dict[str, bytes], place: Path) -> Path:
     return place / "a.jsonl"
 
 
-@pytest.mark.parametrize("door", [as_folder, as_tars, as_gzipped_tars, as_parquet, as_jsonl])
+@pytest.mark.parametrize(
+    "door", [as_folder, as_tars, as_tars_of_pairs, as_gzipped_tars, as_parquet, as_many_parquet, as_jsonl]
+)
 def test_the_whole_lies_in_the_interval_of_a_sample(
-    door: Any, photos: dict[str, bytes], model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    door: Any, photos: dict[str, bytes], model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sampling, "FOOTERS_READ", 20)
     source = door(photos, tmp_path / "in")
     path = write_config(tmp_path / "c.yaml", config_for(source, tmp_path / "out", model_path))
 
@@ -94,7 +122,8 @@ def test_the_whole_lies_in_the_interval_of_a_sample(
 
     hits = {"tokens": 0, "samples": 0}
     widths = []
-    sampled = [plan("--sample", "80", "--seed", str(seed), "--tokens-per-second", "50") for seed in range(10)]
+    count = "160" if door is as_tars_of_pairs else "80"
+    sampled = [plan("--sample", count, "--seed", str(seed), "--tokens-per-second", "50") for seed in range(10)]
     assert not (tmp_path / "out").exists()
     whole = plan("--tokens-per-second", "50")
     (exact,) = whole["budgets"]
@@ -104,10 +133,27 @@ def test_the_whole_lies_in_the_interval_of_a_sample(
         hits["tokens"] += tokens["low"] <= exact["tokens"] <= tokens["high"]
         hits["samples"] += samples["low"] <= exact["samples"] <= samples["high"]
         widths.append((tokens["high"] - tokens["low"]) / exact["tokens"])
+        if door is as_tars_of_pairs:
+            assert one["budgets"][0]["rejects"].keys() <= {"missing_image"}
         assert budget["device_hours"]["estimate"] == pytest.approx(tokens["estimate"] / 50 / 3600)
     assert hits["tokens"] >= 9
     assert hits["samples"] >= 9
     assert max(widths) < 0.8  # it says something
+
+
+def test_a_sample_of_a_manifest_reads_no_more_images_than_it_needs(
+    photos: dict[str, bytes], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = as_jsonl(photos, tmp_path / "in")
+    lines = source.read_text().splitlines()
+    source.write_text("\n".join(lines * 100))
+    request = check_request(config_for(source, tmp_path / "out", model_path))
+    read: list[object] = []
+    real = sampling.read_place
+    monkeypatch.setattr(sampling, "read_place", lambda place: read.append(place) or real(place))
+    draws = sampling.draw(request.place, 320, 1, "image")
+    assert 250 < len(read) < 2 * 320
+    assert len(read) == draws.samples
 
 
 def test_a_sample_of_everything_is_exact(
