@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
+import torch
 from PIL import Image, ImageDraw
 
 from pipeline import rejects
-from pipeline.files import AnyPath
+from pipeline.errors import OutputError
+from pipeline.files import AnyPath, read_input, small_file
 from pipeline.guard import GuardedReader
 from pipeline.index import IndexedSample
 from pipeline.index_read import find_index_row
 from pipeline.output import read_dataset
 from pipeline.parts import Plan
 from pipeline.prepare import resize
-from pipeline.reader import EmbeddingDataset
+from pipeline.storage import STORED, is_scaled
 from pipeline.unit_reader import UnitReader
 
 SHOWN_PIXELS = 400  # the longer side of an image on the page
 PARTS_SEARCHED = 64  # for a reject, whose row does not name its shard
+LEAST_STEP = 4.0  # pixels between edges
 EDGE = (255, 255, 255, 70)
 
 
@@ -28,7 +33,8 @@ class Pictures:
 
     def __init__(self, output: AnyPath) -> None:
         config = read_dataset(output)["config"]
-        self._dataset, self._plan = EmbeddingDataset(str(output)), Plan(output)
+        self._output, self._plan = output, Plan(output)
+        self._info, self._dtype = read_dataset(output), config["output"]["dtype"]
         self._reader = UnitReader(config["source"]["image_column"])
         self._images = GuardedReader(config["limits"]["sample_seconds"])
 
@@ -40,15 +46,32 @@ class Pictures:
         self._reader.close()
 
     def heat(self, row: dict[str, Any]) -> Image.Image:
-        """The L2 norms of the tokens, a pixel each, from dark to bright."""
+        """The L2 norms of the tokens, a pixel each, from dark to bright. Raises OutputError, OSError."""
         from matplotlib import colormaps
 
-        merge = self._dataset.info["merge_size"]
+        merge = self._info["merge_size"]
         _, height, width = row["grid_thw"]
-        norms = self._dataset[row["source"], row["key"]]["image_embeds"].float().norm(dim=1).numpy()
+        norms = self._norms(row)
         low, high = float(norms.min()), float(norms.max())
         colours = colormaps["viridis"]((norms - low) / max(high - low, 1e-9))[..., :3]
         return Image.fromarray((colours * 255).astype(np.uint8).reshape(height // merge, width // merge, 3))
+
+    def _norms(self, row: dict[str, Any]) -> np.ndarray:
+        """Of one row, from its own bytes: float32 [num_tokens]."""
+        place, first, last = self._output / row["shard"], row["offset"], row["offset"] + row["length"]
+        data = read_input(str(place), first, last)
+        if len(data) != row["length"]:
+            raise OutputError(f"{place}: {len(data)} of {row['length']} bytes at {first}")
+        tokens_MO = torch.frombuffer(bytearray(data), dtype=STORED[self._dtype]).view(row["num_tokens"], -1).float()
+        scale_M = torch.ones(len(tokens_MO))
+        if is_scaled(self._dtype) and place.suffix == ".tar":  # they lie behind the embedding
+            behind = read_input(str(place), last, last + 4 * len(tokens_MO))
+            scale_M = torch.frombuffer(bytearray(behind), dtype=torch.float32)
+        elif is_scaled(self._dtype):
+            wanted = [("source", "=", row["source"]), ("key", "=", row["key"])]
+            scales = pq.read_table(small_file(place), columns=["scale"], filters=wanted).column("scale")
+            scale_M = torch.frombuffer(bytearray(scales[0].as_py()), dtype=torch.float32)
+        return np.asarray((tokens_MO * scale_M[:, None]).norm(dim=1))
 
     def seen(self, row: dict[str, Any]) -> Image.Image:
         """The image as it was resized, with the edges of its patches; a reject as it is.
@@ -68,7 +91,8 @@ class Pictures:
         image = Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))).resize(size).convert("RGBA")
         lines = Image.new("RGBA", size, (0, 0, 0, 0))
         drawing = ImageDraw.Draw(lines)
-        step = self._dataset.info["patch_size"] * scale
+        step = self._info["patch_size"] * scale
+        step *= max(1, math.ceil(LEAST_STEP / step))  # of a large image every second patch's edge, or every fourth
         for edge in np.arange(step, max(size), step).tolist():
             drawing.line([(edge, 0), (edge, size[1])], fill=EDGE)
             drawing.line([(0, edge), (size[0], edge)], fill=EDGE)

@@ -21,8 +21,8 @@ from pipeline.rejects import Reject
 REJECTS_SHOWN = 24
 OF_A_KIND = 3
 COLUMNS = (
-    "key, source, shard, status, num_tokens, grid_thw, width, height, resized_width, resized_height, norm_mean, "
-    "norm_max"
+    'key, source, shard, "offset", length, status, num_tokens, grid_thw, width, height, resized_width, resized_height, '
+    "norm_mean, norm_max"
 )
 DECODABLE = (rejects.ASPECT_RATIO, rejects.NON_FINITE)
 BINS = 24

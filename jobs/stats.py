@@ -7,6 +7,7 @@ import glob
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipeline.errors import OutputError, RequestError
 from pipeline.estimate import BRANCHES, Estimate, Rates, SourceFacts, Writing
 from pipeline.files import AnyPath, names_in
 from pipeline.output import CommittedUnits, Totals, read_dataset, read_records
-from pipeline.pace import Timeline, work_of
+from pipeline.pace import Timeline, Work, work_of
 from pipeline.remote import RemotePath
 from pipeline.remote_read import dataset_of
 
@@ -61,11 +62,15 @@ def statistics_of(output: AnyPath) -> dict[str, Any]:
     """The numbers of the committed units: those of `plan` by the same names, and what only a run can say."""
     connection, dataset = connect(output), read_dataset(output)
     config = parse_config(dataset["config"])
-    totals, works = Totals(), []
-    for record in read_records(output, CommittedUnits(output).unit_ids()):
-        totals.add(record)
-        if (work := work_of(record)) is not None:
-            works.append(work)
+    totals = Totals()
+
+    def works() -> Iterator[Work]:
+        for record in read_records(output, CommittedUnits(output).unit_ids()):
+            totals.add(record)
+            if (work := work_of(record)) is not None:
+                yield work
+
+    timeline = Timeline(works())
     writing = Writing(
         width=dataset["hidden_size"], format=config.output.format, dtype=config.output.dtype,
         row_group_bytes=config.output.row_group_bytes, shard_tokens=config.output.shard_tokens,
@@ -73,7 +78,6 @@ def statistics_of(output: AnyPath) -> dict[str, Any]:
     )  # fmt: skip
     written = written_of(connection, config, totals)
     norms = connection.execute("SELECT avg(norm_mean), max(norm_max) FROM samples WHERE status = 'ok'").fetchone()
-    timeline = Timeline(works)
     stretches = timeline.stretches()
     seconds, encoder_seconds = (
         sum(one.seconds for one in stretches), sum(one.seconds * one.encoders for one in stretches)

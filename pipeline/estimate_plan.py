@@ -122,12 +122,12 @@ def estimate_plan(
                     one.merge(other)
         except BrokenProcessPool as error:
             raise RunFailed(f"a process that read the index was killed: {error}") from error
-    height_D, width_D = duplicates.again()
+    height_D, width_D, copies_D = duplicates.again()
     source.duplicates_of_one_in = duplicates.one_of
     for one in estimates:
         tokens_D = tokens_of_sizes(height_D, width_D, replace(geometry, max_pixels=one.max_pixels))
-        one.duplicates = int((tokens_D > 0).sum()) * duplicates.one_of
-        one.duplicate_tokens = int(tokens_D.sum()) * duplicates.one_of
+        one.duplicates = int(copies_D[tokens_D > 0].sum())
+        one.duplicate_tokens = int((tokens_D * copies_D).sum())
     return estimates, source
 
 

@@ -5,6 +5,7 @@ A record says which encoder encoded the unit, when that ended (Unix seconds, of 
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -98,12 +99,14 @@ class Stretch:
 
 
 class Timeline:
-    """All units of an output, some 40 bytes each."""
+    """All units of an output, some 80 bytes each."""
 
     def __init__(self, works: Iterable[Work]) -> None:
-        rows = [(work.ended, work.seconds, work.images, work.tokens, work.encoder) for work in works]
-        table = np.array(sorted(rows), np.float64).reshape(-1, 5)
-        self._ended, self._seconds, self._images, self._tokens, self._encoder = table.T
+        flat = array("d")
+        for work in works:
+            flat.extend((work.ended, work.seconds, work.images, work.tokens, work.encoder))
+        table = np.frombuffer(flat, np.float64).reshape(-1, 5)
+        self._ended, self._seconds, self._images, self._tokens, self._encoder = table[np.argsort(table[:, 0])].T
         self._began = self._ended - self._seconds
 
     def stretches(self) -> list[Stretch]:

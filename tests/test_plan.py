@@ -289,16 +289,29 @@ def test_many_duplicates_are_counted_by_a_share_of_them() -> None:
             chosen = slice(first, first + 1000)
             duplicates.add(hashes[chosen], sides[chosen], sides[chosen] + 1)
     assert exact.one_of == 1
-    heights, widths = exact.again()
-    assert len(heights) == 60_000 - len(np.unique(hashes))
+    heights, widths, more = exact.again()
+    assert more.sum() == 60_000 - len(np.unique(hashes))
     assert (widths == heights + 1).all()
-    again = len(np.unique(hashes))
-    assert heights.sum() == sides.sum() - (np.unique(hashes) % np.uint64(50)).astype(np.int64).sum()
-    assert again
-    assert some.one_of == 8
-    some_heights, _ = some.again()
-    assert len(some_heights) * 8 == pytest.approx(len(heights), rel=0.05)
-    assert some_heights.sum() * 8 == pytest.approx(heights.sum(), rel=0.05)
+    once = (np.unique(hashes) % np.uint64(50)).astype(np.int64)
+    assert (heights * more).sum() == sides.sum() - once.sum()
+    assert some.one_of >= 4
+    some_heights, _, some_more = some.again()
+    assert some_more.sum() == pytest.approx(more.sum(), rel=0.05)
+    assert (some_heights * some_more).sum() == pytest.approx((heights * more).sum(), rel=0.05)
+
+
+def test_one_image_that_stands_everywhere_is_counted_whatever_its_hash() -> None:
+    generator = np.random.default_rng(2)
+    for frequent in (1, 2, 8, 0xFFFF_FFFF_FFFF_FFFF):
+        duplicates = Duplicates(most=4000)
+        for _ in range(50):
+            hashes = generator.integers(1, 2**63, 500, np.uint64) * np.uint64(2)
+            hashes[::5] = frequent
+            duplicates.add(hashes, np.full(500, 7), np.full(500, 9))
+        assert duplicates.one_of > 1
+        heights, _, more = duplicates.again()
+        assert more.sum() == 50 * 100 - 1
+        assert set(heights.tolist()) == {7}
 
 
 def test_hashes() -> None:
