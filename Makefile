@@ -34,7 +34,7 @@ test: $(VENV)/.test lint
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not ray and not chaos'
 
-# Faults that take longer to make than CI should wait, some 15 minutes; docs/faults.md has the results.
+# Faults that take longer to make than CI should wait, some ten minutes; docs/faults.md has the results.
 chaos: $(VENV)/.test
 	$(BIN)/python -m pytest -m chaos -s tests/test_chaos.py
 

@@ -51,6 +51,8 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {
 
 
 def main(arguments: argparse.Namespace) -> int:
+    if arguments.repeats < 1:
+        raise RequestError(f"--repeats: must be positive, not {arguments.repeats}")
     results: dict[str, dict[str, object]] = {}
     for name in [arguments.part] if arguments.part else list(PARTS):
         try:

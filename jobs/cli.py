@@ -15,7 +15,7 @@ from types import FrameType
 
 from pipeline.errors import DamagedPart, EncodeError, OutputError, RequestError, RunFailed, SourceError
 from pipeline.files import AnyPath, absolute, is_folder
-from pipeline.remote import check_uri
+from pipeline.remote import RemotePath, check_uri
 
 COMMANDS = {
     "plan": "index the source and say what a run would cost",
@@ -52,7 +52,8 @@ def output_of(text: str) -> AnyPath:
     check_uri("OUTPUT", text)
     output = absolute(text)
     if not is_folder(output):
-        raise RequestError(f"{text} does not exist")
+        there = not isinstance(output, RemotePath) and output.exists()
+        raise RequestError(f"{text} is a file, not an output" if there else f"{text} does not exist")
     return output
 
 

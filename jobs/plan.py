@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def budgets_of(config: Config, text: str | None) -> list[int]:
     if text is None:
         return [config.preprocess.max_pixels]
-    budgets = [int(word) for word in text.split(",") if word.strip().isdigit()]
+    budgets = [int(word) for word in text.split(",") if word.strip().isdecimal()]
     low = max(784, config.preprocess.min_pixels)
     if len(budgets) != len(text.split(",")) or min(budgets, default=0) < low:
         raise RequestError(f"--max-pixels: {text}: must be integers of at least {low}, such as 501760,1003520")
@@ -62,7 +62,7 @@ def main(arguments: argparse.Namespace) -> int:
             raise RequestError(f"--{name.replace('_', '-')}: must be a positive number")
     config = load_config(arguments.config, arguments.overrides)
     budgets = budgets_of(config, arguments.max_pixels)
-    request = check_request(config)
+    request = check_request(config, weights=arguments.calibrate)
     writing = Writing(
         width=request.checkpoint.config.width_of(config.output.stage), format=config.output.format,
         dtype=config.output.dtype, row_group_bytes=config.output.row_group_bytes,

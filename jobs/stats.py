@@ -139,7 +139,9 @@ def source_of(connection: Any) -> SourceFacts:
 
 def main(arguments: argparse.Namespace) -> int:
     output = output_of(arguments.output)
-    if arguments.sql:
+    if arguments.sql is not None:
+        if arguments.html:
+            raise RequestError("--html: a page has no query; give --sql or --html")
         return _run_query(connect(output), arguments)
     result = statistics_of(output)
     if arguments.json:
@@ -172,9 +174,9 @@ def _run_query(connection: Any, arguments: argparse.Namespace) -> int:
 
     try:
         answer = connection.execute(arguments.sql)
-        rows = answer.fetchall()
-    except duckdb.Error as error:
-        raise RequestError(f"--sql: {error}") from error
+        rows = answer.fetchall() if answer.description else []
+    except (duckdb.Error, AttributeError) as error:  # the second of a query without a statement
+        raise RequestError(f"--sql: {' '.join(str(error).split()) or 'empty'}") from error
     names = [column[0] for column in answer.description or []]
     if arguments.json:
         names = [name if name not in names[:place] else f"{name}_{place + 1}" for place, name in enumerate(names)]

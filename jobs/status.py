@@ -6,22 +6,24 @@ import argparse
 import shutil
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from jobs.cli import Interrupted, add_json_argument, bytes_text, output_of, print_json, run_command, say, seconds_text
 from pipeline.config import parse_config
-from pipeline.files import AnyPath
+from pipeline.files import READS_AT_ONCE, AnyPath, map_ahead
 from pipeline.index_read import read_index_arrays
 from pipeline.output import CommittedUnits, Totals, read_dataset, read_records
-from pipeline.pace import Recent, work_of
+from pipeline.pace import Recent, Work, work_of
 from pipeline.parts import Plan
+from pipeline.remote import RemotePath
 from pipeline.units import Geometry, cut_units
 
 WATCH_SECONDS = 2.0
-LOOKS = 16  # that a rate is taken over
 ENCODERS_SHOWN = 16
 LATE_SECONDS = 20.0
 
@@ -33,85 +35,91 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Status:
-    """Reads what is new since the last look: an index is cut, and a record summed, once."""
+    """Reads what is new since the last look: an index is cut, and a record summed, once.
+
+    Raises:
+        RequestError: there is neither a run nor a plan.
+    """
 
     def __init__(self, output: AnyPath) -> None:
-        dataset = read_dataset(output)
-        config = parse_config(dataset["config"])
         self._output = output
-        self._shard_tokens = config.output.shard_tokens
-        self._geometry = Geometry(
-            patch_size=dataset["patch_size"], merge_size=dataset["merge_size"], temporal_patch_size=2,
-            min_pixels=config.preprocess.min_pixels, max_pixels=config.preprocess.max_pixels,
-            max_image_pixels=config.limits.max_image_pixels,
-        )  # fmt: skip
-        self._units: dict[int, int] = {}
-        self._tokens_known = 0
+        if not (output / "plan" / "plan.json").exists():
+            read_dataset(output)  # says what is wrong
+        self._unit_tokens: dict[int, npt.NDArray[np.int64]] = {}
+        self._tokens_left = 0
         self._seen: CommittedUnits | None = None
         self._recent = Recent()
         self.totals = Totals()
 
-    def look(self) -> dict[str, object]:
+    def look(self) -> dict[str, Any]:
         plan = Plan(self._output)
         indexed = plan.indexed_parts()
-        for part in indexed - self._units.keys():
-            index = read_index_arrays(plan.index_path(part))
-            units = cut_units(part, index, self._geometry, self._shard_tokens)
-            self._units[part] = len(units)
-            self._tokens_known += sum(unit.tokens for unit in units)
+        begun = (self._output / "dataset.json").exists()  # else it is planned, and no more
+        if begun:
+            self._cut(plan, sorted(indexed - self._unit_tokens.keys()))
         committed = CommittedUnits(self._output, plan.num_parts)
-        for record in read_records(self._output, committed.unit_ids(self._seen)):
+        fresh: list[Work] = []
+        for unit_id, record in zip(
+            committed.unit_ids(self._seen), read_records(self._output, committed.unit_ids(self._seen)), strict=True
+        ):
             self.totals.add(record)
+            part, _, number = unit_id.partition("-")
+            if int(part) in self._unit_tokens:
+                self._tokens_left -= int(self._unit_tokens[int(part)][int(number)])
             if (work := work_of(record)) is not None:
-                self._recent.add(work)
+                fresh.append(work)
         self._seen = committed
+        self._recent.add(fresh)
+        now = time.time()
+        pace = self._recent.pace(now)
+        rate = pace.tokens_per_second if pace else 0.0
         return {
             "output": str(self._output),
+            "begun": begun,
             "complete": (self._output / "_SUCCESS").exists(),
             "parts": plan.num_parts,
             "parts_indexed": len(indexed),
-            "units_known": sum(self._units.values()),
+            "units_known": sum(len(tokens) for tokens in self._unit_tokens.values()),
             "units_committed": committed.count,
-            "tokens_known": self._tokens_known,
+            "tokens_left": self._tokens_left,
             **self.totals.as_dict(),
-            "encode_seconds": round(self.totals.seconds["encode"], 3),
-            "encoders": self._recent.encoders(time.time()),
+            "pace": asdict(pace) if pace else None,
+            "seconds_left": self._tokens_left / rate if rate > 0 else None,
+            "encoders": self._recent.encoders(now),
         }
 
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """Between two looks. `busy_encoders` is seconds of encoding in a second."""
-
-    images_per_second: float
-    tokens_per_second: float
-    busy_encoders: float
-    seconds_left: float | None
-
-
-def pace_of(before: dict[str, Any], now: dict[str, Any], seconds: float) -> Pace:
-    """How fast it went, and how long what is known of would take at that."""
-    rate = (now["tokens"] - before["tokens"]) / seconds
-    left = now["tokens_known"] - now["tokens"]
-    return Pace(
-        images_per_second=(now["rows"] - before["rows"]) / seconds,
-        tokens_per_second=rate,
-        busy_encoders=(now["encode_seconds"] - before["encode_seconds"]) / seconds,
-        seconds_left=left / rate if rate > 0 else None,
-    )
+    def _cut(self, plan: Plan, parts: list[int]) -> None:
+        dataset = read_dataset(self._output)
+        config = parse_config(dataset["config"])
+        geometry = Geometry(
+            patch_size=dataset["patch_size"], merge_size=dataset["merge_size"], temporal_patch_size=2,
+            min_pixels=config.preprocess.min_pixels, max_pixels=config.preprocess.max_pixels,
+            max_image_pixels=config.limits.max_image_pixels,
+        )  # fmt: skip
+        paths = [plan.index_path(part) for part in parts]
+        with ThreadPoolExecutor(READS_AT_ONCE if isinstance(self._output, RemotePath) else 1) as pool:
+            for part, index in zip(parts, map_ahead(pool, read_index_arrays, paths, READS_AT_ONCE), strict=True):
+                units = cut_units(part, index, geometry, config.output.shard_tokens)
+                self._unit_tokens[part] = np.array([unit.tokens for unit in units], np.int64)
+                self._tokens_left += sum(unit.tokens for unit in units)
 
 
-def pace_line(pace: Pace, more: bool) -> str:
-    left = "no unit was committed meanwhile" if pace.seconds_left is None else f"{seconds_text(pace.seconds_left)} left"
-    if more and pace.seconds_left is not None:
-        left += " for what is indexed"
-    return (
-        f"    {pace.images_per_second:,.1f} images/s, {pace.tokens_per_second:,.0f} tokens/s, "
-        f"{pace.busy_encoders:.1f} encoders busy, {left}"
-    )
+def pace_line(look: dict[str, Any]) -> str:
+    """How fast it goes, and how long what is known of would take at that."""
+    pace = look["pace"]
+    parts = [f"{pace['images_per_second']:,.1f} images/s", f"{pace['tokens_per_second']:,.0f} tokens/s"]
+    parts.append(f"{pace['busy_encoders']:.1f} encoders busy")
+    if not look["complete"]:
+        more = " for what is indexed" if look["parts_indexed"] != look["parts"] else ""
+        parts.append(f"{seconds_text(look['seconds_left'] or 0.0)} left{more}")
+        if pace["seconds_since"] > LATE_SECONDS:
+            parts.append(f"the last unit {seconds_text(pace['seconds_since'])} ago")
+    return "    " + ", ".join(parts)
 
 
 def line_of(status: dict[str, object]) -> str:
+    if not status["begun"]:
+        return f"planned: {status['parts_indexed']} of {status['parts']} parts are indexed; nothing is encoded yet"
     more = "+" if status["parts_indexed"] != status["parts"] else ""
     return (
         f"parts {status['parts_indexed']}/{status['parts']} indexed, units {status['units_committed']}/"
@@ -132,15 +140,14 @@ def encoder_line(encoders: list[dict[str, float]], complete: bool) -> str:
     mean = sum(one["busy_share"] for one in encoders) / len(encoders)
     least = "" if len(shown) == len(encoders) else f" {100 * mean:.0f} % on average; the least busy:"
     many = f"{len(encoders)} encoders" if len(encoders) > 1 else "1 encoder"
-    return f"    {many}, busy in the last minute:{least} {', '.join(words)}"
+    return f"    {many}, busy in their last minute of work:{least} {', '.join(words)}"
 
 
-def view_of(looks: Sequence[tuple[float, dict[str, Any]]]) -> list[str]:
-    """What is shown of the last look, with the pace since the first."""
-    (then, before), (now, look) = looks[0], looks[-1]
+def view_of(look: dict[str, Any]) -> list[str]:
+    """What is shown of a look."""
     lines = [line_of(look)]
-    if now > then:
-        lines.append(pace_line(pace_of(before, look, now - then), look["parts_indexed"] != look["parts"]))
+    if look["pace"]:
+        lines.append(pace_line(look))
     if look["rejects"]:
         lines.append("    rejects: " + ", ".join(f"{reason} {count:,}" for reason, count in look["rejects"].items()))
     if look["encoders"]:
@@ -159,15 +166,13 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     status = Status(output_of(arguments.output))
-    looks: deque[tuple[float, dict[str, Any]]] = deque(maxlen=LOOKS)
     above = 0  # lines of the look before, which a terminal shows the next one in place of
     while True:
         look = status.look()
-        looks.append((time.monotonic(), look))
         if arguments.json:
             print_json(look, indent=None if arguments.watch else 2)
         else:
-            lines = view_of(looks)
+            lines = view_of(look)
             again = f"\x1b[{above}F\x1b[J" if above and sys.stdout.isatty() else ""
             say(again + "\n".join(lines))
             columns = shutil.get_terminal_size().columns

@@ -31,7 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
     output = output_of(arguments.output)
     verifier = Verifier(output)
     report = verifier.verify()
-    compared = compare_with_reference(verifier, arguments.sample) if arguments.sample else []
+    compared = compare_with_reference(verifier, arguments.sample) if arguments.sample and report.proven else []
     for row in compared:
         if row["relative_rms"] > row["limit"]:
             report.problems.append(
@@ -47,6 +47,10 @@ def main(arguments: argparse.Namespace) -> int:
     if compared:
         worst = max(row["relative_rms"] for row in compared)
         say(f"reference  {len(compared)} samples encoded again, at most {worst:.2g} away (relative RMS)")
+    elif arguments.sample:
+        say("reference  not compared: what is there is not what the records say")
+    for line in report.skipped:
+        say(f"skipped    {line}")
     for line in report.uncommitted:
         say(f"left over  {line}: complete, without a record; the next run adopts or replaces it")
     for kind, lines in (("MISSING", report.missing), ("PROBLEM", report.problems)):
@@ -55,7 +59,8 @@ def main(arguments: argparse.Namespace) -> int:
         if len(lines) > SHOWN:
             print(f"{kind}  and {len(lines) - SHOWN} more", file=sys.stderr)
     if report.proven:
-        say("proven     every sample of the source is here once; every shard is what its record says")
+        but = f", {len(report.skipped)} damaged parts left out" if report.skipped else ""
+        say(f"proven     every sample of the plan is here once{but}; every shard is what its record says")
     return 0 if report.proven else 1
 
 

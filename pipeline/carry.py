@@ -79,7 +79,7 @@ def _of_lines(path: str, names: list[str]) -> pa.Schema:
     for name, found in values.items():
         try:
             kind = pa.array(found).type
-        except (pa.ArrowException, TypeError, ValueError) as error:
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise RequestError(f"source.carry: {name} has values of several types in {path}: {error}") from error
         fields.append(pa.field(name, pa.string() if pa.types.is_null(kind) else kind))
     return pa.schema(fields)

@@ -35,18 +35,21 @@ class Checkpoint:
     Args:
         path: a local directory, a Hub id, or `random:SIZE` (see `random_tower.py`).
         revision: of the Hub id.
+        weights: False if only `config` is asked for: nothing large is then downloaded.
 
     Raises:
         RequestError: there is no such checkpoint; it has no tower, or a missing or misshapen tensor; it is of another
             model; its preprocessor does something else.
     """
 
-    def __init__(self, path: str, revision: str | None = None) -> None:
+    def __init__(self, path: str, revision: str | None = None, *, weights: bool = True) -> None:
         self.path = path
-        self.folder = _locate(path, revision)
+        self.folder = _locate(path, revision, weights)
+        on_hub = not path.startswith(RANDOM_SCHEME) and not Path(path).expanduser().is_dir()
+        self.revision = self.folder.name if on_hub else revision  # of a Hub id the commit, so that all see the same
         config = read_json(self.folder / "config.json", path)
         self.config = tower_config(config, read_preprocessor(self.folder, path), path)
-        self._files = self._find_tensors()
+        self._files = {} if on_hub and not weights else self._find_tensors()
 
     def _find_tensors(self) -> dict[str, tuple[Path, str]]:
         index = self.folder / INDEX_NAME
@@ -122,7 +125,7 @@ def _open(file: Path, path: str, framework: str = "numpy") -> Any:
         raise RequestError(f"model.path: {path}: {file.name} cannot be read: {error}") from error
 
 
-def _locate(path: str, revision: str | None) -> Path:
+def _locate(path: str, revision: str | None, weights: bool) -> Path:
     """The local folder of a checkpoint, downloading or making it if need be, once per node."""
     if path.startswith(RANDOM_SCHEME):
         from pipeline.random_tower import make_random_tower
@@ -135,10 +138,10 @@ def _locate(path: str, revision: str | None) -> Path:
         raise RequestError(f"model.path: {path} is a file; a directory with config.json and *.safetensors is needed")
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise RequestError(f"model.path: {path} does not exist, and is not a Hub id (owner/name)")
-    return _download(path, revision)
+    return _download(path, revision, weights)
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, weights: bool) -> Path:
     """Fetches config, preprocessor and the shards that hold the tower through the Hub's own cache and locks."""
     from huggingface_hub import hf_hub_download, list_repo_files
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -153,6 +156,8 @@ def _download(repo: str, revision: str | None) -> Path:
                 fetch(name)
             except EntryNotFoundError:
                 continue
+        if not weights:
+            return folder
         try:
             weight_map = json.loads(fetch(INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
             shards = {file for name, file in weight_map.items() if name.startswith(PREFIXES)}

@@ -93,7 +93,7 @@ class Cluster(_Section):
     address: Uri = "auto"
     encoders: AutoOrPositive = "auto"
     preprocessors: AutoOrPositive = "auto"
-    threads_per_encoder: int = Field(default=1, ge=1)
+    threads_per_encoder: int = Field(default=1, ge=1, le=1024)
     mixed_devices: bool = False
     in_flight: AutoOrPositive = "auto"
 
@@ -102,7 +102,7 @@ class Limits(_Section):
     max_image_pixels: int = Field(default=178_956_970, ge=1)
     max_rejected_fraction: float = Field(default=0.1, ge=0, le=1)
     attempts: int = Field(default=3, ge=1)
-    sample_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    sample_seconds: float = Field(default=60.0, gt=0, le=86_400, allow_inf_nan=False)
 
 
 class Config(_Section):
@@ -131,7 +131,7 @@ def load_config(path: str, overrides: list[str] | None = None) -> Config:
         raise RequestError(f"configuration {path}: cannot be read: {error}") from error
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the second of a date that is none
         raise RequestError(f"configuration {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise RequestError(f"configuration {path}: must be a mapping with source, model and output")
@@ -154,7 +154,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise RequestError(f"--set {override}: must be a.b=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RequestError(f"--set {override}: the value is not valid YAML") from error
     *parents, last = name.split(".")
     node = tree

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline import rejects
+from pipeline.errors import ReaderLost
 from pipeline.headers import DECODE_ERRORS, header_of, open_image
 from pipeline.rejects import Reject
 
@@ -49,8 +50,8 @@ class Decoder:
                     message = str(error) or type(error).__name__
                     short = isinstance(error, EOFError) or "truncated" in message.lower()
                     raise Reject(rejects.TRUNCATED if short else rejects.CORRUPT, message) from error
-                except MemoryError as error:
-                    raise Reject(rejects.CORRUPT, f"decoding ran out of memory: {error}") from error
+                except MemoryError as error:  # of the world: another machine, or this one later, may have it
+                    raise ReaderLost(f"there was no memory to decode {image.width}×{image.height} pixels") from error
         return _orient(pixels, orientation)
 
     def _room(self, size: int) -> Uint8 | None:

@@ -130,6 +130,8 @@ class GuardedReader(ImageReader):
         kind, *result = answer
         if kind == "reject":
             raise Reject(*result)
+        if kind == "lost":
+            raise ReaderLost(f"{key}: {result[0]}")
         if kind == "error":
             raise RuntimeError(f"{key}: {result[0]}")
         return result[0]
@@ -245,6 +247,8 @@ def _answer(answers: IO[bytes], reader: ImageReader, method: str, seconds: float
         result = getattr(reader, method)(*arguments)
     except Reject as reject:
         _send(answers, ("reject", reject.reason, reject.message))
+    except ReaderLost as error:
+        _send(answers, ("lost", str(error)))
     except Exception:  # noqa: BLE001 - told to the parent, which raises it
         _send(answers, ("error", traceback.format_exc()))
     else:

@@ -35,7 +35,6 @@ from pipeline.layout import SCHEMA_VERSION, samples_path
 from pipeline.remote import RemotePath
 from pipeline.shard import read_metadata
 
-OURS = {"plan", "data", "samples", "_tmp", "dataset.json", "README.md", "_SUCCESS"}
 READS_AT_ONCE = 32
 RECORDED_PACKAGES = ("visionbake", "ray", "transformers", "numpy", "safetensors", "huggingface_hub", "pydantic")
 
@@ -80,7 +79,10 @@ def check_output(output: AnyPath, facts: dict[str, object]) -> None:
         names = _names_at(output)
     except OSError as error:
         raise RequestError(f"output.uri: {output} cannot be read: {error}") from error
-    foreign = names - OURS
+    foreign = names - {"plan", "_tmp"}  # all that a run writes before dataset.json
+    if "plan" in names and "dataset.json" not in names and not (output / "plan" / "plan.json").exists():
+        inside = names_in(output / "plan")
+        foreign |= {"plan"} if inside else set()
     if foreign and "dataset.json" not in names:
         raise RequestError(f"output.uri: {output} is not empty and not an output of visionbake ({sorted(foreign)[0]})")
     stored = stored_facts(output)
@@ -125,9 +127,13 @@ def stored_facts(output: AnyPath) -> dict[str, object] | None:
 def read_dataset(output: AnyPath) -> dict[str, Any]:
     """dataset.json. Raises RequestError if the folder is not an output."""
     try:
-        return dict(json.loads((output / "dataset.json").read_text(encoding="utf-8")))
+        tree = dict(json.loads((output / "dataset.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise RequestError(f"{output} is not an output of visionbake: dataset.json: {error}") from error
+    for name in ("config", "fingerprint", "fingerprint_facts", "hidden_size", "merge_size", "patch_size", "device"):
+        if name not in tree:
+            raise RequestError(f"{output} is not an output of visionbake: dataset.json has no {name}")
+    return tree
 
 
 def stored_carry(output: AnyPath) -> pa.Schema | None:

@@ -6,7 +6,7 @@ A record says which encoder encoded the unit, when that ended (Unix seconds, of 
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -40,26 +40,60 @@ def work_of(record: dict[str, Any]) -> Work | None:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Of a run as a whole, in the last time that its records tell of. `busy_encoders`: seconds of encoding a second."""
+
+    images_per_second: float
+    tokens_per_second: float
+    busy_encoders: float
+    seconds_since: float  # the last unit was encoded
+
+
 class Recent:
-    """Each encoder's last minute of work."""
+    """The last minute of work, or, where units take longer, the time of the last four."""
 
     def __init__(self) -> None:
-        self._works: dict[int, deque[Work]] = defaultdict(deque)
+        self._works: dict[int, list[Work]] = defaultdict(list)
+        self._window_seconds = RECENT_SECONDS
 
-    def add(self, work: Work) -> None:
-        works = self._works[work.encoder]
-        works.append(work)
-        if len(works) > 1 and work.ended < works[-2].ended:  # records come in the order of their names
-            self._works[work.encoder] = works = deque(sorted(works, key=lambda one: one.ended))
-        while works[0].ended < works[-1].ended - RECENT_SECONDS:
-            works.popleft()
+    def add(self, works: Iterable[Work]) -> None:
+        """What was committed since the last time, in any order."""
+        for work in works:
+            self._works[work.encoder].append(work)
+            self._window_seconds = max(self._window_seconds, 4 * work.seconds)
+        last = self._last()
+        for encoder, recent in list(self._works.items()):
+            kept = [work for work in recent if work.ended > last - self._window_seconds]
+            self._works[encoder] = kept
+            if not kept:  # of an earlier run, or one that is no more
+                del self._works[encoder]
+
+    def _last(self) -> float:
+        return max((work.ended for works in self._works.values() for work in works), default=0.0)
+
+    def pace(self, now: float) -> Pace | None:
+        """None before the first unit."""
+        works = [work for recent in self._works.values() for work in recent]
+        if not works:
+            return None
+        last = self._last()
+        first = max(last - self._window_seconds, min(work.ended - work.seconds for work in works))
+        shares = [min(1.0, (work.ended - first) / max(work.seconds, 1e-9)) for work in works]
+        seconds = max(last - first, 1e-9)
+        return Pace(
+            images_per_second=sum(work.images * share for work, share in zip(works, shares, strict=True)) / seconds,
+            tokens_per_second=sum(work.tokens * share for work, share in zip(works, shares, strict=True)) / seconds,
+            busy_encoders=sum(work.seconds * share for work, share in zip(works, shares, strict=True)) / seconds,
+            seconds_since=max(0.0, now - last),
+        )
 
     def encoders(self, now: float) -> list[dict[str, float]]:
         """For each encoder its busy share up to its last unit's end, and how long ago that was."""
         result = []
         for encoder, works in sorted(self._works.items()):
-            last = works[-1].ended
-            first = max(last - RECENT_SECONDS, min(work.ended - work.seconds for work in works))
+            last = max(work.ended for work in works)
+            first = max(last - self._window_seconds, min(work.ended - work.seconds for work in works))
             busy = sum(work.ended - max(first, work.ended - work.seconds) for work in works)
             result.append(
                 {

@@ -64,7 +64,10 @@ class Plan:
         self.identity: dict[str, object] | None = None
         described = self.folder / "plan.json"
         if described.exists():
-            self.identity = json.loads(described.read_text(encoding="utf-8"))
+            try:
+                self.identity = dict(json.loads(described.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise RequestError(f"{described} is not a plan of visionbake: {error}") from error
         self._starts = sorted(
             int(name[6:-8]) for name in names_in(self.lists_folder, "parts-") if name.endswith(".parquet")
         )

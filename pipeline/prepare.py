@@ -110,7 +110,7 @@ def prepare_image(
     """
     with open_image(data) as image:
         header = header_of(image, data)
-        _check_size(header.width, header.height, geometry)
+        check_size(header.width, header.height, geometry)
         pixels = (decoder or Decoder()).decode(image, data, header.orientation)
     return patches_of_pixels(pixels, geometry)
 
@@ -143,7 +143,8 @@ def patches_of_pixels(pixels: Uint8, geometry: Geometry) -> tuple[Uint8, tuple[i
     return patches_PC, grid
 
 
-def _check_size(width: int, height: int, geometry: Geometry) -> None:
+def check_size(width: int, height: int, geometry: Geometry) -> None:
+    """Raises Reject `too_many_pixels`."""
     if width * height > geometry.max_image_pixels:
         limit = geometry.max_image_pixels
         raise Reject(rejects.TOO_MANY_PIXELS, f"{width}x{height} is over limits.max_image_pixels {limit}")
@@ -231,5 +232,5 @@ def _admit(sample: IndexedSample, changed: bool, geometry: Geometry) -> tuple[in
     assert sample.width is not None and sample.height is not None
     if changed:
         raise Reject(rejects.CHECKSUM, "the bytes are no longer those that were indexed")
-    _check_size(sample.width, sample.height, geometry)
+    check_size(sample.width, sample.height, geometry)
     return _resized(sample.width, sample.height, geometry)

@@ -20,7 +20,7 @@ from pipeline.output import stored_carry
 from pipeline.remote import check_uri, is_remote
 from pipeline.rows import check_columns
 from pipeline.settings import StageSettings
-from pipeline.sources import SourcePlace, list_files, resolve_source
+from pipeline.sources import SourcePlace, files_of_output_in, list_files, resolve_source
 from pipeline.tar import TarStream, walk
 from pipeline.units import Geometry
 
@@ -40,8 +40,12 @@ class Request:
     carry: pa.Schema
 
 
-def check_request(config: Config) -> Request:
-    """Everything that can be found wrong before anything is written. Raises RequestError."""
+def check_request(config: Config, *, weights: bool = True) -> Request:
+    """Everything that can be found wrong before anything is written. Raises RequestError.
+
+    Args:
+        weights: False if nothing will be encoded: the checkpoint's tensors are then not downloaded.
+    """
     check_uri("output.uri", config.output.uri)
     local = not is_remote(config.output.uri)
     if (
@@ -55,7 +59,12 @@ def check_request(config: Config) -> Request:
         )
     output = absolute(config.output.uri)
     place = resolve_source(config.source)
-    checkpoint = Checkpoint(config.model.path, config.model.revision)
+    if below := files_of_output_in(place, str(output)):
+        raise RequestError(
+            f"output.uri: {config.output.uri} lies in the source: {below} would be taken for one of its files; write "
+            "elsewhere"
+        )
+    checkpoint = Checkpoint(config.model.path, config.model.revision, weights=weights)
     ignored = check_source(config, place)
     geometry = Geometry(
         patch_size=checkpoint.config.patch_size,
@@ -65,6 +74,9 @@ def check_request(config: Config) -> Request:
         max_pixels=config.preprocess.max_pixels,
         max_image_pixels=config.limits.max_image_pixels,
     )
+    for name in config.source.carry:
+        if config.output.format == "webdataset" and name.lower() in ("json", "safetensors"):
+            raise RequestError(f"source.carry: {name} is a member that WebDataset shards have already; leave it out")
     carry = stored_carry(output) if config.source.carry else None
     return Request(
         config=config, output=output, place=place, checkpoint=checkpoint, geometry=geometry, ignored=ignored,
@@ -74,6 +86,8 @@ def check_request(config: Config) -> Request:
 
 def check_source(config: Config, place: SourcePlace) -> Counter[str]:
     """Raises RequestError if the source holds no image; returns the other files' extensions, counted."""
+    if config.source.key_column is not None and place.format in ("folder", "webdataset"):
+        raise RequestError(f"source.key_column: a source of format {place.format} has no columns")
     ignored: Counter[str] = Counter()
     files = list_files(place, ignored)
     if place.format == "folder":
@@ -91,8 +105,6 @@ def check_source(config: Config, place: SourcePlace) -> Counter[str]:
         if place.format == "parquet":
             check_columns(place, first, config.source.image_column, config.source.key_column)
         return ignored
-    if config.source.key_column is not None:
-        raise RequestError(f"source.key_column: a source of format {place.format} has no columns")
     for file in files:
         # Damage is for the index to report; here only the first image is looked for.
         with suppress(DamagedPart, SourceError), TarStream(os.path.join(place.root, file.path)) as stream:
@@ -117,7 +129,7 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         deduplicate=config.pack.deduplicate,
         model_path=os.path.abspath(local) if (local := Path(config.model.path).expanduser()).is_dir()
         else config.model.path,
-        model_revision=config.model.revision,
+        model_revision=request.checkpoint.revision,
         dtype=config.model.dtype,
         compile=config.model.compile,
         linear=config.model.linear,

@@ -6,6 +6,7 @@ relative to the file that names them, absolute, or URIs of object storage. Nothi
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 PART_ROWS = 65_536
 PART_LINES = 8192
 BATCH_ROWS = 64
+_NO_TEXT = object()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,17 +143,46 @@ def _parquet_places(part: Part, file: SourceFile, image_column: str, key_column:
         with open_parquet(path) as parquet:
             for group in range(file.first, file.last):
                 for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
-                    images = batch.column(image_column).to_pylist()
-                    keys = batch.column(key_column).to_pylist() if key_column else [None] * len(images)
+                    images = _values(batch.column(image_column))
+                    keys = _values(batch.column(key_column)) if key_column else [None] * len(images)
                     for image, key in zip(images, keys, strict=True):
-                        name = f"{file.path}:{row}" if key is None else str(key)
-                        for found in images_of(image, path, name, f"row {row}"):
-                            yield replace(found, offset=row, group=group)
+                        name = f"{file.path}:{row}" if key is None else _key_text(key)
+                        if image is _NO_TEXT or key is _NO_TEXT:
+                            problem = f"row {row}: its {'key' if key is _NO_TEXT else 'image'} is not valid UTF-8"
+                            yield Place(key=f"{file.path}:{row}", offset=row, group=group, problem=problem)
+                        else:
+                            for found in images_of(image, path, name, f"row {row}"):
+                                yield replace(found, offset=row, group=group)
                         row += 1
     except (OSError, pa.ArrowException, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
             raise SourceError(f"{path}: cannot be read: {error}") from error
         raise DamagedPart(f"{path}: cannot be read as Parquet with a column {image_column}: {error}") from error
+
+
+def _key_text(key: Any) -> str:
+    """Bytes as text where they are, else as hexadecimal digits."""
+    if isinstance(key, bytes):
+        try:
+            return key.decode()
+        except UnicodeDecodeError:
+            return key.hex()
+    return str(key)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """As Python has them; text that is none as `_NO_TEXT`."""
+
+    def value(cell: pa.Scalar) -> Any:
+        try:
+            return cell.as_py()
+        except UnicodeDecodeError:
+            return _NO_TEXT
+
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return [value(cell) for cell in column]
 
 
 def _jsonl_places(part: Part, file: SourceFile, image_column: str, key_column: str | None) -> Iterator[Place]:
@@ -182,7 +213,7 @@ def line_places(
         yield Place(key=name, offset=position, problem=f"{where} is not a JSON object: {error}"[:1000])
         return
     if key_column is not None:
-        if isinstance(tree.get(key_column), str | int):
+        if isinstance(tree.get(key_column), str | int) and _is_text(str(tree[key_column])):
             name = str(tree[key_column])
         else:
             yield Place(key=name, offset=position, problem=f"{where} has no {key_column!r} that can be a key")
@@ -192,6 +223,15 @@ def line_places(
         return
     for found in images_of(tree[image_column], path, name, where):
         yield replace(found, offset=position)
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be stored: JSON can spell halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
@@ -225,6 +265,8 @@ def _image(value: Any, path: str, name: str, where: str) -> Place:
         return replace(place, problem=f"{where} has no image")
     if isinstance(value, bytes):
         return replace(place, data=value)
+    if isinstance(value, str) and not _is_text(value):
+        return replace(place, problem=f"{where}: its image's path is not valid UTF-8")
     if not isinstance(value, str):
         return replace(place, problem=f"{where}: its image is a {type(value).__name__}, not a path")
     if is_remote(path) and not value.startswith(("/", "file://")) and not is_remote(value):
@@ -249,7 +291,9 @@ def read_image_file(path: str) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise SourceError(f"{path[:200]}: cannot be read: {error.strerror or error}") from error
 
 
 def read_rows(part: Part, samples: Sequence[IndexedSample], image_column: str) -> list[bytes | None]:

@@ -145,7 +145,13 @@ def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progres
     with Scratch(output) as scratch:
         engine = start_engine(request, scratch, say)
         try:
-            facts |= one_identity(engine.identities(), config.cluster.mixed_devices)
+            identities = engine.identities()
+            if any(identity["tower_sha256"] != tower_sha256 for identity in identities):
+                raise RequestError(
+                    f"model.path: {config.model.path}: an encoder has found other weights there than the driver; every "
+                    "node must see the same checkpoint"
+                )
+            facts |= one_identity(identities, config.cluster.mixed_devices)
             check_output(output, facts)
             return _run(request, engine, facts, plan, new_files, scratch, say, report)
         finally:
@@ -272,6 +278,10 @@ def _run(
     else:
         if not totals.samples:
             raise RunFailed(f"source.uri: {config.source.uri}: no sample was found")
-        check_rejected_fraction(totals, config.limits.max_rejected_fraction)
+        try:
+            check_rejected_fraction(totals, config.limits.max_rejected_fraction)
+        except RunFailed:
+            remove_success(output)  # of a run that allowed more
+            raise
         write_success(output, totals, skipped, scratch)
     return summary

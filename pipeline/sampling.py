@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline import rejects
 from pipeline.errors import DamagedPart, RequestError
@@ -90,8 +91,10 @@ def draw(place: SourcePlace, count: int, seed: int, image_column: str) -> Draws:
             draws = tuple(_draw_rows(place, files, count, generator, images, image_column))
         else:
             draws = tuple(_draw_windows(place, files, count, generator, images, image_column))
-    except (OSError, DamagedPart) as error:
+    except (OSError, DamagedPart, pa.ArrowException) as error:
         raise RequestError(f"source: cannot be sampled: {error}") from error
+    except KeyError as error:
+        raise RequestError(f"source: cannot be sampled: a file has no column {error}") from error
     if not any(one.samples for one in draws):
         raise RequestError(f"source: no image was found in {DRAWS} places of {len(files)} files")
     return Draws(draws=draws, unseen=1.0, files=len(files))

@@ -8,6 +8,7 @@ jsonl       manifests, or a folder of them
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 from collections import Counter
@@ -29,6 +30,7 @@ SUFFIXES = {
     "parquet": (".parquet", ".pq"),
     "jsonl": (".jsonl", ".ndjson"),
 }
+OUTPUT_FOLDERS = ("data", "samples", "plan/index", "plan/parts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +226,30 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
             raise RequestError(f"source: {path!r} cannot be read: {error}") from error
         below = path.removeprefix(place.root + "/") if is_remote(path) else os.path.relpath(path, place.root)
         yield SourceFile(path=below, size=size, mtime_ns=mtime_ns, etag=etag)
+
+
+def files_of_output_in(place: SourcePlace, output: str) -> str:
+    """A file that an output there would have and this source would take for its own; empty if there is none."""
+    suffixes = SUFFIXES.get(place.format, EXTENSIONS)
+    for name in ("data/part-000000-0000.tar", *(f"{folder}/part-000000.parquet" for folder in OUTPUT_FOLDERS)):
+        path = f"{output.rstrip('/')}/{name}"
+        if name.endswith(suffixes) and any(_could_match(path, pattern, place.root) for pattern in place.patterns):
+            return path
+    return ""
+
+
+def _could_match(path: str, pattern: str, root: str) -> bool:
+    if pattern == root:
+        return path.startswith(root.rstrip("/") + "/")
+
+    def match(names: list[str], parts: list[str]) -> bool:
+        if not parts:
+            return not names
+        if parts[0] == "**":
+            return any(match(names[skipped:], parts[1:]) for skipped in range(len(names) + 1))
+        return bool(names) and fnmatch.fnmatchcase(names[0], parts[0]) and match(names[1:], parts[1:])
+
+    return match(path.split("/"), pattern.split("/"))
 
 
 def state_of(path: str) -> tuple[int, int, str]:

@@ -150,8 +150,10 @@ class EncodeStage:
         keep_freed_memory()
         self.compiled = settings.compile == "on" or (settings.compile == "auto" and chosen.type == "cuda")
         torch.set_num_threads(settings.threads)
+        checkpoint = Checkpoint(settings.model_path, settings.model_revision)
+        self._tower_sha256 = checkpoint.sha256()  # of what this process reads: another node may find another folder
         tower = Tower(
-            Checkpoint(settings.model_path, settings.model_revision),
+            checkpoint,
             getattr(torch, settings.dtype),
             chosen,
             compile_blocks=self.compiled,
@@ -182,6 +184,7 @@ class EncodeStage:
         """What decides the tokens' bytes on this machine."""
         tower = self._encoder.tower
         return {
+            "tower_sha256": self._tower_sha256,
             "torch": torch.__version__.split("+")[0],
             "cuda": torch.version.cuda if tower.device.type == "cuda" else None,
             "pyarrow": pyarrow.__version__,

@@ -52,6 +52,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     uncommitted: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # parts, by source.on_damaged: skip
 
     def as_dict(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"proven": self.proven}
@@ -87,7 +88,7 @@ class Verifier:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for part in range(self.plan.num_parts):
                 try:
-                    units = self._units(part)
+                    units = self._units(part, report)
                 except (OSError, pa.ArrowException, KeyError, ValueError) as error:
                     report.problems.append(f"plan/index of part {part}: cannot be read: {error}")
                     continue
@@ -109,12 +110,15 @@ class Verifier:
         self._success(totals, report)
         return report
 
-    def _units(self, part: int) -> list[Unit] | None:
+    def _units(self, part: int, report: Report) -> list[Unit] | None:
         path = self.plan.index_path(part)
         if not path.exists():
             return None
         index = read_index_arrays(path)
-        return [] if index.damaged else cut_units(part, index, self.geometry, self.shard_tokens)
+        if index.damaged:
+            report.skipped.append(index.damaged)
+            return []
+        return cut_units(part, index, self.geometry, self.shard_tokens)
 
     def _unit(self, unit: Unit) -> tuple[list[str], dict[str, Any] | None, int]:
         """A unit's problems, its record if it is committed and readable, and the bytes that were read."""
@@ -236,8 +240,8 @@ class Verifier:
         if report.missing:
             report.problems += [f"_SUCCESS is there, but {what}" for what in report.missing]
         try:
-            stated = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            stated = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
             report.problems.append(f"_SUCCESS: {error}")
             return
         for name, value in totals.as_dict().items():

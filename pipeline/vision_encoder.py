@@ -17,8 +17,9 @@ from pipeline.decode import to_rgb
 from pipeline.encode import UnitEncoder
 from pipeline.encoder import Grid, Tower
 from pipeline.errors import RequestError
+from pipeline.headers import DECODE_ERRORS
 from pipeline.index import IndexedSample
-from pipeline.prepare import PreparedSample, PreparedUnit, patches_of_pixels, prepare_image
+from pipeline.prepare import PreparedSample, PreparedUnit, check_size, patches_of_pixels, prepare_image
 from pipeline.rejects import Reject
 from pipeline.units import Geometry, Unit
 
@@ -123,8 +124,12 @@ class VisionEncoder:
         name = _name(image, number)
         try:
             if isinstance(image, Image.Image):
-                upright = ImageOps.exif_transpose(image)
-                return patches_of_pixels(np.asarray(to_rgb(upright)), self.geometry)
+                check_size(image.width, image.height, self.geometry)
+                try:
+                    pixels = np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+                except DECODE_ERRORS as error:
+                    raise Reject(rejects.CORRUPT, str(error) or type(error).__name__) from error
+                return patches_of_pixels(pixels, self.geometry)
             data = image if isinstance(image, bytes) else _read(image)
             return prepare_image(data, self.geometry)
         except Reject as reject:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import jobs.cli
-from jobs.status import Pace, encoder_line, pace_line, pace_of
+from jobs.status import encoder_line, pace_line
 from pipeline import VisionEncoder
 from pipeline.errors import RequestError
 from pipeline.runner import run
@@ -93,19 +93,28 @@ def test_plan_refuses_what_it_cannot_do(
     assert words[0] in err
 
 
-def test_a_watched_run_has_a_pace() -> None:
-    before = {"rows": 10, "tokens": 1000, "encode_seconds": 4.0, "tokens_known": 9000}
-    now = {"rows": 30, "tokens": 3000, "encode_seconds": 7.0, "tokens_known": 9000}
-    pace = pace_of(before, now, 2.0)
-    assert pace == Pace(images_per_second=10, tokens_per_second=1000, busy_encoders=1.5, seconds_left=6)
-    assert pace_line(pace, more=False) == "    10.0 images/s, 1,000 tokens/s, 1.5 encoders busy, 0:00:06 left"
-    assert "no unit was committed" in pace_line(pace_of(now, now, 2.0), more=False)
+def test_a_pace_is_shown_with_what_is_left() -> None:
+    pace = {"images_per_second": 10.0, "tokens_per_second": 1000.0, "busy_encoders": 1.5, "seconds_since": 3.0}
+    look = {"pace": pace, "seconds_left": 6.0, "complete": False, "parts": 2, "parts_indexed": 2}
+    assert pace_line(look) == "    10.0 images/s, 1,000 tokens/s, 1.5 encoders busy, 0:00:06 left"
+    late = look | {"pace": pace | {"seconds_since": 100.0}, "parts": 3}
+    assert pace_line(late).endswith("0:00:06 left for what is indexed, the last unit 0:01:40 ago")
+
+
+def test_a_plan_has_a_status(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(
+        tmp_path / "c.yaml", config_for(make_folder(tmp_path / "in", 9), tmp_path / "out", model_path)
+    )
+    assert call(capsys, "plan", config)[0] == 0
+    code, out, _ = call(capsys, "status", tmp_path / "out")
+    assert code == 0
+    assert out == "planned: 1 of 1 parts are indexed; nothing is encoded yet\n"
 
 
 def test_encoders_are_shown_by_their_share() -> None:
     two = [{"encoder": number, "busy_share": 0.5 + number / 4, "seconds_since": 100.0 * number} for number in range(2)]
     line = encoder_line(two, complete=False)
-    assert line == "    2 encoders, busy in the last minute: 0: 50 %, 1: 75 % (its last unit 0:01:40 ago)"
+    assert line == "    2 encoders, busy in their last minute of work: 0: 50 %, 1: 75 % (its last unit 0:01:40 ago)"
     assert "ago" not in encoder_line(two, complete=True)
     many = [{"encoder": number, "busy_share": number / 100, "seconds_since": 0.0} for number in range(100)]
     line = encoder_line(many, complete=False)
@@ -154,7 +163,10 @@ def test_a_rate_is_measured_on_this_machine(
         hours = budget["device_hours"]["estimate"] if "--sample" in words else budget["device_hours"]
         tokens = budget["tokens"]["estimate"] if "--sample" in words else budget["tokens"]
         assert plan["calibrated_on"].startswith("cpu")
-        assert hours == pytest.approx(tokens / plan["calibrated_tokens_per_second"] / 3600, rel=0.2)
+        assert hours == pytest.approx(tokens / budget["tokens_per_second"] / 3600, rel=0.2)
+        code, out, _ = call(capsys, "plan", config, "--price-per-hour", 3, *words)
+        assert code == 0
+        assert "calibrated_on                   cpu" in out
     code, _, err = call(capsys, "plan", config, "--calibrate", "--tokens-per-second", 5)
     assert code == 2
     assert "--calibrate" in err

@@ -57,17 +57,32 @@ def test_no_work() -> None:
 
 def test_the_last_minute_of_an_encoder() -> None:
     recent = Recent()
-    for begun in range(0, 100, 10):
-        recent.add(work(0, float(begun), 10.0))  # all the time until 100
-    for begun in (50.0, 30.0, 90.0):  # not in order
-        recent.add(work(1, begun, 6.0))
+    assert recent.pace(now=0.0) is None
+    recent.add(work(0, float(begun), 10.0) for begun in range(0, 100, 10))  # all the time until 100
+    recent.add(work(1, begun, 6.0) for begun in (50.0, 30.0, 90.0))  # not in order
     busy, lazy = recent.encoders(now=130.0)
     assert busy == {"encoder": 0, "busy_share": 1.0, "seconds_since": 30.0}
-    assert lazy == {
-        "encoder": 1,
-        "busy_share": pytest.approx(12 / 60),
-        "seconds_since": 34.0,
-    }  # 36 is its minute's start
+    assert lazy["busy_share"] == pytest.approx(12 / 46, abs=1e-3)  # what ended before 40 is forgotten
+    assert lazy["seconds_since"] == 34.0
+    pace = recent.pace(now=130.0)
+    assert pace is not None
+    assert (pace.busy_encoders, pace.seconds_since) == (pytest.approx(72 / 60), 30)
+    assert pace.images_per_second == pytest.approx(80 / 60)
+
+
+def test_a_pace_is_taken_over_several_units_however_long_they_take() -> None:
+    recent = Recent()
+    recent.add([work(0, 0.0, 300.0, images=300), work(0, 300.0, 300.0, images=300)])
+    pace = recent.pace(now=600.0)
+    assert pace is not None
+    assert (pace.images_per_second, pace.busy_encoders) == (1, 1)
+
+
+def test_encoders_of_an_earlier_run_are_forgotten() -> None:
+    recent = Recent()
+    recent.add(work(encoder, 0.0, 10.0) for encoder in range(8))
+    recent.add([work(0, 1000.0, 10.0)])
+    assert [one["encoder"] for one in recent.encoders(now=1010.0)] == [0]
 
 
 def test_the_records_of_a_run_say_it(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
