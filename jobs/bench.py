@@ -58,7 +58,7 @@ def main(arguments: argparse.Namespace) -> int:
         try:
             results[name] = PARTS[name](arguments)
         except ImportError as error:
-            raise RequestError(f"bench {name}: {error}; install visionbake[bench]") from error
+            raise RequestError(f"bench {name}: {error}; pip install -e '.[bench]'") from error
         if arguments.json != "-":
             say(name)
             for field, value in results[name].items():

@@ -40,7 +40,7 @@ def connect(output: AnyPath) -> Any:
     try:
         import duckdb
     except ImportError as error:
-        raise RequestError(f"stats: {error}; install visionbake[sql]") from error
+        raise RequestError(f"stats: {error}; pip install -e '.[sql]'") from error
     dataset = read_dataset(output)
     if not any(name.endswith(".parquet") for name in names_in(output / "samples")):
         raise RequestError(f"{output}: nothing is committed yet")
@@ -54,7 +54,8 @@ def connect(output: AnyPath) -> Any:
         try:
             connection.execute(f"CREATE VIEW {folder} AS SELECT * FROM read_parquet('{place}')")
         except duckdb.Error as error:
-            raise OutputError(f"{output / folder} cannot be read: {error}; `visionbake verify` tells more") from error
+            reason = str(error).splitlines()[0]
+            raise OutputError(f"{output / folder} cannot be read: {reason}; `visionbake verify` tells more") from error
     return connection
 
 

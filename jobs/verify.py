@@ -85,7 +85,7 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
         config = verifier.dataset["config"]
         processor = reference_processor(config["preprocess"]["min_pixels"], config["preprocess"]["max_pixels"])
     except ImportError as error:
-        raise RequestError(f"--sample: {error}; install visionbake[bench]") from error
+        raise RequestError(f"--sample: {error}; pip install -e '.[bench]'") from error
     if config["output"]["stage"] != "merged":
         raise RequestError("--sample compares merged tokens; this output is of stage pre_merger")
     checkpoint = Checkpoint(config["model"]["path"], config["model"]["revision"])

@@ -79,7 +79,7 @@ def client_of(uri: str) -> tuple[Any, str]:
         client = fsspec.filesystem(scheme, **options)
         return client, client._strip_protocol(uri)
     except ImportError as error:
-        extra = f": install visionbake[{EXTRAS[scheme]}]" if scheme in EXTRAS else ""
+        extra = f": pip install -e '.[{EXTRAS[scheme]}]'" if scheme in EXTRAS else ""
         raise OSError(errno.ENOPKG, f"{error}{extra}", uri) from error
     except Exception as error:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}", uri) from error

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import IMAGES, config_for, embeddings, encoded, make_tar, run_here
+from conftest import IMAGES, config_for, embeddings, encoded, make_tar, noise, run_here
 
 import pipeline.unit_reader as unit_reader
 from pipeline.errors import RequestError
@@ -104,7 +104,8 @@ DOORS = [as_bytes, as_large_bytes, as_hugging_face, as_paths, as_lists, as_jsonl
 def test_every_door_gives_the_same_embeddings(
     door: Any, images: dict[str, bytes], folder: Path, expected: list[bytes], model_path: Path, tmp_path: Path
 ) -> None:
-    source = door(images, folder, tmp_path)
+    (tmp_path / "in").mkdir()
+    source = door(images, folder, tmp_path / "in")
     output = tmp_path / "out"
     fields: dict[str, object] = {"carry": ["caption"]}
     if door is not as_tar:
@@ -329,3 +330,38 @@ def test_files_beside_an_image_are_carried(images: dict[str, bytes], model_path:
     summary = run_here(config)
     assert not summary.complete
     assert "in/deeper/001.png: what is carried of deeper/001.png is not valid UTF-8" in str(summary.problems)
+
+
+def test_a_line_or_row_that_cannot_be_stored_is_a_reject_of_its_own(model_path: Path, tmp_path: Path) -> None:
+    """Not of its part: thousands of lines go with it."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(encoded(noise(30, 30, 1)))
+    lines = [
+        {"id": "good", "image": "a.png"},
+        {"id": "base64", "image": "iVBORw0KGgo" * 600},
+        {"id": "\ud800", "image": "a.png"},
+        {"id": "half", "image": "\ud800.png"},
+        {"id": "last", "image": "a.png"},
+    ]
+    (folder / "m.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    config = config_for(folder / "m.jsonl", tmp_path / "out", model_path, source={"key_column": "id"})
+    assert run_here(config).complete
+    rows = samples(tmp_path / "out")
+    assert [row["status"] for row in rows] == ["ok", "missing_image", "missing_image", "missing_image", "ok"]
+    assert "line 3" in rows[2]["error"]
+    assert "line 4" in rows[3]["error"]
+
+    text = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 3], np.int32)), pa.py_buffer(b"a\xff\xfe"))
+    image = encoded(noise(30, 30, 1))
+    pq.write_table(pa.table({"id": text, "image": [image, image]}), folder / "p.parquet")
+    config = config_for(folder / "p.parquet", tmp_path / "out2", model_path, source={"key_column": "id"})
+    assert run_here(config).complete
+    rows = samples(tmp_path / "out2")
+    assert [(row["key"], row["status"]) for row in rows] == [("a", "ok"), ("p.parquet:1", "missing_image")]
+    assert "row 1: its key is not valid UTF-8" in rows[1]["error"]
+
+    pq.write_table(pa.table({"id": [b"k1", b"\xff"], "image": [image, image]}), folder / "b.parquet")
+    config = config_for(folder / "b.parquet", tmp_path / "out3", model_path, source={"key_column": "id"})
+    assert run_here(config).complete
+    assert [row["key"] for row in samples(tmp_path / "out3")] == ["k1", "ff"]

@@ -6,18 +6,21 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import PHOTOS, config_for, encoded, make_folder, noise, run_here, write_config
+from conftest import PHOTOS, config_for, encoded, make_folder, make_tar, noise, run_here, write_config
 from PIL import Image
 from safetensors.torch import load_file
 
 import jobs.cli
 from jobs.status import encoder_line, pace_line
 from pipeline import VisionEncoder
+from pipeline.config import Source
 from pipeline.errors import RequestError
 from pipeline.runner import run
+from pipeline.sources import files_of_output_in, resolve_source
 
 Runner = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -238,3 +241,81 @@ def test_bench_measures(part: str, run_job: Runner) -> None:
     else:
         assert result["units"] > 100
         assert result["growth_bytes"] >= 0
+
+
+def test_a_folder_of_the_users_is_no_output(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A data set's usual shape has names that outputs have too."""
+    mine = tmp_path / "mine"
+    make_folder(mine / "data", 3)
+    (mine / "README.md").write_text("mine")
+    config = write_config(tmp_path / "c.yaml", config_for(mine / "data", mine, model_path))
+    for command in ("plan", "run"):
+        code, _, err = call(capsys, command, config)
+        assert code == 2
+        assert "is not empty and not an output of visionbake" in err
+    assert (mine / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind", "below", "refused"),
+    [
+        ("in", "parquet", "in/out", True),
+        ("in/**/*.parquet", "auto", "in/a/out", True),
+        ("in/*/*/*.tar", "auto", "in/out", True),
+        ("in/*.tar", "auto", "in/out", False),
+        ("in", "parquet", "in-2/out", False),
+        ("in", "folder", "in/out", False),
+    ],
+)
+def test_an_output_is_no_part_of_its_source(
+    uri: str, kind: Any, below: str, refused: bool, model_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    place = resolve_source(Source(uri=str(tmp_path / uri), format=kind))
+    assert bool(files_of_output_in(place, str(tmp_path / below))) == refused
+
+
+def test_members_that_a_shard_has_already_cannot_be_carried(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_tar(tmp_path / "a.tar", [("0.png", encoded(noise(30, 30, 1))), ("0.json", b"{}")])
+    config = config_for(
+        tmp_path / "a.tar", tmp_path / "out", model_path, source={"carry": ["json"]}, output={"format": "webdataset"}
+    )
+    code, _, err = call(capsys, "run", write_config(tmp_path / "c.yaml", config))
+    assert code == 2
+    assert "source.carry: json" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_metadata_is_named(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out[1]"
+    run_here(config_for(make_folder(tmp_path / "in", 9), output, model_path))
+    assert call(capsys, "stats", output)[0] == 0  # a name with glob characters
+    (index,) = (output / "plan" / "index").iterdir()
+    for path, text, commands in (
+        (index, b"PAR1", ("status", "verify")),
+        (output / "plan" / "plan.json", b"[", ("status", "verify")),
+        (next((output / "samples").iterdir()), b"PAR1", ("stats",)),
+        (output / "dataset.json", b"{}", ("status", "stats", "verify")),
+    ):
+        whole = path.read_bytes()
+        path.write_bytes(text)
+        for command in commands:
+            code, _, err = call(capsys, command, output)
+            assert code in (1, 2), (path, command)
+            assert path.name in err or path.parent.name in err, (path, command, err)
+            assert err.count("\n") == 1
+        path.write_bytes(whole)
+    for words, says in (
+        (["--sql", " "], "--sql"),
+        (["--sql", "SELECT nonsense"], "--sql"),
+        (["--sql", "SELECT 1", "--html", tmp_path / "x.html"], "--html"),
+    ):
+        code, _, err = call(capsys, "stats", output, *words)
+        assert (code, says in err, err.count("\n")) == (2, True, 1)
+    query = "SELECT [DATE '2020-01-01'] AS days, 'nan'::DOUBLE AS x, 1 AS a, 2 AS a"
+    code, out, _ = call(capsys, "stats", output, "--json", "--sql", query)
+    assert json.loads(out) == [{"days": ["2020-01-01"], "x": None, "a": 1, "a_4": 2}]

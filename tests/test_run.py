@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -420,3 +421,39 @@ def test_inline_needs_no_ray(source: Path, model_path: Path, tmp_path: Path) -> 
     done = subprocess.run([*command("x")[:1], "-c", code, str(config)], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     assert "24 in = 24 rows + 0 rejects" in done.stdout
+
+
+def test_weights_that_change_between_driver_and_encoder_are_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node's folder of the same name may hold another checkpoint."""
+    from pipeline import runner
+    from pipeline.random_tower import SIZES, write_random_checkpoint
+
+    model = tmp_path / "model"
+    model.mkdir()
+    write_random_checkpoint(model, SIZES["tiny"])
+    real = runner.start_engine
+
+    def swapped(*arguments: Any, **options: Any) -> Any:
+        write_random_checkpoint(model, SIZES["tiny"], seed=2)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(runner, "start_engine", swapped)
+    with pytest.raises(RequestError, match="other weights"):
+        run_here(config_for(source, tmp_path / "out", model))
+    assert not (tmp_path / "out" / "data").exists()
+
+
+def test_no_memory_to_decode_is_no_property_of_the_image(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import decode
+    from pipeline.errors import ReaderLost
+
+    def none_left(image: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "to_rgb", none_left)
+    with pytest.raises(ReaderLost, match="no memory to decode 30×20 pixels"):
+        decode.decode(encoded(noise(20, 30, 1)))
