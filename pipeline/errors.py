@@ -24,7 +24,7 @@ class OutputError(Exception):
 
 
 class EncodeError(Exception):
-    """One image does not fit on the device, even alone."""
+    """One image does not fit on the device, even alone, or a value does not fit the stored dtype."""
 
 
 class RunFailed(Exception):

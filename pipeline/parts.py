@@ -1,7 +1,8 @@
 """List: from a source URI to numbered parts, frozen once planned.
 
-A part is a tar, or a chunk of a folder's sorted listing. Parts only ever grow: files that appear later become new
-parts with the next numbers; a planned file that vanished or changed is refused by name.
+A part is a tar, a chunk of a folder's sorted listing, some row groups of a Parquet file, or some lines of a manifest.
+Parts only ever grow: files that appear later become new parts with the next numbers; a planned file that vanished or
+changed is refused by name.
 
     plan/plan.json                  which source this plan is of
     plan/parts/parts-NNNNNN.parquet one row per file: part, path, size, mtime_ns, ETag; named after its first part
