@@ -7,6 +7,9 @@ one by one, since whether they are in would decide the result.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +18,8 @@ Hashes = npt.NDArray[np.uint64]
 MAX_HASHES = 1 << 24
 FREQUENT = 64  # copies
 MOST_FREQUENT = 1 << 16  # such images
+SHARES = 16
+SHARED_BY = 5  # which byte of a hash: not one that decides which hashes are held
 
 
 class Duplicates:
@@ -61,37 +66,51 @@ class Duplicates:
 
     def _make_room(self) -> None:
         """Joins copies; where that is not enough, sets the frequent ones apart and holds half of the others."""
-        hashes, sides, copies = self._joined()
-        if len(hashes) > len(self._hash) // 2:
+        self._hold(list(self._joined()))
+        if self._held > len(self._hash) // 2:
             if self.one_of == 1:
-                often = np.flatnonzero(copies >= FREQUENT)
-                often = np.sort(often[np.argsort(-copies[often], kind="stable")[:MOST_FREQUENT]])
-                self._frequent, self._frequent_sides = hashes[often], sides[often]
-                self._frequent_copies = copies[often].astype(np.int64)
-                others = np.ones(len(hashes), np.bool_)
-                others[often] = False
-                hashes, sides, copies = hashes[others], sides[others], copies[others]
+                self._set_frequent_apart()
             self.one_of *= 2
-            kept = self._chosen(hashes)
-            hashes, sides, copies = hashes[kept], sides[kept], copies[kept]
-        self._held = len(hashes)
-        self._hash[: self._held], self._sides[: self._held], self._copies[: self._held] = hashes, sides, copies
+            kept = self._chosen(self._hash[: self._held])
+            self._hold([tuple(values[: self._held][kept] for values in (self._hash, self._sides, self._copies))])
 
-    def _joined(self) -> tuple[Hashes, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """What is held, each distinct image once, by hash."""
-        order = np.argsort(self._hash[: self._held])
-        hashes = self._hash[order]
-        starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]])) if len(hashes) else order
-        copies = np.add.reduceat(self._copies[order], starts) if len(starts) else self._copies[:0]
-        return hashes[starts], self._sides[order[starts]], copies.astype(np.int32)
+    def _set_frequent_apart(self) -> None:
+        often = np.flatnonzero(self._copies[: self._held] >= FREQUENT)
+        often = often[np.argsort(-self._copies[often], kind="stable")[:MOST_FREQUENT]]
+        often = often[np.argsort(self._hash[often])]
+        self._frequent, self._frequent_sides = self._hash[often], self._sides[often]
+        self._frequent_copies = self._copies[often].astype(np.int64)
+        self._hash[often] = 0  # is no image
+
+    def _hold(self, pieces: Sequence[tuple[npt.NDArray[Any], ...]]) -> None:
+        first = 0
+        for hashes, sides, copies in pieces:
+            last = first + len(hashes)
+            self._hash[first:last], self._sides[first:last], self._copies[first:last] = hashes, sides, copies
+            first = last
+        self._held = first
+
+    def _joined(self) -> Iterator[tuple[Hashes, npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
+        """What is held, each distinct image once: a share at a time, which takes little memory beside them all."""
+        hash_N = self._hash[: self._held]
+        for share in range(SHARES):
+            places = np.flatnonzero(hash_N.view(np.uint8)[SHARED_BY::8] % SHARES == share)
+            order = places[np.argsort(hash_N[places])]
+            hashes = hash_N[order]
+            if len(hashes):
+                starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
+                copies = np.add.reduceat(self._copies[order], starts).astype(np.int32)
+                yield hashes[starts], self._sides[order[starts]], copies
 
     def again(self) -> tuple[Int64, Int64, Int64]:
         """Heights and widths of images that there are several of, and how many beside the first each stands for."""
-        _, sides, copies = self._joined()
-        several = np.flatnonzero(copies > 1)
-        sides_D2: Int64 = np.concatenate([sides[several], self._frequent_sides]).astype(np.int64)
-        more = np.concatenate([(copies[several].astype(np.int64) - 1) * self.one_of, self._frequent_copies - 1])
-        return sides_D2[:, 0], sides_D2[:, 1], more
+        sides, more = [self._frequent_sides], [self._frequent_copies - 1]
+        for _, sides_N2, copies_N in self._joined():
+            several = copies_N > 1
+            sides.append(sides_N2[several])
+            more.append((copies_N[several].astype(np.int64) - 1) * self.one_of)
+        sides_D2: Int64 = np.concatenate(sides).astype(np.int64)
+        return sides_D2[:, 0], sides_D2[:, 1], np.concatenate(more)
 
 
 def repeated(hash_N: Hashes) -> Int64:
