@@ -109,8 +109,9 @@ def test_the_driver_on_a_cluster_is_killed(
 ) -> None:
     output = tmp_path / "out"
     words = command("jobs.run", write_config(tmp_path / "c.yaml", on_ray(large, output, model_path)))
-    units = kill_again_and_again(words, output, 6, (14, 22), ray_nodes)
-    print(f"{units} units committed after 6 kills")
+    units = kill_again_and_again(words, output, 5, (12, 17), ray_nodes)
+    print(f"{units} units committed after 5 kills")
+    assert units > 0
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, env=os.environ | ray_nodes)
     assert done.returncode == 0, done.stdout
     shutil.rmtree(output / "_tmp")
