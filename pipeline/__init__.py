@@ -6,7 +6,7 @@ The stages, in flow order:
     remote       object storage, and all else that fsspec opens (remote_read, remote_publish: by the file)
     files        opening, scratch and publishing, wherever files lie
     sources      list: a source to its files
-    rows         Parquet and JSONL: ranges of rows, and the images that they name
+    rows         Parquet and JSONL: ranges of rows, and their images' bytes (places: what rows and lines name)
     parts        the plan: files to numbered parts
     carry        what stands beside an image in the source
     tar          strict reading of tar structure
@@ -35,7 +35,7 @@ The stages, in flow order:
     request      a configuration checked against the world
     runner       the whole run (metrics_ray: what Prometheus sees of it)
     estimate     what a run would write and cost (estimate_plan: of all parts; duplicates, output_size)
-    sampling     headers drawn from a source (extrapolate: to an estimate with intervals)
+    sampling     headers drawn from a source (sampling_images), for an estimate with intervals (extrapolate)
     pace         how fast units were encoded, and how busy encoders were
     verify       an output's files against their records and the source's index
     reader       an output as a data set of torch, row by row

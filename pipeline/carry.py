@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from pipeline.errors import RequestError, SourceError
 from pipeline.files import open_input
-from pipeline.rows import open_parquet, parse_line, read_columns
+from pipeline.places import parse_line
+from pipeline.rows import open_parquet, read_columns
 from pipeline.shard import DATA_SCHEMA, SAMPLES_SCHEMA
 from pipeline.sources import SourcePlace, list_files
 

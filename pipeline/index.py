@@ -33,9 +33,9 @@ from pipeline.files import (
 from pipeline.guard import ImageReader
 from pipeline.headers import EXTENSIONS
 from pipeline.parts import Part
+from pipeline.places import places, read_place
 from pipeline.rejects import Reject
 from pipeline.remote import is_remote
-from pipeline.rows import places, read_place
 from pipeline.sources import SourceFile, check_unchanged
 from pipeline.tar import Member, TarStream, walk
 
@@ -226,6 +226,11 @@ def split_key(name: str) -> tuple[str, str]:
     return folder + slash + key, suffix
 
 
+def is_named(suffix: str, image_column: str) -> bool:
+    """Whether `image_column` (`png`, `left`, `left.png`) names the member of this suffix."""
+    return image_column in (suffix, suffix.rpartition(".")[0])
+
+
 def _index_tar(part: Part, file: SourceFile, image_column: str, images: ImageReader) -> Iterator[IndexedSample]:
     """Members need not be adjacent to form a sample; a second member of the same name is a duplicate."""
     groups: dict[str, _Group] = {}
@@ -267,7 +272,7 @@ def _choose(key: str, group: _Group, file: SourceFile, image_column: str) -> Ind
         chosen = [
             sample
             for suffix, sample in suffixes
-            if image_column in (suffix, suffix.rpartition(".")[0])
+            if is_named(suffix, image_column)
         ]  # fmt: skip
     if len(chosen) == 1:
         return chosen[0]

@@ -16,41 +16,26 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import rejects
 from pipeline.errors import DamagedPart, RequestError
 from pipeline.files import READS_AT_ONCE, map_ahead, open_input, read_input
-from pipeline.guard import ImageReader
-from pipeline.headers import EXTENSIONS
-from pipeline.index import split_key
-from pipeline.rejects import Reject
-from pipeline.rows import Place, images_of, line_places, open_parquet, read_place
+from pipeline.places import Place, images_of, line_places
+from pipeline.rows import open_parquet
+from pipeline.sampling_images import Drawn, DrawnImages, samples_in_tar
 from pipeline.sources import SourceFile, SourcePlace, list_files
-from pipeline.tar import BLOCK, GZIP_SUFFIXES, TarStream, walk
+from pipeline.tar import GZIP_SUFFIXES
 
 DRAWS = 32
 PILOT_BYTES = 4 << 20
 MIN_WINDOW_BYTES = 64 << 10
-SYNC_BYTES = 1 << 20
 FOOTERS_READ = 512  # of more Parquet files only those that are drawn are opened
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """One sample: `ok` with its size, or a reject's reason."""
-
-    status: str
-    width: int = 0
-    height: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +66,7 @@ def draw(place: SourcePlace, count: int, seed: int, image_column: str) -> Draws:
         RequestError: a file cannot be listed or read, or there is nothing in it.
     """
     generator = random.Random(seed)
-    images = _Images()
+    images = DrawnImages()
     count = max(count, DRAWS)
     if place.format == "folder":
         return _draw_folder(place, count, generator, images)
@@ -100,23 +85,7 @@ def draw(place: SourcePlace, count: int, seed: int, image_column: str) -> Draws:
     return Draws(draws=draws, unseen=1.0, files=len(files))
 
 
-class _Images(ImageReader):
-    def drawn(self, data: bytes | None) -> Drawn:
-        if data is None:
-            return Drawn(status=rejects.MISSING_IMAGE)
-        try:
-            header = self.header("", data)
-        except Reject as reject:
-            return Drawn(status=reject.reason)
-        return Drawn(status=rejects.OK, width=header.width, height=header.height)
-
-    def of_places(self, places: Sequence[Place]) -> list[Drawn]:
-        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            read = map_ahead(pool, lambda place: None if place.problem else read_place(place), places, READS_AT_ONCE)
-            return [self.drawn(data) for data in read]
-
-
-def _draw_folder(place: SourcePlace, count: int, generator: random.Random, images: _Images) -> Draws:
+def _draw_folder(place: SourcePlace, count: int, generator: random.Random, images: DrawnImages) -> Draws:
     kept: list[SourceFile] = []
     total = 0
     for file in list_files(place):  # each of the files so far is in `kept` with the same probability
@@ -144,7 +113,12 @@ def _draw_folder(place: SourcePlace, count: int, generator: random.Random, image
 
 
 def _draw_rows(
-    place: SourcePlace, files: Sequence[SourceFile], count: int, generator: random.Random, images: _Images, column: str
+    place: SourcePlace,
+    files: Sequence[SourceFile],
+    count: int,
+    generator: random.Random,
+    images: DrawnImages,
+    column: str,
 ) -> Iterator[Draw]:
     paths = [os.path.join(place.root, file.path) for file in files]
     wanted = max(1, count // DRAWS)
@@ -191,7 +165,7 @@ def _rows_by_group(path: str) -> list[int]:
 
 
 def _some_rows(
-    path: str, by_group: Sequence[int], wanted: int, generator: random.Random, images: _Images, column: str
+    path: str, by_group: Sequence[int], wanted: int, generator: random.Random, images: DrawnImages, column: str
 ) -> _Rows:
     """Of a row group that is drawn as often as it has rows."""
     ends = np.cumsum(by_group, dtype=np.int64)
@@ -202,7 +176,7 @@ def _some_rows(
 
 
 def _rows_of_group(
-    path: str, group: int, rows: int, wanted: int, generator: random.Random, images: _Images, column: str
+    path: str, group: int, rows: int, wanted: int, generator: random.Random, images: DrawnImages, column: str
 ) -> _Rows:
     chosen = sorted(generator.sample(range(rows), min(rows, wanted)))
     with open_parquet(path) as parquet:
@@ -212,7 +186,12 @@ def _rows_of_group(
 
 
 def _draw_windows(
-    place: SourcePlace, files: Sequence[SourceFile], count: int, generator: random.Random, images: _Images, column: str
+    place: SourcePlace,
+    files: Sequence[SourceFile],
+    count: int,
+    generator: random.Random,
+    images: DrawnImages,
+    column: str,
 ) -> Iterator[Draw]:
     """Wherever a window starts, a byte of any file is in it with the same probability: it goes on at the start."""
     lines = place.format == "jsonl"
@@ -226,11 +205,13 @@ def _draw_windows(
         if not window:  # how much is read at a time follows from how many samples are in a first piece
             pilot = min(file.size, PILOT_BYTES)
             found: Sequence[object] = (
-                _lines_in(path, 0, pilot, column) if lines else _members_in(path, 0, pilot, images, column)
+                _lines_in(path, 0, pilot, column) if lines else samples_in_tar(path, 0, pilot, images, column)
             )
             window = max(1 if lines else MIN_WINDOW_BYTES, int(count / DRAWS * pilot / max(1, len(found))))
         if path.lower().endswith(GZIP_SUFFIXES):
-            yield Draw(weight=int(ends[-1]) / file.size, samples=tuple(_members_in(path, 0, 1 << 62, images, column)))
+            yield Draw(
+                weight=int(ends[-1]) / file.size, samples=tuple(samples_in_tar(path, 0, 1 << 62, images, column))
+            )
             continue
         start, length = generator.randrange(file.size), min(window, file.size)
         pieces = [(start, min(start + length, file.size)), (0, max(0, start + length - file.size))]
@@ -243,7 +224,7 @@ def _draw_windows(
             weight *= len(places) / max(1, len(chosen))
         else:
             samples = tuple(
-                one for first, last in pieces for one in _members_in(path, first, last, images, column)
+                one for first, last in pieces for one in samples_in_tar(path, first, last, images, column)
             )  # fmt: skip
         yield Draw(weight=weight, samples=samples)
 
@@ -259,72 +240,3 @@ def _lines_in(path: str, first: int, last: int, column: str) -> list[Place]:
             if line.strip():
                 places += line_places(line, path, "", 0, position, column, None)
     return places
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """A member of a sample. `image`: of what is one by its name. `inside`: its header begins in the range."""
-
-    suffix: str
-    inside: bool
-    image: Drawn | None = None
-
-
-def _members_in(path: str, first: int, last: int, images: _Images, column: str) -> list[Drawn]:
-    """The samples whose image's header begins in this range, or, of those without one, the first member's."""
-    wanted = (*EXTENSIONS, "." + column.lower())
-    groups: dict[str, list[_Seen]] = {}
-    key = ""
-    with TarStream(path) as stream:
-        if first:
-            start = _next_header(stream, first, last)
-            if start is None:
-                return []
-            stream.seek(start)
-        with suppress(DamagedPart):  # for the index to report
-            for member, data in walk(stream, wanted):
-                inside = member.offset - BLOCK < last
-                before, (key, suffix) = key, split_key(member.name)
-                if not inside and key != before:
-                    break
-                if suffix:
-                    image = None if data is None else images.drawn(data)
-                    if member.link is not None and member.name.lower().endswith(wanted):
-                        image = Drawn(status=rejects.MISSING_IMAGE)
-                    groups.setdefault(key, []).append(_Seen(suffix=suffix, inside=inside, image=image))
-    return list(_chosen(list(groups.values()), bool(first), column))
-
-
-def _chosen(groups: Sequence[Sequence[_Seen]], cut: bool, column: str) -> Iterator[Drawn]:
-    """Each sample's image, as the index chooses it. `cut`: the first one may have begun before what was seen."""
-    with_image = [[one for one in group if one.image is not None] for group in groups]
-    several = any(len(found) > 1 for found in with_image)
-    for number, (group, found) in enumerate(zip(groups, with_image, strict=True)):
-        begun_before = cut and not number
-        named = [one for one in found if column in (one.suffix, one.suffix.rpartition(".")[0])]
-        if len(found) == 1 and not (begun_before and several):
-            named = found
-        if len(named) == 1:
-            if named[0].inside and named[0].image is not None:
-                yield named[0].image
-        elif not begun_before and group[0].inside:
-            yield Drawn(status=rejects.MISSING_IMAGE)
-
-
-def _next_header(stream: TarStream, first: int, last: int) -> int | None:
-    """The first member's header that begins in this range, known by its checksum."""
-    position = -(-first // BLOCK) * BLOCK
-    stream.seek(position)
-    while position < last and (data := stream.read(SYNC_BYTES)):
-        for offset in range(0, len(data) - BLOCK + 1, BLOCK):
-            if position + offset >= last:
-                return None
-            block = data[offset : offset + BLOCK]
-            if block[257:262] == b"ustar":
-                try:
-                    tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-                except tarfile.HeaderError:
-                    continue
-                return position + offset
-        position += len(data)
-    return None

@@ -16,7 +16,7 @@ from conftest import REPOSITORY, config_for, encoded, make_tar, noise, run_here,
 
 from jobs.cli import main
 from pipeline import estimate_plan as estimate_plan_module
-from pipeline import sampling
+from pipeline import sampling, sampling_images
 from pipeline.config import parse_config
 from pipeline.duplicates import Duplicates
 from pipeline.estimate import Rates, Writing
@@ -149,8 +149,8 @@ def test_a_sample_of_a_manifest_reads_no_more_images_than_it_needs(
     source.write_text("\n".join(lines * 100))
     request = check_request(config_for(source, tmp_path / "out", model_path))
     read: list[object] = []
-    real = sampling.read_place
-    monkeypatch.setattr(sampling, "read_place", lambda place: read.append(place) or real(place))
+    real = sampling_images.read_place
+    monkeypatch.setattr(sampling_images, "read_place", lambda place: read.append(place) or real(place))
     draws = sampling.draw(request.place, 320, 1, "image")
     assert 250 < len(read) < 2 * 320
     assert len(read) == draws.samples
