@@ -63,11 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     budgets = budgets_of(config, arguments.max_pixels)
     request = check_request(config, weights=arguments.calibrate)
-    writing = Writing(
-        width=request.checkpoint.config.width_of(config.output.stage), format=config.output.format,
-        dtype=config.output.dtype, row_group_bytes=config.output.row_group_bytes,
-        shard_tokens=config.output.shard_tokens, deduplicate=config.pack.deduplicate,
-    )  # fmt: skip
+    writing = Writing.of(config, request.checkpoint.config.width_of(config.output.stage))
     rates = Rates(
         tokens_per_second=arguments.tokens_per_second, price_per_hour=arguments.price_per_hour,
         price_per_terabyte=arguments.price_per_terabyte,

@@ -72,11 +72,6 @@ def statistics_of(output: AnyPath) -> dict[str, Any]:
                 yield work
 
     timeline = Timeline(works())
-    writing = Writing(
-        width=dataset["hidden_size"], format=config.output.format, dtype=config.output.dtype,
-        row_group_bytes=config.output.row_group_bytes, shard_tokens=config.output.shard_tokens,
-        deduplicate=config.pack.deduplicate,
-    )  # fmt: skip
     written = written_of(connection, config, totals)
     norms = connection.execute("SELECT avg(norm_mean), max(norm_max) FROM samples WHERE status = 'ok'").fetchone()
     stretches = timeline.stretches()
@@ -84,7 +79,7 @@ def statistics_of(output: AnyPath) -> dict[str, Any]:
         sum(one.seconds for one in stretches), sum(one.seconds * one.encoders for one in stretches)
     )  # fmt: skip
     return (
-        written.as_dict(writing, Rates())
+        written.as_dict(Writing.of(config, dataset["hidden_size"]), Rates())
         | totals.as_dict()
         | {"non_finite": totals.rejects[rejects.NON_FINITE], "norm_mean": norms[0], "norm_max": norms[1]}
         | source_of(connection).as_dict()

@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.cli import Interrupted, add_json_argument, bytes_text, output_of, print_json, run_command, say, seconds_text
-from pipeline.config import parse_config
 from pipeline.files import READS_AT_ONCE, AnyPath, map_ahead
 from pipeline.index_read import read_index_arrays
-from pipeline.output import CommittedUnits, Totals, read_dataset, read_records
+from pipeline.output import CommittedUnits, Totals, geometry_of, read_dataset, read_records
 from pipeline.pace import Recent, Work, work_of
 from pipeline.parts import Plan
 from pipeline.remote import RemotePath
-from pipeline.units import Geometry, cut_units
+from pipeline.units import cut_units
 
 WATCH_SECONDS = 2.0
 ENCODERS_SHOWN = 16
@@ -90,16 +89,10 @@ class Status:
 
     def _cut(self, plan: Plan, parts: list[int]) -> None:
         dataset = read_dataset(self._output)
-        config = parse_config(dataset["config"])
-        geometry = Geometry(
-            patch_size=dataset["patch_size"], merge_size=dataset["merge_size"], temporal_patch_size=2,
-            min_pixels=config.preprocess.min_pixels, max_pixels=config.preprocess.max_pixels,
-            max_image_pixels=config.limits.max_image_pixels,
-        )  # fmt: skip
         paths = [plan.index_path(part) for part in parts]
         with ThreadPoolExecutor(READS_AT_ONCE if isinstance(self._output, RemotePath) else 1) as pool:
             for part, index in zip(parts, map_ahead(pool, read_index_arrays, paths, READS_AT_ONCE), strict=True):
-                units = cut_units(part, index, geometry, config.output.shard_tokens)
+                units = cut_units(part, index, geometry_of(dataset), dataset["config"]["output"]["shard_tokens"])
                 self._unit_tokens[part] = np.array([unit.tokens for unit in units], np.int64)
                 self._tokens_left += sum(unit.tokens for unit in units)
 

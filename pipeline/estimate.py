@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import Config
 from pipeline.grid import smart_resize_many
 from pipeline.index_read import IndexArrays
 from pipeline.output_size import FORMATS, VALUE_BYTES, data_bytes
@@ -35,6 +36,15 @@ class Writing:
     row_group_bytes: int
     shard_tokens: int
     deduplicate: bool
+
+    @classmethod
+    def of(cls, config: Config, width: int) -> Writing:
+        """As a configuration has it, of tokens that are so wide."""
+        output = config.output
+        return cls(
+            width=width, format=output.format, dtype=output.dtype, row_group_bytes=output.row_group_bytes,
+            shard_tokens=output.shard_tokens, deduplicate=config.pack.deduplicate,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

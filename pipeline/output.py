@@ -34,6 +34,7 @@ from pipeline.files import (
 from pipeline.layout import SCHEMA_VERSION, samples_path
 from pipeline.remote import RemotePath
 from pipeline.shard import read_metadata
+from pipeline.units import Geometry
 
 READS_AT_ONCE = 32
 RECORDED_PACKAGES = ("visionbake", "ray", "transformers", "numpy", "safetensors", "huggingface_hub", "pydantic")
@@ -134,6 +135,16 @@ def read_dataset(output: AnyPath) -> dict[str, Any]:
         if name not in tree:
             raise RequestError(f"{output} is not an output of visionbake: dataset.json has no {name}")
     return tree
+
+
+def geometry_of(dataset: dict[str, Any]) -> Geometry:
+    """What decided the grids of an output, from its dataset.json."""
+    config = dataset["config"]
+    return Geometry(
+        patch_size=dataset["patch_size"], merge_size=dataset["merge_size"], temporal_patch_size=2,
+        min_pixels=config["preprocess"]["min_pixels"], max_pixels=config["preprocess"]["max_pixels"],
+        max_image_pixels=config["limits"]["max_image_pixels"],
+    )  # fmt: skip
 
 
 def stored_carry(output: AnyPath) -> pa.Schema | None:

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import pyarrow as pa
-
 from pipeline.carry import schema_text
 from pipeline.config import Config
 from pipeline.driver import Driver, Engine, Progress, check_rejected_fraction
@@ -220,11 +218,7 @@ def _run(
     skipped: list[str] = []
 
     def units_of(part: int) -> list[Unit]:
-        path = plan.index_path(part)
-        try:
-            index = read_index_arrays(path)
-        except (OSError, pa.ArrowException) as error:
-            raise RunFailed(f"{path} cannot be read: {error}") from error
+        index = read_index_arrays(plan.index_path(part))
         if index.damaged:
             if config.source.on_damaged == "fail":  # an earlier run skipped it
                 raise DamagedPart(index.damaged)

@@ -29,12 +29,12 @@ from pipeline.errors import OutputError
 from pipeline.files import AnyPath, local_copy, names_in, small_file
 from pipeline.index_read import read_index_arrays
 from pipeline.layout import data_path, samples_path
-from pipeline.output import Totals, fingerprint_of, read_dataset
+from pipeline.output import Totals, fingerprint_of, geometry_of, read_dataset
 from pipeline.parts import Plan
 from pipeline.shard import embedding_offsets, read_metadata
 from pipeline.shard_tar import read_tar_shard
 from pipeline.storage import STORED, is_scaled, restore
-from pipeline.units import Geometry, Unit, cut_units
+from pipeline.units import Unit, cut_units
 
 BLOCK_BYTES = 1 << 22
 NORM_TOLERANCE = 1e-3
@@ -72,11 +72,7 @@ class Verifier:
         self.dtype: str = config["output"]["dtype"]
         self.format: str = config["output"]["format"]
         self.hidden_size: int = self.dataset["hidden_size"]
-        self.geometry = Geometry(
-            patch_size=self.dataset["patch_size"], merge_size=self.dataset["merge_size"], temporal_patch_size=2,
-            min_pixels=config["preprocess"]["min_pixels"], max_pixels=config["preprocess"]["max_pixels"],
-            max_image_pixels=config["limits"]["max_image_pixels"],
-        )  # fmt: skip
+        self.geometry = geometry_of(self.dataset)
         self.shard_tokens: int = config["output"]["shard_tokens"]
         self.plan = Plan(output)
 
@@ -89,7 +85,7 @@ class Verifier:
             for part in range(self.plan.num_parts):
                 try:
                     units = self._units(part, report)
-                except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+                except (OutputError, KeyError, ValueError) as error:
                     report.problems.append(f"plan/index of part {part}: cannot be read: {error}")
                     continue
                 if units is None:

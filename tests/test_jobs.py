@@ -307,7 +307,8 @@ def test_damaged_metadata_is_named(model_path: Path, tmp_path: Path, capsys: pyt
             code, _, err = call(capsys, command, output)
             assert code in (1, 2), (path, command)
             assert path.name in err or path.parent.name in err, (path, command, err)
-            assert err.count("\n") == 1
+            listed = command == "verify" and path == index  # it goes on, and says all that is wrong
+            assert err.count("\n") == 1 or (listed and err.startswith(("PROBLEM", "MISSING")))
         path.write_bytes(whole)
     for words, says in (
         (["--sql", " "], "--sql"),
