@@ -36,7 +36,7 @@ quick: $(VENV)/.test
 
 # Faults that take longer to make than CI should wait, some ten minutes; docs/faults.md has the results.
 chaos: $(VENV)/.test
-	$(BIN)/python -m pytest -m chaos -s tests/test_chaos.py
+	$(BIN)/python -m pytest -m chaos -s
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

@@ -1,65 +1,8 @@
-"""The tower on its own: encode images, print grid and tokens."""
+"""`visionbake encode` from a checkout: `python -m jobs.encode`."""
 
-from __future__ import annotations
-
-import argparse
 import sys
 
-from jobs.cli import add_json_argument, print_json, run_command, say
-from pipeline.errors import OutputError, RequestError
-from pipeline.vision_encoder import VisionEncoder
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, GIF, BMP or TIFF")
-    parser.add_argument("--model", required=True, metavar="M", help="Hub id, local directory, or random:tiny")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--min-pixels", type=int, default=3136)
-    parser.add_argument("--max-pixels", type=int, default=12_845_056)
-    parser.add_argument("--save", metavar="FILE.safetensors", help="image_embeds and image_grid_thw of all images")
-    add_json_argument(parser)
-
-
-def main(arguments: argparse.Namespace) -> int:
-    if not 1 <= arguments.min_pixels <= arguments.max_pixels or arguments.max_pixels < 784:
-        raise RequestError("--max-pixels: must be at least 784 and --min-pixels")
-    encoder = VisionEncoder.from_pretrained(
-        arguments.model, arguments.dtype, min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels
-    )
-    embeddings = encoder.encode(arguments.images)
-    rows = [
-        {
-            "image": image,
-            "grid_thw": list(embedding.grid_thw),
-            "num_tokens": embedding.image_embeds.shape[0],
-            "hidden_size": embedding.image_embeds.shape[1],
-            "norm_mean": round(float(embedding.image_embeds.float().norm(dim=-1).mean()), 4),
-        }
-        for image, embedding in zip(arguments.images, embeddings, strict=True)
-    ]
-    if arguments.save:
-        import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        tensors = {
-            "image_embeds": torch.cat([embedding.image_embeds for embedding in embeddings]),
-            "image_grid_thw": torch.tensor([embedding.grid_thw for embedding in embeddings]),
-        }
-        try:
-            save_file(tensors, arguments.save)
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"--save {arguments.save}: {error}") from error
-    if arguments.json:
-        print_json(rows)
-        return 0
-    for row in rows:
-        say(
-            f"{row['image']}: grid_thw {tuple(row['grid_thw'])}, {row['num_tokens']} tokens of {row['hidden_size']}, "
-            f"mean norm {row['norm_mean']}"
-        )
-    return 0
-
+from pipeline.cli import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command("encode"))

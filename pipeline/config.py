@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.errors import RequestError
+from .errors import RequestError
 
 
 def _auto_or_positive(value: object) -> object:

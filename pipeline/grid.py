@@ -118,3 +118,19 @@ def grid_layout(grid: tuple[int, int, int], merge_size: int, window_merged: int)
         frame_length=height * width,
         positions_P2=positions.astype(np.int64),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """What decides an image's grid: the checkpoint's sizes and the configuration's budgets. Pixels and patches."""
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    min_pixels: int
+    max_pixels: int
+    max_image_pixels: int
+
+    @property
+    def factor(self) -> int:
+        return self.patch_size * self.merge_size

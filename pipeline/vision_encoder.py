@@ -11,17 +11,20 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pipeline import rejects
-from pipeline.checkpoint import Checkpoint
-from pipeline.decode import to_rgb
-from pipeline.encode import UnitEncoder
-from pipeline.encoder import Grid, Tower
-from pipeline.errors import RequestError
-from pipeline.headers import DECODE_ERRORS
-from pipeline.index import IndexedSample
-from pipeline.prepare import PreparedSample, PreparedUnit, check_size, patches_of_pixels, prepare_image
-from pipeline.rejects import Reject
-from pipeline.units import Geometry, Unit
+from . import rejects
+from .encode.unit import UnitEncoder
+from .errors import RequestError
+from .grid import Geometry
+from .index.headers import DECODE_ERRORS
+from .index.units import Unit
+from .prepare.decode import to_rgb
+from .prepare.patches import check_size, patches_of_pixels, prepare_image
+from .prepare.unit import PreparedSample, PreparedUnit
+from .rejects import Reject
+from .source.sample import IndexedSample
+from .tower.checkpoint import Checkpoint
+from .tower.pack_plan import Grid
+from .tower.tower import Tower
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
 

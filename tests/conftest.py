@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +22,22 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.random_tower import random_config, write_random_checkpoint
+from pipeline.tower.checkpoint import Checkpoint
+from pipeline.tower.random_tower import random_config, write_random_checkpoint
 
 if TYPE_CHECKING:  # what lies below the Ray layer is tested where the configuration's packages are not
     from pipeline.config import Config
-    from pipeline.runner import Summary
+    from pipeline.run.runner import Summary
 
 REPOSITORY = Path(__file__).parent.parent
 IMAGES = 14
 PHOTOS = REPOSITORY / "tests" / "data" / "photos"
 # Two windowed and two full blocks, a width and an MLP that are no powers of two, as in the real tower.
 TINY = random_config(depth=4, width=64, num_heads=2, intermediate=100, out_width=48, full=(1, 3))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("own_cluster") is None)  # there must never be two at once
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -102,19 +110,33 @@ def config_for(source: Path | str, output: Path, model: Path, /, **sections: dic
     return parse_config(tree)
 
 
+def run_in_a_fork(config: Config, **environment: str) -> int:
+    """Runs in a child that has everything imported already, and may be killed; returns its exit code."""
+
+    def call() -> None:
+        os.environ.update(environment)
+        assert run_here(config).complete
+
+    child = multiprocessing.get_context("fork").Process(target=call)
+    child.start()
+    child.join(120)
+    assert child.exitcode is not None
+    return child.exitcode
+
+
 def run_here(config: Config) -> Summary:
     """Runs in this process, silently."""
-    from pipeline.runner import run
+    from pipeline.run.runner import run
 
     return run(config, say=lambda line: None, report=lambda *_: None)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("source") / "in", 24)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(source: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a run that nothing happened to."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
@@ -124,7 +146,7 @@ def undisturbed(source: Path, model_path: Path, tmp_path_factory: pytest.TempPat
     return output
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def images() -> dict[str, bytes]:
     return {
         f"{number:03d}.png": encoded(noise(60 + 17 * (number % 5), 60 + 31 * (number % 7), number))
@@ -132,7 +154,7 @@ def images() -> dict[str, bytes]:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(images: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("folder")
     for name, data in images.items():
@@ -140,11 +162,39 @@ def folder(images: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def expected(folder: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     output = tmp_path_factory.mktemp("expected") / "out"
     assert run_here(config_for(folder, output, model_path)).complete
     return embeddings(output)
+
+
+def rows_of(output: Path) -> list[dict[str, object]]:
+    return [row for path in sorted((output / "samples").iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+def assert_whole(output: Path, keys: list[str]) -> None:
+    """Every key once in samples, and in data exactly when it is ok; the records agree; nothing else is there."""
+    rows = rows_of(output)
+    assert sorted(row["key"] for row in rows) == sorted(keys)
+    data = [row for path in sorted((output / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
+    assert sorted(row["key"] for row in data) == sorted(row["key"] for row in rows if row["status"] == "ok")
+    success = json.loads((output / "_SUCCESS").read_text())
+    assert (success["samples"], success["rows"]) == (len(rows), len(data))
+    assert success["samples"] == success["rows"] + success["rejected"]
+    assert success["tokens"] == sum(row["num_tokens"] for row in data)
+    assert not (output / "_tmp").exists()
+    from pipeline.output.verify import Verifier
+
+    report = Verifier(output).verify()
+    assert report.proven, report
+    assert {path.stem for path in (output / "data").iterdir()} == {path.stem for path in (output / "samples").iterdir()}
+
+
+def keys_of(source: Path) -> list[str]:
+    return [
+        path.relative_to(source).as_posix() for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".png")
+    ]
 
 
 def embeddings(output: Path) -> list[bytes]:
@@ -180,11 +230,35 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
-@pytest.fixture(scope="module")
-def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A cluster of two nodes of one CPU each on this machine, dashboard on, with a token. Never two at once.
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
-    Yields the environment in which a driver joins it.
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def _start_node(words: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """A node as a user starts it; `--block`, so that ending the process ends the node and nobody else's."""
+    with open(log, "wb") as stream:
+        node = subprocess.Popen(
+            [RAY, "start", "--block", "--num-cpus", "1", "--object-store-memory", str(300 << 20), *words],
+            env=environment, stdout=stream, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while "Ray runtime started" not in log.read_text():
+        assert node.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    return node
+
+
+@pytest.fixture(scope="session")
+def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A cluster of two nodes of one CPU each on this machine, dashboard on, with a token, as the README starts one.
+
+    One for all tests, because there must never be two at once. Yields the environment in which a driver joins it.
     """
     folder = tmp_path_factory.mktemp("ray")
     token = folder / "token"
@@ -196,20 +270,39 @@ def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     os.environ.update(mine)
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": True, "object_store_memory": 300 << 20},
-    )
-    cluster.add_node(num_cpus=1, object_store_memory=300 << 20)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | mine
+    port, dashboard = free_port(), free_port()
+    nodes: list[subprocess.Popen[bytes]] = []
     try:
-        yield mine | {"RAY_ADDRESS": cluster.address, "DASHBOARD": f"http://{cluster.head_node.webui_url}"}
+        head = ["--head", "--port", str(port), "--dashboard-port", str(dashboard)]
+        nodes.append(_start_node(head, environment, folder / "head.log"))
+        nodes.append(_start_node(["--address", f"127.0.0.1:{port}"], environment, folder / "node.log"))
+        yield mine | {"RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
     finally:
         import ray
 
         ray.shutdown()
-        cluster.shutdown()
+        for node in reversed(nodes):
+            node.terminate()
+        for node in nodes:
+            node.wait(timeout=60)
+
+
+@contextmanager
+def connected(nodes: dict[str, str], **environment: str) -> Iterator[None]:
+    """This process as the driver, with the given variables in every actor."""
+    import ray
+
+    environment = {"PYTHONPATH": str(REPOSITORY)} | environment
+    ray.init(address=nodes["RAY_ADDRESS"], runtime_env={"env_vars": environment}, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def on_ray(source: Path, output: Path, model: Path, **cluster: object) -> Config:
+    return config_for(source, output, model, cluster={"engine": "ray", **cluster})
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import rejects
-from pipeline.checkpoint import Checkpoint
 from pipeline.errors import DamagedPart, RequestError
-from pipeline.index import IndexedSample, index_samples
-from pipeline.parts import Part
-from pipeline.sources import SourceFile, state_of
+from pipeline.index.write import index_samples
+from pipeline.source.listing import state_of
+from pipeline.source.part import Part, SourceFile
+from pipeline.source.sample import IndexedSample
+from pipeline.tower.checkpoint import Checkpoint
 
 EXAMPLES = int(os.environ.get("VISIONBAKE_FUZZ", "0"))
 fuzzed = settings(

@@ -1,0 +1,1 @@
+"""The measurements and their peers: `python -m jobs.bench PART`. Never imported by the package."""

@@ -1,0 +1,116 @@
+"""The driver's own time and memory, over an engine that does nothing and a listing that is made up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.mixes import GEOMETRY
+from jobs.bench.plan import peak_resident_bytes, write_indices
+from pipeline.index.units import Unit
+from pipeline.output.commit import Committed
+from pipeline.run.driver import Driver, Event
+
+
+class NullEngine:
+    """Stages that do nothing: what is left is the driver."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def free_preparers(self) -> int:
+        return 8 - len(self._events)
+
+    def free_encoders(self) -> int:
+        return 8 - len(self._events)
+
+    def index(self, part: int, guarded: bool) -> None:
+        self._events.append(Event(kind="indexed", part=part))
+
+    def prepare(self, unit: Unit, guarded: bool) -> None:
+        self._events.append(Event(kind="prepared", part=unit.part, unit=unit))
+
+    def encode(self, unit: Unit, handle: Any) -> None:
+        record: dict[str, object] = {
+            "rows_in": 1, "rows_out": 1, "tokens": 1, "embedding_bytes": 1, "data_size": 1, "halvings": 0,
+            "rejects": {}, "reject_examples": {}, "seconds": {"encode": 0.0},
+        }  # fmt: skip
+        committed = Committed(unit=unit, record=record, fresh=True)
+        self._events.append(Event(kind="committed", part=unit.part, unit=unit, committed=committed))
+
+    def wait(self, timeout_seconds: float) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+def drive_nothing(parts: int, units_of: Callable[[int], list[Unit]]) -> int:
+    """Drives all units of all parts through stages that do nothing; returns how many there were."""
+    driver = Driver(
+        NullEngine(), parts=parts, indexed=set(), units_of=units_of, committed=lambda part, number: False,
+        unit_bytes=lambda unit: 1, in_flight_bytes=1000, attempts=3, max_rejected_fraction=1.0,
+        on_tick=lambda progress: None, on_start=lambda: None,
+    )  # fmt: skip
+    return driver.run().totals.units
+
+
+def bench_driver(arguments: argparse.Namespace) -> dict[str, object]:
+    if arguments.samples:
+        return _plan_and_drive(arguments.samples)
+    parts, per_part = 200, 100
+    units = {
+        part: [Unit(part=part, number=n, first=n, count=1, tokens=1, patches=4) for n in range(per_part)]
+        for part in range(parts)
+    }
+    started = time.perf_counter()
+    count = drive_nothing(parts, units.__getitem__)
+    seconds = time.perf_counter() - started
+    peaks = {}
+    for samples in (10_000, 1_000_000):
+        command = [sys.executable, "-m", "jobs.bench", "driver", "--samples", str(samples), "--json"]
+        result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        peaks[samples] = result["driver"]["growth_bytes"]
+    return {
+        "units": count,
+        "milliseconds_per_unit": seconds / count * 1e3,
+        "asked_milliseconds": 1.0,
+        "memory_growth_mb": (peaks[1_000_000] - peaks[10_000]) / 1e6,
+        "asked_mb": 200,
+    }
+
+
+def _plan_and_drive(samples: int) -> dict[str, object]:
+    """Lists, plans and cuts a folder of so many samples, in this process, and drives its units through nothing."""
+    from pipeline.config import Source
+    from pipeline.index.read import read_index_arrays
+    from pipeline.index.units import cut_units
+    from pipeline.source import listing as listing_module
+    from pipeline.source.part import SourceFile, SourcePlace
+    from pipeline.source.plan import Plan
+    from pipeline.storage.scratch import Scratch
+
+    def listing(place: SourcePlace, ignored: object = None) -> Iterator[SourceFile]:
+        return (SourceFile(path=f"{n // 1000:05d}/{n:09d}.jpg", size=100_000, mtime_ns=n) for n in range(samples))
+
+    listing_module.list_files = listing  # type: ignore[assignment,attr-defined]  # a million real files would measure the disk
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is the imports'; start anew
+    before = peak_resident_bytes()
+    with tempfile.TemporaryDirectory() as folder, Scratch(folder) as scratch:
+        place = SourcePlace(format="folder", root="/nowhere", patterns=("/nowhere",))
+        plan = Plan(folder)
+        plan.update(Source(uri="/nowhere"), listing_module.Listing(place), scratch)
+        write_indices(plan, samples)
+
+        def units_of(part: int) -> list[Unit]:
+            return cut_units(part, read_index_arrays(plan.index_path(part)), GEOMETRY, 65_536)
+
+        started = time.perf_counter()
+        count = drive_nothing(plan.num_parts, units_of)
+        seconds = time.perf_counter() - started
+    return {"units": count, "seconds": seconds, "growth_bytes": peak_resident_bytes() - before}

@@ -1,0 +1,12 @@
+"""The commands: `visionbake COMMAND`.
+
+commands   their list; errors to exit codes
+console    what they share: signals, printing, arguments
+run, plan, status, stats, verify, encode, bench   one each
+calibrate  what one device of this machine encodes in a second
+report/    the pages of `plan --html` and `stats --html`
+"""
+
+from .commands import main, run_command
+
+__all__ = ["main", "run_command"]

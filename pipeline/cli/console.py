@@ -1,0 +1,87 @@
+"""What all commands share: signals, printing, arguments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from pathlib import Path
+from types import FrameType
+
+from ..errors import OutputError, RequestError
+from ..storage.files import AnyPath, absolute, is_folder
+from ..storage.remote import RemotePath, check_uri
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM. Like KeyboardInterrupt not an Exception, so that nothing takes it for a failure."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise Interrupted(signal.Signals(number).name)
+
+
+def catch_signals() -> None:
+    """Turns SIGINT and SIGTERM into Interrupted. Called again after Ray has set handlers of its own."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def output_of(text: str) -> AnyPath:
+    """The place that a command's OUTPUT names. Raises RequestError if there is nothing."""
+    check_uri("OUTPUT", text)
+    output = absolute(text)
+    if not is_folder(output):
+        there = not isinstance(output, RemotePath) and output.exists()
+        raise RequestError(f"{text} is a file, not an output" if there else f"{text} does not exist")
+    return output
+
+
+def print_json(tree: object, indent: int | None = 2) -> None:
+    print(json.dumps(tree, indent=indent), flush=True)
+
+
+def write_page(path: str, text: str) -> None:
+    """Raises OutputError."""
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--html: cannot write {path}: {error}") from error
+
+
+def bytes_text(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def number_text(value: object) -> str:
+    """A number with three digits that matter, or all of an integer; other values as they are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.3g}"
+
+
+def seconds_text(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML configuration")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override one field"
+    )
+    add_json_argument(parser)
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result for a program")

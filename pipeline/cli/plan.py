@@ -1,0 +1,165 @@
+"""Index the source, and say what a run would take: samples, rejects, tokens, bytes, device hours."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import rejects
+from ..config import Config, load_config
+from ..errors import RequestError, RunFailed
+from ..estimate.estimate import Rates, Writing
+from ..estimate.estimate_plan import estimate_plan
+from ..estimate.extrapolate import extrapolated
+from ..estimate.sampling import draw
+from ..grid import Geometry, smart_resize_many
+from ..index.read import read_index_arrays
+from ..run.request import check_request
+from ..run.runner import make_plan
+from ..source.plan import Plan
+from .console import add_config_arguments, bytes_text, number_text, print_json, say, write_page
+
+COLUMN = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--max-pixels", metavar="A,B,C", help="compare budgets, from the index alone")
+    parser.add_argument("--tokens-per-second", type=float, metavar="R", help="of one device, for the device hours")
+    parser.add_argument("--price-per-hour", type=float, metavar="P", help="of one device")
+    parser.add_argument(
+        "--price-per-terabyte", type=float, metavar="P", help="of keeping a terabyte for as long as it is trained on"
+    )
+    parser.add_argument("--sample", type=int, metavar="N", help="from the headers of N samples, writing nothing")
+    parser.add_argument("--seed", type=int, default=0, help="of --sample")
+    parser.add_argument("--html", metavar="FILE", help="write the same as a page with plots")
+    parser.add_argument("--calibrate", action="store_true", help="measure tokens per second on this machine")
+
+
+def budgets_of(config: Config, text: str | None) -> list[int]:
+    if text is None:
+        return [config.preprocess.max_pixels]
+    budgets = [int(word) for word in text.split(",") if word.strip().isdecimal()]
+    low = max(784, config.preprocess.min_pixels)
+    if len(budgets) != len(text.split(",")) or min(budgets, default=0) < low:
+        raise RequestError(f"--max-pixels: {text}: must be integers of at least {low}, such as 501760,1003520")
+    return budgets
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.calibrate and arguments.tokens_per_second:
+        raise RequestError("--calibrate: measures what --tokens-per-second states; give one of them")
+    for name in ("tokens_per_second", "price_per_hour", "price_per_terabyte", "sample"):
+        value = getattr(arguments, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise RequestError(f"--{name.replace('_', '-')}: must be a positive number")
+    config = load_config(arguments.config, arguments.overrides)
+    budgets = budgets_of(config, arguments.max_pixels)
+    request = check_request(config, weights=arguments.calibrate)
+    writing = Writing.of(config, request.checkpoint.config.width_of(config.output.stage))
+    rates = Rates(
+        tokens_per_second=arguments.tokens_per_second, price_per_hour=arguments.price_per_hour,
+        price_per_terabyte=arguments.price_per_terabyte,
+    )  # fmt: skip
+    measured: dict[str, Any] = {}
+
+    def rates_of(height_N: npt.NDArray[np.int64], width_N: npt.NDArray[np.int64]) -> list[Rates]:
+        """For each budget: large images take more time for a token than small ones."""
+        if not arguments.calibrate:
+            return [rates] * len(budgets)
+        from .calibrate import Calibrator
+
+        calibrator = Calibrator(request)
+        results = [
+            calibrator.measure(grids_of(replace(request.geometry, max_pixels=budget), height_N, width_N))
+            for budget in budgets
+        ]
+        measured["calibrated_on"] = results[0].device
+        return [replace(rates, tokens_per_second=result.tokens_per_second) for result in results]
+
+    if arguments.sample is not None:
+        draws = draw(request.listed(), arguments.sample, arguments.seed, config.source.image_column)
+        seen = [one for each in draws.draws for one in each.samples if one.status == rejects.OK]
+        by_budget = rates_of(np.array([one.height for one in seen]), np.array([one.width for one in seen]))
+        tree = extrapolated(draws, request.geometry, dict(zip(budgets, by_budget, strict=True)), writing)
+    else:
+        plan, failed = make_plan(request, say=(lambda line: None) if arguments.json else say)
+        if failed:
+            for problem in failed:
+                print(f"FAILED  {problem}", file=sys.stderr)
+            raise RunFailed(f"{len(failed)} of {plan.num_parts} parts could not be indexed")
+        estimates, source = estimate_plan(plan, request.geometry, budgets, writing)
+        by_budget = rates_of(*some_sizes(plan))
+        tree = source.as_dict() | {
+            **({"duplicates_counted_in_one_of": one_of} if (one_of := source.duplicates_of_one_in) > 1 else {}),
+            "budgets": [one.as_dict(writing, each) for one, each in zip(estimates, by_budget, strict=True)],
+            "skipped_parts": source.skipped_parts,
+        }
+    tree |= measured
+    tree["ignored_files"] = sum(request.listed().ignored.values())
+    if arguments.json:
+        print_json(tree)
+    else:
+        _print(tree)
+    if not by_budget[0].tokens_per_second and not arguments.json:
+        say(f"{'device_hours':{COLUMN}}state --tokens-per-second (and --price-per-hour) to have them")
+    if arguments.html:
+        from .report.pages import plan_page
+
+        write_page(arguments.html, plan_page(tree, config.source.uri))
+    return 0
+
+
+def some_sizes(plan: Plan) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Heights and widths of the images of some parts, spread over the source."""
+    chosen = sorted({part * max(1, plan.num_parts - 1) // 7 for part in range(8)} & set(range(plan.num_parts)))
+    indices = [read_index_arrays(plan.index_path(part)) for part in chosen]
+    return (
+        np.concatenate([index.height_N[index.accepted_N][:1000] for index in indices]),
+        np.concatenate([index.width_N[index.accepted_N][:1000] for index in indices]),
+    )
+
+
+def grids_of(
+    geometry: Geometry, height_N: npt.NDArray[np.int64], width_N: npt.NDArray[np.int64]
+) -> list[tuple[int, int, int]]:
+    """The grids of images of these sizes. Raises RequestError: there are none."""
+    sides = smart_resize_many(height_N, width_N, geometry.factor, geometry.min_pixels, geometry.max_pixels)
+    grids = [(1, h // geometry.patch_size, w // geometry.patch_size) for h, w in zip(*sides, strict=True) if h]
+    if not grids:
+        raise RequestError("--calibrate: the source has no image to measure with")
+    return [(t, int(h), int(w)) for t, h, w in grids]
+
+
+def _print(tree: dict[str, Any]) -> None:
+    for name, value in tree.items():
+        if name == "budgets":
+            for budget in value:
+                say("")
+                _print(budget)
+            say("")
+        elif name == "skipped_parts":
+            for line in value:
+                say(f"{'skipped':{COLUMN}}{line}")
+        elif name == "ignored_files":
+            if value:
+                say(f"{'other files':{COLUMN}}{value:,} in the source, left alone")
+        elif name != "tokens_histogram":
+            say(f"{name:{COLUMN}}{_text(name, value)}")
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, dict) and "estimate" in value:
+        middle, low, high = (_text(name, value[key]) for key in ("estimate", "low", "high"))
+        return f"{middle} ({low} to {high})"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(name, number)}" for key, number in value.items()) or "none"
+    if "bytes" in name:
+        return bytes_text(float(value))
+    return number_text(value)

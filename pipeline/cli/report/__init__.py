@@ -1,0 +1,6 @@
+"""Reports: `plan --html` and `stats --html`, self-contained pages with plots.
+
+page      the frame: sections, tables, plots as SVG
+pictures  images as the tower saw them, and the norms of their tokens
+pages     the two pages
+"""

@@ -1,0 +1,110 @@
+"""Pictures of an output's samples: the image as the tower saw it, with its patches, and the norms of its tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, ImageDraw
+
+from ... import rejects
+from ...encode.dtypes import STORED, is_scaled
+from ...errors import OutputError
+from ...index.read import find_index_row
+from ...output.dataset import read_dataset
+from ...prepare.guard import GuardedReader
+from ...prepare.patches import resize
+from ...prepare.unit_reader import UnitReader
+from ...source.plan import Plan
+from ...source.sample import IndexedSample
+from ...storage.files import AnyPath, read_input, small_file
+
+SHOWN_PIXELS = 400  # the longer side of an image on the page
+PARTS_SEARCHED = 64  # for a reject, whose row does not name its shard
+LEAST_STEP = 4.0  # pixels between edges
+EDGE = (255, 255, 255, 70)
+
+
+class Pictures:
+    """Reads images from the source and norms from the output. A row is one of `samples`, by column."""
+
+    def __init__(self, output: AnyPath) -> None:
+        config = read_dataset(output)["config"]
+        self._output, self._plan = output, Plan(output)
+        self._info, self._dtype = read_dataset(output), config["output"]["dtype"]
+        self._reader = UnitReader(config["source"]["image_column"])
+        self._images = GuardedReader(config["limits"]["sample_seconds"])
+
+    def __enter__(self) -> Pictures:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._images.close()
+        self._reader.close()
+
+    def heat(self, row: dict[str, Any]) -> Image.Image:
+        """The L2 norms of the tokens, a pixel each, from dark to bright. Raises OutputError, OSError."""
+        from matplotlib import colormaps
+
+        merge = self._info["merge_size"]
+        _, height, width = row["grid_thw"]
+        norms = self._norms(row)
+        low, high = float(norms.min()), float(norms.max())
+        colours = colormaps["viridis"]((norms - low) / max(high - low, 1e-9))[..., :3]
+        return Image.fromarray((colours * 255).astype(np.uint8).reshape(height // merge, width // merge, 3))
+
+    def _norms(self, row: dict[str, Any]) -> np.ndarray:
+        """Of one row, from its own bytes: float32 [num_tokens]."""
+        place, first, last = self._output / row["shard"], row["offset"], row["offset"] + row["length"]
+        data = read_input(str(place), first, last)
+        if len(data) != row["length"]:
+            raise OutputError(f"{place}: {len(data)} of {row['length']} bytes at {first}")
+        tokens_MO = torch.frombuffer(bytearray(data), dtype=STORED[self._dtype]).view(row["num_tokens"], -1).float()
+        scale_M = torch.ones(len(tokens_MO))
+        if is_scaled(self._dtype) and place.suffix == ".tar":  # they lie behind the embedding
+            behind = read_input(str(place), last, last + 4 * len(tokens_MO))
+            scale_M = torch.frombuffer(bytearray(behind), dtype=torch.float32)
+        elif is_scaled(self._dtype):
+            wanted = [("source", "=", row["source"]), ("key", "=", row["key"])]
+            scales = pq.read_table(small_file(place), columns=["scale"], filters=wanted).column("scale")
+            scale_M = torch.frombuffer(bytearray(scales[0].as_py()), dtype=torch.float32)
+        return np.asarray((tokens_MO * scale_M[:, None]).norm(dim=1))
+
+    def seen(self, row: dict[str, Any]) -> Image.Image:
+        """The image as it was resized, with the edges of its patches; a reject as it is.
+
+        Raises:
+            KeyError, Reject, SourceError, OSError: it cannot be read any more.
+        """
+        sample, data = self._bytes_of(row)
+        pixels = self._images.pixels(sample.key, data, sample.orientation or 1)
+        if row["status"] != rejects.OK:
+            image = Image.fromarray(pixels)
+            image.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
+            return image
+        planes = resize(pixels, row["resized_height"], row["resized_width"])
+        scale = min(1.0, SHOWN_PIXELS / max(row["resized_width"], row["resized_height"]))
+        size = max(1, round(row["resized_width"] * scale)), max(1, round(row["resized_height"] * scale))
+        image = Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))).resize(size).convert("RGBA")
+        lines = Image.new("RGBA", size, (0, 0, 0, 0))
+        drawing = ImageDraw.Draw(lines)
+        step = self._info["patch_size"] * scale
+        step *= max(1, math.ceil(LEAST_STEP / step))  # of a large image every second patch's edge, or every fourth
+        for edge in np.arange(step, max(size), step).tolist():
+            drawing.line([(edge, 0), (edge, size[1])], fill=EDGE)
+            drawing.line([(0, edge), (size[0], edge)], fill=EDGE)
+        return Image.alpha_composite(image, lines).convert("RGB")
+
+    def _bytes_of(self, row: dict[str, Any]) -> tuple[IndexedSample, bytes]:
+        first = int(row["shard"].removeprefix("data/part-")[:6]) if row["shard"] else None
+        known = range(min(self._plan.num_parts, PARTS_SEARCHED)) if first is None else [first]
+        for number in known:
+            sample = find_index_row(self._plan.index_path(number), row["source"], row["key"])
+            if sample is not None:
+                data = self._reader.read(self._plan.part(number), [sample])[0]
+                assert data is not None
+                return sample, data
+        raise KeyError(f"{row['key']}: not found in the plan's first {PARTS_SEARCHED} parts")

@@ -1,0 +1,122 @@
+"""Encode what is not committed yet, and print a summary. Run again after any interruption: it goes on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tqdm import tqdm
+
+from ..config import load_config
+from ..run.driver import Progress
+from ..run.runner import Summary, run
+from .console import add_config_arguments, bytes_text, catch_signals, print_json, say, seconds_text
+
+LINE_EVERY_SECONDS = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+
+
+class Reporter:
+    """A progress bar on a terminal, a plain line every few seconds elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: tqdm | None = None
+        self._said = time.monotonic()
+
+    def say(self, line: str) -> None:
+        # Ray sets handlers of its own when it starts, which is when it has things to say.
+        if self._bar is not None:
+            self._bar.write(line)
+        else:
+            print(line, file=sys.stderr if self._quiet else sys.stdout, flush=True)
+
+    def __call__(self, progress: Progress, seconds: float, encoders: int) -> None:
+        catch_signals()
+        if self._quiet:
+            return
+        totals = progress.totals
+        busy = totals.seconds["encode"] / max(1e-9, seconds * encoders)
+        more = progress.parts_cut < progress.parts - len(progress.failed_parts)
+        rates = (
+            f"{totals.tokens / max(seconds, 1e-9):,.0f} tokens/s, {totals.rows / max(seconds, 1e-9):,.1f} images/s, "
+            f"encoders busy {min(busy, 1):.0%}"
+        )
+        done, known = totals.units, progress.units_known - progress.units_before
+        if sys.stderr.isatty():
+            if self._bar is None:
+                self._bar = tqdm(unit=" units", dynamic_ncols=True)
+            self._bar.total = None if more else known
+            self._bar.n = done
+            self._bar.set_postfix_str(f"{totals.samples:,} samples, {rates}", refresh=True)
+        elif time.monotonic() - self._said >= LINE_EVERY_SECONDS:
+            self._said = time.monotonic()
+            left = ""
+            if done and not more:
+                left = f", {seconds_text(seconds / done * (known - done))} left"
+            say(
+                f"{seconds_text(seconds)} parts {progress.parts_indexed}/{progress.parts} indexed, units {done}/{known}"
+                f"{'+' if more else ''}, {totals.samples:,} samples, {rates}{left}"
+            )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def print_summary(summary: Summary) -> None:
+    totals, seconds = summary.totals, max(summary.wall_seconds, 1e-9)
+    this = summary.this_run
+    rejected = ", ".join(f"{reason} {count}" for reason, count in sorted(totals.rejects.items())) or "none"
+    stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in sorted(this.seconds.items()))
+    say("")
+    say(f"output            {summary.output}{'' if summary.complete else '   (incomplete)'}")
+    say(f"samples           {totals.samples:,} in = {totals.rows:,} rows + {totals.rejected:,} rejects")
+    say(f"rejects           {rejected}")
+    say(f"tokens            {totals.tokens:,}")
+    say(
+        f"bytes             {bytes_text(totals.embedding_bytes)} of embeddings, "
+        f"{bytes_text(totals.data_bytes)} of shards"
+    )
+    say(f"units             {totals.units:,}, {summary.already_committed:,} of them committed before this run")
+    say(
+        f"this run          {this.rows / seconds:,.2f} images/s, {this.tokens / seconds:,.0f} tokens/s in "
+        f"{summary.wall_seconds:.1f} s"
+    )
+    say(f"seconds by stage  {stages or 'nothing to do'}")
+    say(f"encoders busy     {summary.busy_share:.0%}")
+    say(
+        f"peak memory       {bytes_text(summary.peak_memory_bytes)} in the largest process, "
+        f"{bytes_text(summary.driver_peak_memory_bytes)} in the driver"
+    )
+    if summary.ignored_files:
+        say(f"other files       {summary.ignored_files:,} in the source, left alone")
+    for skipped in summary.skipped_parts:
+        say(f"skipped           {skipped}")
+    for problem in summary.problems:
+        say(f"FAILED            {problem}")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    reporter = Reporter(quiet=arguments.json)
+    try:
+        summary = run(config, say=reporter.say, report=reporter)
+    finally:
+        reporter.close()
+    if arguments.json:
+        print_json(summary.as_dict())
+    else:
+        print_summary(summary)
+    if not summary.complete:
+        print(
+            f"visionbake run: {len(summary.problems)} units or parts failed (above); the rest is committed. Run again "
+            "to try them again.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0

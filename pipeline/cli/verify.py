@@ -1,0 +1,119 @@
+"""Check every shard of an output against its record, and every sample of the source against the shards."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import numpy as np
+
+from ..errors import RequestError
+from ..output.verify import Verifier
+from .console import add_json_argument, bytes_text, output_of, print_json, say
+
+SEED = 11
+SHOWN = 50
+# Largest relative RMS between a stored image and the reference in float32: what the dtypes themselves cost, twice over.
+LIMITS = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 0.02, "int8": 0.04, "fp8": 0.08}
+BFLOAT16_TOWER = 0.06
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUTPUT", help="the output of a run")
+    parser.add_argument("--sample", type=int, metavar="N", help="encode N samples again with the reference and compare")
+    add_json_argument(parser)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.sample is not None and arguments.sample < 1:
+        raise RequestError(f"--sample: must be positive, not {arguments.sample}")
+    output = output_of(arguments.output)
+    verifier = Verifier(output)
+    report = verifier.verify()
+    compared = compare_with_reference(verifier, arguments.sample) if arguments.sample and report.proven else []
+    for row in compared:
+        if row["relative_rms"] > row["limit"]:
+            report.problems.append(
+                f"{row['key']}: {row['relative_rms']:.2g} from the reference, over {row['limit']:.2g}"
+            )
+    if arguments.json:
+        print_json(report.as_dict() | ({"compared": compared} if compared else {}))
+        return 0 if report.proven else 1
+    say(f"units      {report.units:,}")
+    say(f"samples    {report.samples:,}: {report.rows:,} rows, {report.samples - report.rows:,} rejects")
+    say(f"tokens     {report.tokens:,}")
+    say(f"read       {bytes_text(report.bytes_checked)} of data shards")
+    if compared:
+        worst = max(row["relative_rms"] for row in compared)
+        say(f"reference  {len(compared)} samples encoded again, at most {worst:.2g} away (relative RMS)")
+    elif arguments.sample:
+        say("reference  not compared: what is there is not what the records say")
+    for line in report.skipped:
+        say(f"skipped    {line}")
+    for line in report.uncommitted:
+        say(f"left over  {line}: complete, without a record; the next run adopts or replaces it")
+    for kind, lines in (("MISSING", report.missing), ("PROBLEM", report.problems)):
+        for line in lines[:SHOWN]:
+            print(f"{kind}  {line}", file=sys.stderr)
+        if len(lines) > SHOWN:
+            print(f"{kind}  and {len(lines) - SHOWN} more", file=sys.stderr)
+    if report.proven:
+        but = f", {len(report.skipped)} damaged parts left out" if report.skipped else ""
+        say(f"proven     every sample of the plan is here once{but}; every shard is what its record says")
+    return 0 if report.proven else 1
+
+
+def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any]]:
+    """Encodes accepted samples again with transformers' own processor and tower, in float32.
+
+    Raises:
+        RequestError: the reference is not installed, the checkpoint is gone, or the output is not of merged tokens.
+    """
+    try:
+        import torch
+        from PIL import Image
+
+        from ..index.headers import open_image
+        from ..index.read import read_index_rows
+        from ..prepare.decode import Decoder
+        from ..prepare.unit_reader import UnitReader
+        from ..read.reader import EmbeddingDataset
+        from ..tower.checkpoint import Checkpoint
+        from ..tower.reference import reference_processor, reference_tower, run_reference
+
+        config = verifier.dataset["config"]
+        processor = reference_processor(config["preprocess"]["min_pixels"], config["preprocess"]["max_pixels"])
+    except ImportError as error:
+        raise RequestError(f"--sample: {error}; pip install 'visionbake[bench]'") from error
+    if config["output"]["stage"] != "merged":
+        raise RequestError("--sample compares merged tokens; this output is of stage pre_merger")
+    checkpoint = Checkpoint(config["model"]["path"], config["model"]["revision"])
+    if checkpoint.sha256() != verifier.dataset["fingerprint_facts"]["tower_sha256"]:
+        raise RequestError(f"--sample: {config['model']['path']} holds other weights than this output was made with")
+    tower = reference_tower(checkpoint, torch.float32, torch.device("cpu"))
+    dataset = EmbeddingDataset(str(verifier.output))
+    reader, decoder = UnitReader(config["source"]["image_column"]), Decoder()
+    limit = LIMITS[config["output"]["dtype"]]
+    if config["model"]["dtype"] == "bfloat16":
+        limit = max(limit, BFLOAT16_TOWER)
+    chosen = np.random.default_rng(SEED).permutation(len(dataset))[:count]
+    wanted = {(item["source"], item["key"]): item for item in (dataset[int(number)] for number in chosen)}
+    results: list[dict[str, Any]] = []
+    for part in range(verifier.plan.num_parts):
+        for sample in read_index_rows(verifier.plan.index_path(part), 0, sys.maxsize):
+            item = wanted.pop((sample.source, sample.key), None) if sample.status == "ok" else None
+            if item is None:
+                continue
+            data = reader.read(verifier.plan.part(part), [sample])[0]
+            assert data is not None
+            with open_image(data) as image:
+                pixels = decoder.decode(image, data, sample.orientation or 1)
+            values = processor(images=[Image.fromarray(pixels)], return_tensors="pt")
+            t, h, w = (int(size) for size in values["image_grid_thw"][0])
+            exact_MO = run_reference(tower, values["pixel_values"], [(t, h, w)])
+            ours_MO = item["image_embeds"].float()
+            same = exact_MO.shape == ours_MO.shape
+            away = float((ours_MO - exact_MO).norm() / exact_MO.norm()) if same else float("inf")
+            results.append({"key": sample.key, "source": sample.source, "relative_rms": away, "limit": limit})
+    return results

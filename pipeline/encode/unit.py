@@ -1,0 +1,321 @@
+"""Encode: a prepared unit to its tokens, in input order, in the dtype that is stored.
+
+    patches [P, C] ─pack─▶ forwards ─▶ tokens [M, O] of the unit's distinct images, norms, finite or not
+
+A pack that does not fit on the device is halved. An image whose tokens are not finite is encoded again alone, and
+rejected if they are not finite then either; its neighbours keep the first forward's rows.
+
+On a GPU nothing waits for the device but the end of a unit: packs are uploaded from pinned memory on a stream of their
+own while the one before is computed, tokens land in unit order on the device, and the unit is copied back on a third
+stream while the next unit's packs, launched by another thread, are under way.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..errors import EncodeError
+from ..prepare.unit import PreparedUnit
+from ..tower.config import Stage
+from ..tower.pack_plan import Grid, PackPlan
+from ..tower.tower import Tower
+from .dtypes import STORED, is_scaled, overflows, restore, store
+from .fp8_error import Fp8Error
+from .pack import Size, pack_images
+
+# Packs launched ahead of the device. A full launch queue would block its thread, and with it all of Python.
+PACKS_AHEAD = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedUnit:
+    """The hand-off from encoding to writing. N distinct images, M tokens of them all.
+
+    Attributes:
+        tokens_MO: in the stored dtype, on the CPU, image after image.
+        ends_N: where each image's tokens end.
+        norm_mean_N, norm_max_N: float32, of the L2 norms of the tokens as stored.
+        finite_N: False for an image that stayed non-finite alone: a reject.
+        halvings: how often a pack was halved for lack of device memory.
+        overflows: values clamped to fit float16.
+        packs: patches of each forward.
+        seconds: by step.
+        scale_M: float32, of tokens stored as int8 or fp8.
+        errors: measured ones, of a lossy setting: relative RMS of storing, cosine and relative RMS of fp8 products.
+    """
+
+    tokens_MO: Tensor
+    ends_N: npt.NDArray[np.int64]
+    norm_mean_N: npt.NDArray[np.float32]
+    norm_max_N: npt.NDArray[np.float32]
+    finite_N: npt.NDArray[np.bool_]
+    halvings: int
+    overflows: int
+    packs: tuple[int, ...]
+    seconds: dict[str, float]
+    scale_M: npt.NDArray[np.float32] | None = None
+    errors: dict[str, object] = field(default_factory=dict)
+
+
+class UnitEncoder:
+    """Encodes prepared units on one device. Calls from several threads take turns on it.
+
+    Args:
+        tower: the weights.
+        max_patches: budget of one forward.
+        stored_dtype: a key of `STORED`.
+        on_overflow: what to do with values over float16's range: `fail` or `clamp`.
+        threads: of a CPU's matrix products; part of what decides bits.
+        stage: `merged`, or `pre_merger` for the last block's output.
+    """
+
+    def __init__(
+        self, tower: Tower, *, max_patches: int, stored_dtype: str, on_overflow: str = "fail", threads: int = 1,
+        stage: Stage = "merged",
+    ) -> None:  # fmt: skip
+        self.tower = tower
+        self.max_patches = max_patches
+        self.stored_dtype = stored_dtype
+        self.on_overflow = on_overflow
+        self.threads = threads
+        self.stage: Stage = stage
+        self._turn = threading.Lock()
+        self._fp8_error = Fp8Error(tower, stage)
+        on_gpu = tower.device.type == "cuda"
+        self._upload = torch.cuda.Stream(tower.device) if on_gpu else None
+        self._download = torch.cuda.Stream(tower.device) if on_gpu else None
+        self._ahead: deque[torch.cuda.Event] = deque()
+
+    def encode(self, prepared: PreparedUnit) -> EncodedUnit:
+        """Encodes the distinct images of one unit.
+
+        Raises:
+            EncodeError: one image does not fit on the device alone, or a value does not fit the stored dtype.
+        """
+        config = self.tower.config
+        sizes = [Size(patches=t * h * w, frame_patches=h * w) for t, h, w in prepared.grids]
+        tokens = np.array([size.patches // config.merge_size**2 for size in sizes], np.int64)
+        ends_N = np.cumsum(tokens)
+        packs = pack_images(sizes, self.max_patches)
+        with self._turn:
+            started = time.perf_counter()
+            torch.set_num_threads(self.threads)  # here, because it is a property of the calling thread
+            begun = self._mark()
+            state = self._state(prepared, sizes, tokens, ends_N)
+            for pack in packs:
+                self._encode_pack(pack, state)
+            launched = self._mark()
+        norms_M = self._fetch([state.norms_M], launched)[0]
+        finite_N = _all_of(torch.isfinite(norms_M).numpy(), state, len(sizes))
+        if not finite_N.all():
+            with self._turn:
+                torch.set_num_threads(self.threads)
+                for image in np.flatnonzero(~finite_N).tolist():
+                    self._encode_pack([image], state)
+                launched = self._mark()
+            norms_M = self._fetch([state.norms_M], launched)[0]
+            finite_N = _all_of(torch.isfinite(norms_M).numpy(), state, len(sizes))
+        buffers = [state.unit_MO] + [x for x in (state.scale_M, state.over_M, state.error_M2) if x is not None]
+        tokens_MO, *others = self._fetch(buffers, launched)
+        over = self._check_overflows(others[0].numpy(), state) if state.over_M is not None else 0
+        errors: dict[str, object] = {}
+        if state.error_M2 is not None:
+            errors["storage_relative_rms"] = _relative_rms(others[1], finite_N, tokens)
+        if self.tower.linear_kernel == "fp8" and len(sizes):
+            errors["fp8_linear"] = self._linear_error(prepared, state, sizes)
+        # On a GPU the device's own time: the unit before may still have been under way when this one was launched.
+        seconds = time.perf_counter() - started
+        if begun is not None and launched is not None:
+            seconds = begun.elapsed_time(launched) / 1e3
+        norms = norms_M.numpy().astype(np.float64)
+        starts = state.token_ends[:-1]
+        norm_mean = np.add.reduceat(norms, starts) / np.maximum(tokens, 1) if len(starts) else norms
+        norm_max = np.maximum.reduceat(norms, starts) if len(starts) else norms
+        return EncodedUnit(
+            tokens_MO=tokens_MO,
+            ends_N=ends_N,
+            norm_mean_N=norm_mean.astype(np.float32),
+            norm_max_N=norm_max.astype(np.float32),
+            finite_N=finite_N,
+            halvings=state.halvings,
+            overflows=over,
+            packs=tuple(sum(sizes[image].patches for image in pack) for pack in packs),
+            seconds={"encode": seconds},
+            scale_M=others[0].numpy() if state.scale_M is not None else None,
+            errors=errors,
+        )
+
+    def _state(
+        self, prepared: PreparedUnit, sizes: list[Size], tokens: npt.NDArray[np.int64], ends_N: npt.NDArray[np.int64]
+    ) -> _State:
+        config, device, count = self.tower.config, self.tower.device, int(tokens.sum())
+
+        def empty(dtype: torch.dtype, *shape: int) -> Tensor:
+            return torch.empty(count, *shape, dtype=dtype, device=device)
+
+        scaled = is_scaled(self.stored_dtype)
+        return _State(
+            prepared=prepared,
+            patch_ends=np.cumsum([0] + [size.patches for size in sizes]),
+            token_ends=np.concatenate([[0], ends_N]).astype(np.int64),
+            unit_MO=empty(STORED[self.stored_dtype], config.width_of(self.stage)),
+            norms_M=empty(torch.float32),
+            scale_M=empty(torch.float32) if scaled else None,
+            error_M2=empty(torch.float32, 2) if scaled else None,
+            over_M=empty(torch.int64) if self.stored_dtype == "float16" else None,
+        )
+
+    def _encode_pack(self, pack: Sequence[int], state: _State) -> None:
+        grids = [state.prepared.grids[image] for image in pack]
+        try:
+            self._forward(pack, grids, state)
+            return
+        except torch.OutOfMemoryError as error:
+            if len(pack) == 1:
+                t, h, w = grids[0]
+                raise EncodeError(
+                    f"unit {state.prepared.unit.id}: {_key_of(state.prepared, pack[0])}: {t * h * w} patches do not "
+                    f"fit on {self.tower.device}, even alone; lower preprocess.max_pixels"
+                ) from error
+        # Behind the except block: inside it, the error would keep the failed forward's tensors alive.
+        if self.tower.device.type == "cuda":
+            torch.cuda.empty_cache()
+        state.halvings += 1
+        middle = len(pack) // 2
+        self._encode_pack(pack[:middle], state)
+        self._encode_pack(pack[middle:], state)
+
+    def _forward(self, pack: Sequence[int], grids: list[Grid], state: _State) -> None:
+        """One pack: its tokens, norms and whatever its stored dtype needs, into the unit's rows."""
+        patches_PC, plan, rows_M = self._load(pack, grids, state)
+        tokens_MO = self.tower.forward_in_window_order(patches_PC, plan, self.stage)
+        stored_MO, scale_M = store(tokens_MO, self.stored_dtype)
+        restored_MO = stored_MO if scale_M is None else restore(stored_MO, scale_M)
+        _copy_rows(state.unit_MO, rows_M, stored_MO)
+        state.norms_M.index_copy_(0, rows_M, torch.linalg.vector_norm(restored_MO, dim=-1, dtype=torch.float32))
+        if state.over_M is not None:
+            state.over_M.index_copy_(0, rows_M, overflows(tokens_MO))
+        if state.scale_M is not None and state.error_M2 is not None and scale_M is not None:
+            state.scale_M.index_copy_(0, rows_M, scale_M)
+            wide_MO = tokens_MO.float()
+            norms = [torch.linalg.vector_norm(x_MO, dim=-1) for x_MO in (restored_MO - wide_MO, wide_MO)]
+            state.error_M2.index_copy_(0, rows_M, torch.stack(norms, -1))
+        if self.tower.device.type == "cuda":
+            self._ahead.append(torch.cuda.current_stream(self.tower.device).record_event())
+            if len(self._ahead) > PACKS_AHEAD:
+                self._ahead.popleft().synchronize()
+
+    def _load(self, pack: Sequence[int], grids: list[Grid], state: _State) -> tuple[Tensor, PackPlan, Tensor]:
+        """A pack's patches, plan, and the unit's row of each token that the tower computes, on the device."""
+        pieces = [state.prepared.patches_PC[state.patch_ends[image] : state.patch_ends[image + 1]] for image in pack]
+        rows = np.concatenate([np.arange(state.token_ends[image], state.token_ends[image + 1]) for image in pack])
+        device = self.tower.device
+        if self._upload is None:
+            plan = self.tower.plan(grids)
+            return torch.from_numpy(np.concatenate(pieces)).to(device), plan, torch.from_numpy(rows)[plan.order_M]
+        count = sum(map(len, pieces))
+        pinned_PC = torch.empty(count, state.prepared.patches_PC.shape[1], dtype=torch.uint8, pin_memory=True)
+        np.concatenate(pieces, out=pinned_PC.numpy())
+        with torch.cuda.stream(self._upload):
+            patches_PC = pinned_PC.to(device, non_blocking=True)
+            rows_M = torch.from_numpy(rows).pin_memory().to(device, non_blocking=True)
+        compute = torch.cuda.current_stream(device)
+        compute.wait_stream(self._upload)
+        for tensor in (patches_PC, rows_M):
+            tensor.record_stream(compute)
+        plan = self.tower.plan(grids)
+        return patches_PC, plan, rows_M[plan.order_M]
+
+    def _mark(self) -> torch.cuda.Event | None:
+        """The point that the device's queue has reached."""
+        device = self.tower.device
+        if device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        torch.cuda.current_stream(device).record_event(event)
+        return event
+
+    def _fetch(self, tensors: list[Tensor], launched: torch.cuda.Event | None) -> list[Tensor]:
+        """Copies on the CPU, once what was launched is done; what was launched since goes on meanwhile."""
+        if self._download is None or launched is None:
+            return tensors
+        self._download.wait_event(launched)
+        with torch.cuda.stream(self._download):
+            copies = [
+                torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+                for tensor in tensors
+            ]
+            done = self._download.record_event()
+        for tensor in tensors:
+            tensor.record_stream(self._download)
+        done.synchronize()
+        return copies
+
+    def _check_overflows(self, over_M: npt.NDArray[np.int64], state: _State) -> int:
+        total = int(over_M.sum())
+        if total and self.on_overflow == "fail":
+            by_image = np.add.reduceat(over_M, state.token_ends[:-1])
+            keys = [_key_of(state.prepared, image) for image in np.flatnonzero(by_image).tolist()]
+            raise EncodeError(
+                f"unit {state.prepared.unit.id}: {total} values over float16's range in {', '.join(keys[:3])}"
+                f"{', …' if len(keys) > 3 else ''}; use output.dtype bfloat16, or output.on_overflow: clamp"
+            )
+        return total
+
+    def _linear_error(self, prepared: PreparedUnit, state: _State, sizes: list[Size]) -> dict[str, object]:
+        """What fp8 products cost, on the unit's image of median size."""
+        image = sorted(range(len(sizes)), key=lambda number: sizes[number].patches)[len(sizes) // 2]
+        patches_PC = prepared.patches_PC[state.patch_ends[image] : state.patch_ends[image + 1]]
+        with self._turn:
+            torch.set_num_threads(self.threads)
+            measured = self._fp8_error.measure(torch.from_numpy(patches_PC.copy()), prepared.grids[image])
+        return {"key": _key_of(prepared, image), **measured}
+
+
+@dataclass(kw_only=True)
+class _State:
+    """One unit while its packs are encoded; its tensors lie on the device."""
+
+    prepared: PreparedUnit
+    patch_ends: npt.NDArray[np.int64]
+    token_ends: npt.NDArray[np.int64]
+    unit_MO: Tensor
+    norms_M: Tensor
+    scale_M: Tensor | None
+    error_M2: Tensor | None
+    over_M: Tensor | None
+    halvings: int = 0
+
+
+def _copy_rows(unit_MO: Tensor, rows_M: Tensor, values_MO: Tensor) -> None:
+    """index_copy_, by bytes where torch has none for the dtype."""
+    if unit_MO.dtype == torch.float8_e4m3fn:
+        unit_MO, values_MO = unit_MO.view(torch.uint8), values_MO.view(torch.uint8)
+    unit_MO.index_copy_(0, rows_M, values_MO)
+
+
+def _all_of(true_M: npt.NDArray[np.bool_], state: _State, count: int) -> npt.NDArray[np.bool_]:
+    """Whether it holds for all tokens of each image."""
+    if not count:
+        return np.ones(0, np.bool_)
+    return np.logical_and.reduceat(true_M, state.token_ends[:-1])  # type: ignore[no-any-return]
+
+
+def _relative_rms(error_M2: Tensor, finite_N: npt.NDArray[np.bool_], tokens: npt.NDArray[np.int64]) -> float:
+    """Of storing, over the images that are finite: √(Σ error² / Σ value²)."""
+    squares = error_M2.numpy().astype(np.float64)[np.repeat(finite_N, tokens)] ** 2
+    error, value = squares.sum(0) if len(squares) else (0.0, 0.0)
+    return float(np.sqrt(error / value)) if value else 0.0
+
+
+def _key_of(prepared: PreparedUnit, image: int) -> str:
+    return next(sample.facts.key for sample in prepared.samples if sample.image == image)

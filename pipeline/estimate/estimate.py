@@ -1,0 +1,232 @@
+"""Estimate: from indices alone, what a run would write and cost, for several budgets of pixels at once.
+
+Sums and histograms only, a part at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import Config
+from ..grid import Geometry, smart_resize_many
+from ..index.read import IndexArrays
+from ..output.output_size import FORMATS, VALUE_BYTES, data_bytes
+
+Int64 = npt.NDArray[np.int64]
+PERCENTILES = (5, 50, 95, 99)
+STEPS = 200  # bins of a histogram of ratios or sizes, each 1/STEPS of a power of two wide: 0.35 %
+LANGUAGE_MODEL_EXTRA = 2  # <|vision_start|> and <|vision_end|> around an image's tokens
+BINS = 12  # of a histogram of tokens
+BRANCHES = ("clamped_min", "clamped_max", "scaled_up")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """What is written of a token, and how it is cut into shards."""
+
+    width: int
+    format: str
+    dtype: str
+    row_group_bytes: int
+    shard_tokens: int
+    deduplicate: bool
+
+    @classmethod
+    def of(cls, config: Config, width: int) -> Writing:
+        """As a configuration has it, of tokens that are so wide."""
+        output = config.output
+        return cls(
+            width=width, format=output.format, dtype=output.dtype, row_group_bytes=output.row_group_bytes,
+            shard_tokens=output.shard_tokens, deduplicate=config.pack.deduplicate,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What turns tokens into time and money; None where it is not known.
+
+    Attributes:
+        tokens_per_second, price_per_hour: of one device.
+        price_per_terabyte: what keeping a terabyte costs for as long as it is trained on.
+    """
+
+    tokens_per_second: float | None = None
+    price_per_hour: float | None = None
+    price_per_terabyte: float | None = None
+
+    def costs(self, encoded_tokens: float, stored_bytes: float) -> dict[str, float]:
+        """Device hours, their price, and when the cache has paid for itself.
+
+        Encoding costs C once, and keeping the cache S; encoding in every epoch costs C times their number. So the cache
+        is cheaper from 1 + S / C epochs on, and in the second one already while a terabyte costs less than
+        C / terabytes.
+        """
+        if not self.tokens_per_second:
+            return {}
+        hours = encoded_tokens / self.tokens_per_second / 3600
+        if self.price_per_hour is None:
+            return {"device_hours": hours}
+        price, terabytes = hours * self.price_per_hour, stored_bytes / 1e12
+        result = {
+            "device_hours": hours,
+            "price": price,
+            "break_even_price_per_terabyte": price / terabytes if terabytes else 0.0,
+        }
+        if self.price_per_terabyte is not None and price:
+            result["break_even_epochs"] = 1 + self.price_per_terabyte * terabytes / price
+        return result
+
+
+class LogHistogram:
+    """How often values from 1 up occur, by their logarithm."""
+
+    def __init__(self) -> None:
+        self.counts: Int64 = np.zeros(64 * STEPS, np.int64)
+
+    def add(self, values: npt.NDArray[np.float64], counts: Int64 | None = None) -> None:
+        """Adds values, each as often as `counts` says, or once."""
+        bins = np.minimum((np.log2(np.maximum(values, 1)) * STEPS).astype(np.int64), len(self.counts) - 1)
+        self.counts += np.bincount(bins, counts, minlength=len(self.counts)).astype(np.int64)
+
+    def percentile(self, percent: float) -> float:
+        ends = np.cumsum(self.counts)
+        if not ends[-1]:
+            return 0.0
+        return float(2 ** ((int(np.searchsorted(ends, ends[-1] * percent / 100)) + 0.5) / STEPS))
+
+
+@dataclass(kw_only=True)
+class Estimate:
+    """What one budget of pixels would give. `histogram` counts images by their number of tokens."""
+
+    max_pixels: int
+    samples: int = 0
+    units: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+    histogram: Int64 = field(default_factory=lambda: np.zeros(1, np.int64))
+    branches: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    duplicate_tokens: int = 0
+    unit_duplicates: int = 0
+    unit_duplicate_tokens: int = 0
+
+    def merge(self, other: Estimate) -> None:
+        """Adds what another one counted of other parts."""
+        self.samples += other.samples
+        self.units += other.units
+        self.rejects.update(other.rejects)
+        self.branches.update(other.branches)
+        self.unit_duplicates += other.unit_duplicates
+        self.unit_duplicate_tokens += other.unit_duplicate_tokens
+        if len(other.histogram) > len(self.histogram):
+            self.histogram = np.pad(self.histogram, (0, len(other.histogram) - len(self.histogram)))
+        self.histogram[: len(other.histogram)] += other.histogram
+
+    @property
+    def images(self) -> int:
+        return int(self.histogram.sum())
+
+    @property
+    def tokens(self) -> int:
+        return int((self.histogram * np.arange(len(self.histogram))).sum())
+
+    def percentile(self, percent: float) -> int:
+        """Of the tokens of an image."""
+        return int(np.searchsorted(np.cumsum(self.histogram), self.images * percent / 100)) if self.images else 0
+
+    def bins(self, count: int = BINS) -> list[dict[str, float]]:
+        return [one | {"images": int(one["images"])} for one in bins_of(self.histogram, count)]
+
+    def as_dict(self, writing: Writing, rates: Rates) -> dict[str, object]:
+        """The numbers by name."""
+        images, tokens = self.images, self.tokens
+
+        def size(kind: str, dtype: str) -> int:
+            return data_bytes(self.histogram, self.units, writing.width, kind, dtype, writing.row_group_bytes)
+
+        stored_bytes = size(writing.format, writing.dtype)
+        return {
+            "max_pixels": self.max_pixels,
+            "samples": self.samples,
+            "units": self.units,
+            "rejects": {name: count for name, count in sorted(self.rejects.items()) if count},
+            "tokens": tokens,
+            "tokens_mean": tokens / images if images else 0.0,
+            **{f"tokens_p{percent}": self.percentile(percent) for percent in PERCENTILES},
+            "tokens_max": len(self.histogram) - 1 if images else 0,
+            "tokens_histogram": self.bins(),
+            "language_model_tokens": tokens + LANGUAGE_MODEL_EXTRA * images,
+            **{f"share_{name}": self.branches[name] / images if images else 0.0 for name in BRANCHES},
+            "duplicates": self.duplicates,
+            "duplicate_tokens": self.duplicate_tokens,
+            "duplicates_within_units": self.unit_duplicates,
+            "duplicate_tokens_within_units": self.unit_duplicate_tokens,
+            "embedding_bytes": tokens * writing.width * VALUE_BYTES[writing.dtype],
+            "data_bytes": stored_bytes,
+            **{f"{kind}_bytes_by_dtype": {dtype: size(kind, dtype) for dtype in VALUE_BYTES} for kind in FORMATS},
+            **({"tokens_per_second": rate} if (rate := rates.tokens_per_second) else {}),
+            **rates.costs(tokens - self.unit_duplicate_tokens, stored_bytes),
+        }
+
+
+@dataclass(kw_only=True)
+class SourceFacts:
+    """What does not depend on a budget: sizes of the images as they are, and parts that were skipped."""
+
+    megapixels: LogHistogram = field(default_factory=LogHistogram)  # of pixels
+    aspect_ratios: LogHistogram = field(default_factory=LogHistogram)  # long side over short side
+    skipped_parts: list[str] = field(default_factory=list)
+    duplicates_of_one_in: int = 1
+
+    def add(self, index: IndexArrays) -> None:
+        if index.damaged:
+            self.skipped_parts.append(index.damaged)
+        self.add_sizes(index.height_N[index.accepted_N], index.width_N[index.accepted_N])
+
+    def add_sizes(self, height_N: Int64, width_N: Int64, counts: Int64 | None = None) -> None:
+        """Adds images of these sizes, each as often as `counts` says, or once."""
+        ratios_N = np.maximum(height_N, width_N) / np.maximum(np.minimum(height_N, width_N), 1)
+        self.megapixels.add((height_N * width_N).astype(np.float64), counts)
+        self.aspect_ratios.add(ratios_N, counts)
+
+    def merge(self, other: SourceFacts) -> None:
+        self.megapixels.counts += other.megapixels.counts
+        self.aspect_ratios.counts += other.aspect_ratios.counts
+        self.skipped_parts += other.skipped_parts
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            **{f"megapixels_p{percent}": self.megapixels.percentile(percent) / 1e6 for percent in PERCENTILES},
+            **{f"aspect_ratio_p{percent}": self.aspect_ratios.percentile(percent) for percent in PERCENTILES},
+        }
+
+
+def bins_of(images_T: npt.NDArray[Any], count: int = BINS) -> list[dict[str, float]]:
+    """A histogram of images by tokens in about `count` bins of equal width: from, up to (exclusive), images."""
+    width = max(1, -(-len(images_T) // count))
+    return [
+        {"from": first, "to": first + width, "images": float(images_T[first : first + width].sum())}
+        for first in range(0, len(images_T), width)
+    ]
+
+
+def branches_of(
+    height_N: Int64, width_N: Int64, pixels_N: Int64, geometry: Geometry
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Of BRANCHES, which ones images took that have `pixels_N` after resizing."""
+    factor = geometry.factor
+    rounded_N = np.rint(height_N / factor) * np.rint(width_N / factor) * factor**2
+    clamped_max_N = rounded_N > geometry.max_pixels
+    clamped_min_N = rounded_N < geometry.min_pixels
+    return dict(zip(BRANCHES, (clamped_min_N, clamped_max_N, pixels_N > height_N * width_N), strict=True))
+
+
+def tokens_of_sizes(height_N: Int64, width_N: Int64, geometry: Geometry) -> Int64:
+    """Tokens of images of these sizes, 0 for those that the header alone rejects."""
+    sides = smart_resize_many(height_N, width_N, geometry.factor, geometry.min_pixels, geometry.max_pixels)
+    return np.where(width_N * height_N <= geometry.max_image_pixels, sides[0] * sides[1], 0) // geometry.factor**2

@@ -1,0 +1,122 @@
+"""What an encoded image's header says: format, size as displayed, orientation. No pixel is decoded.
+
+Pillow parses the headers, with the decoders of the allow-list and no other.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from .. import rejects
+from ..rejects import Reject
+from ..source.image_formats import FORMATS
+
+MAX_SIDE = 2**31 - 1  # what the index's columns hold
+# What Pillow's plugins raise on damaged bytes, beside OSError.
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    NotImplementedError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+# Sizes are judged here, from the header, against the configuration's limit.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """Facts about encoded bytes. `width` and `height` have `orientation` (EXIF, 1 to 8) applied."""
+
+    format: str
+    width: int
+    height: int
+    orientation: int
+
+
+class HeaderReader(Protocol):
+    """Reads headers here, or where bytes that crash their decoder do no harm (`prepare.guard`)."""
+
+    def header(self, key: str, data: bytes) -> Header: ...
+
+
+class PlainReader:
+    """Reads headers in this process, with no limit of time."""
+
+    def header(self, key: str, data: bytes) -> Header:
+        return read_header(data)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Opens encoded bytes without decoding. Raises Reject: `truncated` (no bytes), `unidentified`, `corrupt`."""
+    if not data:
+        raise Reject(rejects.TRUNCATED, "the file has no bytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:
+            raise Reject(rejects.UNIDENTIFIED, f"not one of {', '.join(FORMATS)}") from None
+        except DECODE_ERRORS as error:
+            raise Reject(rejects.CORRUPT, f"damaged header: {error}") from error
+
+
+def read_header(data: bytes) -> Header:
+    """Reads the header of one encoded image. Raises Reject as `open_image` does."""
+    with open_image(data) as image:
+        return header_of(image, data)
+
+
+def header_of(image: Image.Image, data: bytes) -> Header:
+    """The header of an image that `open_image` opened. Raises Reject: `corrupt`."""
+    try:
+        orientation = _orientation(image, data)
+    except DECODE_ERRORS:
+        orientation = 1  # damaged EXIF leaves the picture as it is stored
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise Reject(rejects.CORRUPT, f"a size of {width}x{height}")
+    if max(width, height) > MAX_SIDE:
+        raise Reject(rejects.TOO_MANY_PIXELS, f"a size of {width}x{height}")
+    if orientation >= 5:
+        width, height = height, width
+    # A JPEG with several pictures in it (as phones write) is opened as MPO; its first frame is the photo.
+    kind = "JPEG" if image.format == "MPO" else str(image.format)
+    return Header(format=kind, width=width, height=height, orientation=orientation)
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow's reader applies a TIFF's orientation itself, to the size as well
+    if image.format == "PNG" and "exif" not in image.info and (late := _late_png_exif(data)):
+        image.info["exif"] = late
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # The base class's method: that of PNG would decode all pixels in search of a late eXIf chunk.
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _late_png_exif(data: bytes) -> bytes:
+    """The eXIf chunk of a PNG, wherever it stands. Source: PNG specification (third edition), 5.3 and 11.3.2."""
+    position = 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"eXIf":
+            return b"Exif\0\0" + data[position + 8 : position + 8 + length]
+        if kind == b"IEND":
+            break
+        position += 12 + length
+    return b""

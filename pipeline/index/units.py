@@ -1,0 +1,91 @@
+"""Cut: from a part's index to units. A pure function of index and configuration.
+
+A unit is a run of consecutive samples of one part and becomes one output shard. It closes before the sample that would
+take it over `shard_tokens`, 16 384 samples, or 512 MiB of bytes to read; in Parquet before a row group that does not
+fit.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..grid import Geometry, smart_resize_many
+from .read import IndexArrays
+
+MAX_UNIT_SAMPLES = 16_384
+MAX_UNIT_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Rows `first` to `first + count` of a part's index, with what they will take at most."""
+
+    part: int
+    number: int
+    first: int
+    count: int
+    tokens: int
+    patches: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.part:06d}-{self.number:04d}"
+
+
+def resized_of(index: IndexArrays, geometry: Geometry) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Height and width that every sample is resized to by its header, 0 for those that the header alone rejects."""
+    height_N, width_N = smart_resize_many(
+        index.height_N, index.width_N, geometry.factor, geometry.min_pixels, geometry.max_pixels
+    )
+    usable = index.accepted_N & (index.width_N * index.height_N <= geometry.max_image_pixels)
+    return np.where(usable, height_N, 0), np.where(usable, width_N, 0)
+
+
+def patches_of(index: IndexArrays, geometry: Geometry) -> npt.NDArray[np.int64]:
+    """Patches of every sample, 0 for those that the header alone rejects."""
+    height_N, width_N = resized_of(index, geometry)
+    return height_N * width_N // geometry.patch_size**2
+
+
+def cut_units(part: int, index: IndexArrays, geometry: Geometry, shard_tokens: int) -> list[Unit]:
+    """Cuts one part. Every sample, rejects included, is in exactly one unit."""
+    patches_N = patches_of(index, geometry)
+    merged = geometry.merge_size**2
+    patch_ends = np.concatenate([[0], np.cumsum(patches_N)]).tolist()
+    ends = cut_ends(index, patches_N // merged, shard_tokens)
+    return [
+        Unit(
+            part=part,
+            number=number,
+            first=first,
+            count=end - first,
+            tokens=(patch_ends[end] - patch_ends[first]) // merged,
+            patches=patch_ends[end] - patch_ends[first],
+        )
+        for number, (first, end) in enumerate(zip([0, *ends], ends, strict=False))
+    ]
+
+
+def cut_ends(index: IndexArrays, tokens_N: npt.NDArray[np.int64], shard_tokens: int) -> list[int]:
+    """Behind the last sample of each unit of a part. Lists and bisection: a tenth of the time that arrays take here."""
+    token_ends: list[int] = np.concatenate([[0], np.cumsum(tokens_N)]).tolist()
+    byte_ends, starts = index.byte_ends, index.group_starts
+    total = len(tokens_N)
+    ends: list[int] = []
+    first = 0
+    while first < total:
+        last = min(first + MAX_UNIT_SAMPLES, total)
+        end = bisect_right(token_ends, token_ends[first] + shard_tokens, first, last + 1) - 1
+        if byte_ends[end] - byte_ends[first] > MAX_UNIT_BYTES:
+            end = int(np.searchsorted(byte_ends, byte_ends[first] + MAX_UNIT_BYTES, side="right")) - 1
+        end = max(first + 1, end)
+        if starts is not None and end < total and starts[end] > first:
+            # A row group is read as a whole: cut before one that does not fit, unless it does not fit by itself.
+            end = int(starts[end])
+        ends.append(end)
+        first = end
+    return ends

@@ -1,0 +1,16 @@
+"""Output: what a run leaves behind, and what it means.
+
+layout       where files lie in an output, and the schema's version
+settings     what every shard says about itself
+fingerprint  exactly what decides a byte
+shard        a data shard as Parquet; the samples shard
+shard_tar    a data shard as WebDataset
+commit       publish the data shard, then the samples shard: the commit
+ledger       which units are committed
+totals       sums over commit records
+card         the data set card, README.md
+dataset      dataset.json, the checks of an output, _SUCCESS
+output_size  how many bytes the shards will take
+pace         how fast units were encoded, and how busy encoders were
+verify       an output's files against their records and the source's index
+"""

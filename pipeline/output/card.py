@@ -1,0 +1,88 @@
+"""The card of an output: its README.md, as the Hub shows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .output_size import SCALED
+
+if TYPE_CHECKING:
+    from .totals import Totals
+
+TORCH_NAMES = {"fp8": "float8_e4m3fn"}
+
+
+def data_set_card(dataset: dict[str, Any], totals: Totals) -> str:
+    """README.md of an output: what it is, how to load it, the numbers."""
+    config = dataset["config"]
+    model, dtype = config["model"]["path"], config["output"]["dtype"]
+    rejects = "".join(f"| rejected: {reason} | {count:,} |\n" for reason, count in sorted(totals.rejects.items()))
+    random_note = (
+        "\n**The weights are random**: these tokens carry no meaning and serve for trying the tool only.\n"
+        if str(model).startswith("random:")
+        else ""
+    )
+    scale_note = (
+        'scale = torch.frombuffer(bytearray(row["scale"]), dtype=torch.float32)\n'
+        "image_embeds = image_embeds.float() * scale[:, None]\n"
+        if dtype in SCALED
+        else ""
+    )
+    loading = f"""import pyarrow.parquet as pq, torch
+
+row = pq.read_table("data").slice(0, 1).to_pylist()[0]
+image_embeds = torch.frombuffer(bytearray(row["embedding"]), dtype=torch.{TORCH_NAMES.get(dtype, dtype)})
+image_embeds = image_embeds.view(row["num_tokens"], row["hidden_size"])
+{scale_note}""".rstrip()
+    rows = (
+        "`data/*.parquet`: a row for every accepted image: `key`, `grid_thw`, `num_tokens`, …, and `embedding`:\n"
+        "  `num_tokens × hidden_size` values, little-endian, row-major."
+    )
+    suffix = "parquet"
+    if config["output"]["format"] == "webdataset":
+        suffix = "tar"
+        rows = (
+            "`data/*.tar`: for every accepted image `KEY.safetensors` (`image_embeds`, `image_grid_thw`) and\n"
+            "  `KEY.json` (`key`, `num_tokens`, …). A dot in a key is written as `%2E`."
+        )
+        loading = """import safetensors.torch, webdataset
+
+for sample in webdataset.WebDataset("data/part-000000-0000.tar", shardshuffle=False):
+    image_embeds = safetensors.torch.load(sample["safetensors"])["image_embeds"]"""
+    kind = "merged tokens" if config["output"]["stage"] == "merged" else "the merger's input"
+    return f"""---
+configs:
+- config_name: tokens
+  data_files: data/*.{suffix}
+- config_name: samples
+  data_files: samples/*.parquet
+tags:
+- visionbake
+---
+# Vision tokens of `{config["source"]["uri"]}`
+
+The output of the vision tower of `{model}` ({kind}, {dataset["hidden_size"]} wide, stored as
+{config["output"]["dtype"]}) for every image, with its `grid_thw`. Written by visionbake.
+{random_note}
+| | |
+|---|---|
+| samples | {totals.samples:,} |
+| rows | {totals.rows:,} |
+{rejects}| tokens | {totals.tokens:,} |
+| bytes of embeddings | {totals.embedding_bytes:,} |
+| min_pixels, max_pixels | {config["preprocess"]["min_pixels"]}, {config["preprocess"]["max_pixels"]} |
+| device | {dataset["device"]} |
+| fingerprint | `{dataset["fingerprint"]}` |
+
+- {rows}
+- `samples/*.parquet`: a row for every image of the source, rejects included, with `status`, and `shard`, `offset`,
+  `length`: where in the data shard the embedding's bytes lie.
+
+```python
+{loading}
+```
+
+```sql
+SELECT status, count(*) AS images, sum(num_tokens) AS tokens FROM 'samples/*.parquet' GROUP BY status;
+```
+"""

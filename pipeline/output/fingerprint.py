@@ -1,0 +1,46 @@
+"""Fingerprint: exactly what decides a byte of an output."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import metadata
+
+from ..config import Config
+from .layout import SCHEMA_VERSION
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def config_facts(config: Config) -> dict[str, object]:
+    """The part of the fingerprint that is known before any device is: flat, so that a difference has a name.
+
+    The checkpoint counts by its tensors (`tower_sha256`), not by the path or revision it was found at.
+    """
+    facts: dict[str, object] = {"schema_version": SCHEMA_VERSION}
+    for section, without in (
+        ("preprocess", ()),
+        ("model", ("path", "revision", "compile")),
+        ("pack", ()),
+        ("output", ("uri",)),
+    ):
+        for name, value in getattr(config, section).model_dump().items():
+            if name not in without:
+                facts[f"{section}.{name}"] = value
+    if config.model.compile != "auto":  # what that comes to is known when the device is
+        facts["compiled"] = config.model.compile == "on"
+    facts["source.image_column"] = config.source.image_column
+    facts["source.key_column"] = config.source.key_column
+    facts["source.carry"] = list(config.source.carry)
+    facts["limits.max_image_pixels"] = config.limits.max_image_pixels
+    facts["cluster.threads_per_encoder"] = config.cluster.threads_per_encoder
+    return facts
+
+
+def fingerprint_of(facts: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

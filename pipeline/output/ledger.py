@@ -1,0 +1,46 @@
+"""Ledger: which units are committed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from ..storage.files import AnyPath, lists_by_prefix, names_in
+from .totals import READS_AT_ONCE
+
+
+class CommittedUnits:
+    """Which units are committed, by the names of their samples shards. A bit a unit."""
+
+    def __init__(self, output: AnyPath, parts: int | None = None) -> None:
+        self._bits: dict[int, int] = {}
+        self.count = 0
+        # An object store lists by prefix: a thousand parts at a time, so that no listing is of all shards.
+        split = parts is not None and lists_by_prefix(output)
+        prefixes = [f"part-{first:03d}" for first in range(-(-(parts or 0) // 1000))] if split else ["part-"]
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            for names in pool.map(lambda prefix: names_in(output / "samples", prefix), prefixes):
+                for name in names:
+                    part, _, number = name.removeprefix("part-").removesuffix(".parquet").partition("-")
+                    if part.isdigit() and number.isdigit():
+                        self.add(int(part), int(number))
+
+    def add(self, part: int, number: int) -> None:
+        if not self.has(part, number):
+            self._bits[part] = self._bits.get(part, 0) | 1 << number
+            self.count += 1
+
+    def has(self, part: int, number: int) -> bool:
+        return bool(self._bits.get(part, 0) >> number & 1)
+
+    def unit_ids(self, without: CommittedUnits | None = None) -> Iterator[str]:
+        """In order; only those that an earlier look had not found."""
+        for part, bits in sorted(self._bits.items()):
+            if without is not None:
+                bits &= ~without._bits.get(part, 0)
+            number = 0
+            while bits:
+                if bits & 1:
+                    yield f"{part:06d}-{number:04d}"
+                bits >>= 1
+                number += 1

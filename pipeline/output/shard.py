@@ -1,0 +1,245 @@
+"""Write: one unit's data shard, in Parquet.
+
+`embedding` is plain large_binary over one contiguous buffer, uncompressed, without dictionary or statistics, one page a
+row group: so the bytes of every image lie together at a known offset of the file, and one range read gets them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import OutputError
+from ..storage.files import AnyPath, open_input
+
+METADATA_KEY = b"visionbake"
+LENGTH_PREFIX_BYTES = 4  # Parquet's PLAIN encoding of BYTE_ARRAY
+EMBEDDING = "embedding"
+_SCALARS = [
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("sha256", pa.string()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("resized_width", pa.int32()),
+    pa.field("resized_height", pa.int32()),
+    pa.field("grid_thw", pa.list_(pa.int32())),
+    pa.field("num_patches", pa.int32()),
+    pa.field("num_tokens", pa.int32()),
+    pa.field("clamped", pa.string()),
+    pa.field("norm_mean", pa.float32()),
+    pa.field("norm_max", pa.float32()),
+]
+DATA_SCHEMA = pa.schema(
+    [
+        *_SCALARS,
+        pa.field(EMBEDDING, pa.large_binary(), nullable=False),
+        pa.field("dtype", pa.string(), nullable=False),
+        pa.field("hidden_size", pa.int32(), nullable=False),
+        pa.field("scale", pa.binary()),
+    ]
+)
+SAMPLES_SCHEMA = pa.schema(
+    [
+        *_SCALARS[:3],
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        *_SCALARS[3:],
+        pa.field("shard", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+    ]
+)
+RESERVED_COLUMNS = frozenset([*SAMPLES_SCHEMA.names, *DATA_SCHEMA.names])
+_STATISTICS = [field.name for field in DATA_SCHEMA if field.name not in (EMBEDDING, "scale", "grid_thw")]
+_DICTIONARY = ["source", "clamped", "dtype"]
+
+
+class HashingFile:
+    """A binary file that takes the sha256 and the size of what is written through it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self.size = 0
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        view = memoryview(data).cast("B")
+        self._digest.update(view)
+        self.size += len(view)
+        rest = view
+        while len(rest):  # an unbuffered file may take less than it is given
+            rest = rest[self._stream.write(rest) :]
+        return len(view)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataShard:
+    """A complete data shard in a file: what its record must say, and where each row's embedding lies."""
+
+    path: Path
+    size: int
+    sha256: str
+    offsets_N: npt.NDArray[np.int64]
+    lengths_N: npt.NDArray[np.int64]
+
+
+def embedding_array(tokens: memoryview | bytes | np.ndarray, lengths_N: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
+    """large_binary [N] over a contiguous buffer, without copying it. Lengths in bytes."""
+    offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64)
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(lengths_N), [None, pa.py_buffer(offsets), pa.py_buffer(tokens)]
+    )
+
+
+def row_groups(lengths_N: npt.NDArray[np.int64], row_group_bytes: int) -> list[tuple[int, int]]:
+    """Row ranges of at most `row_group_bytes` of embeddings, at least one row each; one empty range for no rows."""
+    ends = np.cumsum(lengths_N)
+    groups: list[tuple[int, int]] = []
+    first = 0
+    while first < len(lengths_N):
+        before = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, before + row_group_bytes, side="right")))
+        groups.append((first, last))
+        first = last
+    return groups or [(0, 0)]
+
+
+def write_data_shard(
+    path: Path, columns: dict[str, list[object]], embedding: pa.LargeBinaryArray, metadata: dict[str, object],
+    row_group_bytes: int, carried: pa.Table | None = None,
+) -> DataShard:  # fmt: skip
+    """Writes and checks a complete shard at a scratch path.
+
+    Args:
+        columns: of DATA_SCHEMA but the embedding, N values each.
+        embedding: large_binary [N].
+        carried: N rows of carried columns.
+        metadata: goes into the file's key-value metadata as JSON.
+
+    Raises:
+        OutputError: the file cannot be written, or does not hold what was written.
+    """
+    schema = DATA_SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    arrays = [
+        embedding if field.name == EMBEDDING else pa.array(columns[field.name], field.type) for field in DATA_SCHEMA
+    ]
+    table = with_carried(pa.Table.from_arrays(arrays, schema=schema), carried)
+    lengths_N = np.diff(np.frombuffer(embedding.buffers()[1], np.int64)[: len(embedding) + 1])
+    compression = {name: "NONE" if name == EMBEDDING else "ZSTD" for name in table.schema.names}
+    try:
+        with open(path, "xb", buffering=0) as stream:
+            sink = HashingFile(stream)  # type: ignore[arg-type]
+            writer = pq.ParquetWriter(
+                sink,
+                table.schema,
+                compression=compression,
+                use_dictionary=_DICTIONARY,
+                write_statistics=_STATISTICS,
+                data_page_size=1 << 30,
+            )
+            for first, last in row_groups(lengths_N, row_group_bytes):
+                writer.write_table(table.slice(first, last - first), row_group_size=max(1, last - first))
+            writer.close()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+    if os.path.getsize(path) != sink.size:
+        raise OutputError(f"{path} holds {os.path.getsize(path)} bytes, {sink.size} were written")
+    offsets_N = embedding_offsets(path, lengths_N)
+    return DataShard(path=path, size=sink.size, sha256=sink.hexdigest(), offsets_N=offsets_N, lengths_N=lengths_N)
+
+
+def embedding_offsets(path: Path, lengths_N: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where in the file each row's embedding lies, checked against the length that Parquet wrote before it.
+
+    Raises:
+        OutputError: the footer does not have these rows, or a length is not where it must be.
+    """
+    metadata = pq.read_metadata(path)
+    lengths = np.asarray(lengths_N, np.int64)
+    if metadata.num_rows != len(lengths):
+        raise OutputError(f"{path} has {metadata.num_rows} rows, {len(lengths)} expected")
+    column = DATA_SCHEMA.get_field_index(EMBEDDING)
+    offsets = np.empty(len(lengths), np.int64)
+    first = 0
+    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            # grid_thw is a list: its leaf column still counts as one, so indices agree with the schema's.
+            chunk = group.column(column)
+            last = first + group.num_rows
+            sizes = lengths[first:last] + LENGTH_PREFIX_BYTES
+            end = chunk.data_page_offset + chunk.total_compressed_size
+            offsets[first:last] = end - sizes.sum() + np.cumsum(sizes) - lengths[first:last]
+            for offset, length in zip(offsets[first:last].tolist(), lengths[first:last].tolist(), strict=True):
+                if int.from_bytes(view[offset - LENGTH_PREFIX_BYTES : offset], "little") != length:
+                    raise OutputError(f"{path}: an embedding of {length} bytes is not at offset {offset}")
+            first = last
+    return offsets
+
+
+def with_carried(table: pa.Table, carried: pa.Table | None) -> pa.Table:
+    """The table with the carried columns behind its own."""
+    if carried is not None:
+        for field in carried.schema:
+            table = table.append_column(field, carried.column(field.name))
+    return table
+
+
+def write_samples_shard(
+    path: Path, columns: dict[str, list[object]], record: dict[str, object], carried: pa.Table | None = None
+) -> None:
+    """Writes a complete samples shard at a scratch path; its footer holds the commit record. Raises OutputError."""
+    schema = SAMPLES_SCHEMA.with_metadata({METADATA_KEY: json.dumps(record, sort_keys=True)})
+    table = pa.Table.from_pydict({field.name: columns[field.name] for field in SAMPLES_SCHEMA}, schema=schema)
+    table = with_carried(table, carried)
+    try:
+        pq.write_table(table, path, compression="ZSTD", use_dictionary=["source", "status", "clamped", "shard"])
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+
+
+def read_metadata(path: AnyPath) -> dict[str, object]:
+    """The JSON in a shard's footer. Raises OutputError if it is not one of ours."""
+    try:
+        with open_input(path, forwards=False) as stream:
+            metadata = pq.read_metadata(stream).metadata or {}
+        return dict(json.loads(metadata[METADATA_KEY]))
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise OutputError(f"{path}: not a complete shard: {error}") from error

@@ -1,0 +1,164 @@
+"""Write: one unit's data shard, as WebDataset.
+
+    KEY.safetensors   image_embeds [num_tokens, hidden_size], image_grid_thw [1, 3]; of int8 and fp8 scale [num_tokens]
+    KEY.json          the scalar columns, the true key, and carried values that are neither text nor bytes
+    KEY.NAME          carried text and bytes, as they are
+
+The same bytes every time: no clock, no user, members in the order of the samples. What the shard is stands in a pax
+global header. Readers split a name at its first dot, so a dot in a key is written as %2E, and % as %25.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..errors import DamagedPart, OutputError, SourceError
+from ..source.tar import TarStream, walk
+from .shard import DATA_SCHEMA, EMBEDDING, DataShard, HashingFile
+
+SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "I8", "fp8": "F8_E4M3"}
+PAX_KEY = "VISIONBAKE.shard"
+
+
+def member_key(key: str) -> str:
+    """A key as a member's name: no dot, and no way out of the folder that a tar is unpacked into."""
+    safe = key.replace("%", "%25").replace(".", "%2E").replace("\\", "%5C")
+    return "%2F" + safe[1:] if safe.startswith("/") else safe
+
+
+def true_key(name: str) -> str:
+    """The inverse of `member_key`."""
+    return name.replace("%2F", "/").replace("%5C", "\\").replace("%2E", ".").replace("%25", "%")
+
+
+def write_tar_shard(
+    path: Path, columns: dict[str, list[Any]], embedding: pa.LargeBinaryArray, metadata: dict[str, object],
+    carried: pa.Table | None = None,
+) -> DataShard:  # fmt: skip
+    """Writes and checks a complete shard at a scratch path; arguments and errors as of `write_data_shard`."""
+    bounds = np.frombuffer(embedding.buffers()[1], np.int64)[: len(embedding) + 1]
+    buffer = embedding.buffers()[2]
+    values = memoryview(buffer).cast("B") if buffer is not None else memoryview(b"")
+    rows = carried.to_pylist() if carried is not None else [{}] * len(embedding)
+    offsets: list[int] = []
+    try:
+        with open(path, "xb", buffering=0) as stream:
+            sink = HashingFile(stream)  # type: ignore[arg-type]
+            header = {PAX_KEY: json.dumps(metadata, sort_keys=True)}
+            with tarfile.TarFile(
+                fileobj=sink, mode="w", format=tarfile.PAX_FORMAT, pax_headers=header  # type: ignore[arg-type]
+            ) as tar:  # fmt: skip
+                for row in range(len(embedding)):
+                    name = member_key(str(columns["key"][row]))
+                    head, tail = _safetensors(columns, row, int(bounds[row + 1] - bounds[row]))
+                    data = _Joined([head, values[bounds[row] : bounds[row + 1]], tail])
+                    start = _add(tar, f"{name}.safetensors", data)
+                    offsets.append(start + len(head))
+                    facts = {
+                        field: columns[field][row] for field in DATA_SCHEMA.names if field not in (EMBEDDING, "scale")
+                    }
+                    for field, value in rows[row].items():
+                        if isinstance(value, str | bytes):
+                            raw = value.encode() if isinstance(value, str) else value
+                            _add(tar, f"{name}.{field}", _Joined([raw]))
+                        else:
+                            facts[field] = value
+                    text = json.dumps(facts, ensure_ascii=False, default=str) + "\n"
+                    _add(tar, f"{name}.json", _Joined([text.encode()]))
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+    if os.path.getsize(path) != sink.size:
+        raise OutputError(f"{path} holds {os.path.getsize(path)} bytes, {sink.size} were written")
+    lengths_N = np.diff(bounds).astype(np.int64)
+    written, places = read_tar_shard(path)
+    if written != metadata or [place[1:] for place in places] != list(zip(offsets, lengths_N.tolist(), strict=True)):
+        raise OutputError(f"{path} does not hold what was written")
+    return DataShard(
+        path=path, size=sink.size, sha256=sink.hexdigest(), offsets_N=np.array(offsets, np.int64), lengths_N=lengths_N
+    )
+
+
+def read_tar_shard(path: Path) -> tuple[dict[str, Any], list[tuple[str, int, int]]]:
+    """A shard's metadata; key, offset and length of each embedding. Raises OutputError: not a complete shard."""
+    places: list[tuple[str, int, int]] = []
+    try:
+        if os.path.getsize(path) % tarfile.RECORDSIZE:
+            raise ValueError("its last record is cut")
+        with tarfile.open(path, "r:") as tar:
+            metadata = dict(json.loads(tar.pax_headers[PAX_KEY]))
+        # Our own walk: tarfile takes most kinds of truncation for the end.
+        with TarStream(path) as tar_stream, open(path, "rb") as stream:
+            for member, _ in walk(tar_stream, wanted=()):
+                if member.name.endswith(".safetensors"):
+                    stream.seek(member.offset)
+                    (size,) = struct.unpack("<Q", stream.read(8))
+                    first, last = json.loads(stream.read(size))["image_embeds"]["data_offsets"]
+                    key = true_key(member.name.removesuffix(".safetensors"))
+                    places.append((key, member.offset + 8 + size + first, last - first))
+    except (OSError, tarfile.TarError, KeyError, ValueError, struct.error, DamagedPart, SourceError) as error:
+        raise OutputError(f"{path}: not a complete shard: {error}") from error
+    return metadata, places
+
+
+def tar_offsets(path: Path, lengths_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each embedding lies. Raises OutputError: other rows or lengths than these."""
+    _, places = read_tar_shard(path)
+    if [length for _, _, length in places] != lengths_N.tolist():
+        raise OutputError(f"{path} has other rows than its record")
+    return np.array([offset for _, offset, _ in places], np.int64)
+
+
+def _safetensors(columns: dict[str, list[Any]], row: int, length: int) -> tuple[bytes, bytes]:
+    """What stands before and behind the embedding's bytes. Source: the safetensors format, version 0.4 and later."""
+    tokens = columns["num_tokens"][row]
+    dtype = SAFETENSORS_DTYPES[columns["dtype"][row]]
+    scale: bytes = columns["scale"][row] or b""
+    tail = scale + np.array([columns["grid_thw"][row]], "<i8").tobytes()
+    tensors: dict[str, object] = {
+        "image_embeds": {"dtype": dtype, "shape": [tokens, columns["hidden_size"][row]], "data_offsets": [0, length]}
+    }
+    if scale:
+        tensors["scale"] = {"dtype": "F32", "shape": [tokens], "data_offsets": [length, length + len(scale)]}
+    end = length + len(tail)
+    tensors["image_grid_thw"] = {"dtype": "I64", "shape": [1, 3], "data_offsets": [length + len(scale), end]}
+    text = json.dumps(tensors, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, tail
+
+
+class _Joined(io.RawIOBase):
+    """Several buffers read as one file, without joining them first."""
+
+    def __init__(self, pieces: list[bytes | memoryview]) -> None:
+        self._pieces = [memoryview(piece) for piece in pieces if len(piece)]
+        self.size = sum(map(len, self._pieces))
+
+    def read(self, size: int = -1) -> Any:
+        if not self._pieces:
+            return b""
+        piece = self._pieces.pop(0)
+        if 0 <= size < len(piece):
+            self._pieces.insert(0, piece[size:])
+            piece = piece[:size]
+        elif size >= 0 and len(piece) < size:  # tarfile takes a short read for the end
+            return bytes(piece) + bytes(self.read(size - len(piece)))
+        return piece
+
+
+def _add(tar: tarfile.TarFile, name: str, data: _Joined) -> int:
+    """Adds a regular member; returns where its data starts."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = data.size, 0o644
+    tar.addfile(info, data)  # type: ignore[arg-type]
+    return tar.offset - -(-data.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -1,0 +1,96 @@
+"""Totals: sums over commit records."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..storage.files import AnyPath
+from ..storage.remote import RemotePath
+from .layout import samples_path
+from .shard import read_metadata
+
+READS_AT_ONCE = 32
+
+
+@dataclass(kw_only=True)
+class Totals:
+    """Sums over commit records."""
+
+    units: int = 0
+    samples: int = 0
+    rows: int = 0
+    tokens: int = 0
+    embedding_bytes: int = 0
+    data_bytes: int = 0
+    halvings: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+    reject_examples: dict[str, list[str]] = field(default_factory=dict)
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.merge(
+            Totals(
+                units=1,
+                samples=record["rows_in"],
+                rows=record["rows_out"],
+                tokens=record["tokens"],
+                embedding_bytes=record["embedding_bytes"],
+                data_bytes=record["data_size"],
+                halvings=record["halvings"],
+                rejects=Counter(record["rejects"]),
+                reject_examples=record["reject_examples"],
+                seconds=Counter(record["seconds"]),
+            )
+        )
+
+    def merge(self, other: Totals) -> None:
+        self.units += other.units
+        self.samples += other.samples
+        self.rows += other.rows
+        self.tokens += other.tokens
+        self.embedding_bytes += other.embedding_bytes
+        self.data_bytes += other.data_bytes
+        self.halvings += other.halvings
+        self.rejects.update(other.rejects)
+        for reason, keys in other.reject_examples.items():
+            kept = self.reject_examples.setdefault(reason, [])
+            kept.extend(keys[: 3 - len(kept)])
+        self.seconds.update(other.seconds)
+
+    @property
+    def rejected(self) -> int:
+        return sum(self.rejects.values())
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "units": self.units,
+            "samples": self.samples,
+            "rows": self.rows,
+            "rejected": self.rejected,
+            "rejects": dict(sorted(self.rejects.items())),
+            "tokens": self.tokens,
+            "embedding_bytes": self.embedding_bytes,
+            "data_bytes": self.data_bytes,
+            "halvings": self.halvings,
+        }
+
+
+def read_records(output: AnyPath, unit_ids: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The records of committed units, footer by footer. Raises OutputError."""
+    remaining = iter(unit_ids)
+    with ThreadPoolExecutor(READS_AT_ONCE if isinstance(output, RemotePath) else 1) as pool:
+        while run := list(itertools.islice(remaining, 1024)):
+            yield from pool.map(lambda unit_id: read_metadata(samples_path(output, unit_id)), run)
+
+
+def totals_of(output: AnyPath, unit_ids: Iterable[str]) -> Totals:
+    """Sums the records of committed units."""
+    totals = Totals()
+    for record in read_records(output, unit_ids):
+        totals.add(record)
+    return totals

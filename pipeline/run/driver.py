@@ -1,0 +1,288 @@
+"""Drive: which stage works on what, engine or no engine.
+
+    parts to index ─▶ units to prepare ─▶ prepared units ─▶ encoders ─▶ committed
+
+The driver holds names and counts, never samples: units are cut from one part's index at a time. Prepared patches that
+wait or are being encoded are bounded in bytes. Preparing goes before indexing while encoders could starve, and whatever
+a worker can do it is given, so that one worker of each kind, or one CPU in all, is enough to finish.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ..errors import DamagedPart, EncodeError, OutputError, ReaderLost, RunFailed
+from ..index.units import Unit
+from ..output.totals import Totals
+
+if TYPE_CHECKING:
+    from ..output.commit import Committed
+
+MAX_FAILURES_IN_A_ROW = 10
+MAX_LOSSES = 20  # of one unit or part with a node, or to the memory monitor: no attempts, but not for ever either
+DEATHS_BEFORE_GUARD = 2
+DEATHS_BEFORE_ALL_ARE_GUARDED = 5  # in a row: a source that is full of such images
+REJECTS_CHECKED_AFTER = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What came of one call. Exactly one of `error` and a result.
+
+    Attributes:
+        lost: the process died under the call: `process` by itself, `world` with its node, or killed from outside.
+        handle: of `prepared`: what `Engine.encode` takes.
+    """
+
+    kind: Literal["indexed", "prepared", "committed"]
+    part: int
+    unit: Unit | None = None
+    handle: Any = None
+    committed: Committed | None = None
+    error: BaseException | None = None
+    lost: Literal["", "process", "world"] = ""
+
+
+def whose_fault(error: BaseException) -> Literal["", "world"]:
+    """Of an error that a stage raised: a child that was killed from outside is no attempt."""
+    return "world" if isinstance(error, ReaderLost) else ""
+
+
+def _name(part: int, unit: Unit | None) -> str:
+    return f"part {part:06d}" if unit is None else f"unit {unit.id}"
+
+
+class Engine(Protocol):
+    """Where stages run. Calls return at once; what came of them is in `wait`.
+
+    `guarded`: images are read in a child process, so that one that crashes its decoder is found.
+    """
+
+    def free_preparers(self) -> int: ...
+
+    def free_encoders(self) -> int: ...
+
+    def index(self, part: int, guarded: bool) -> None: ...
+
+    def prepare(self, unit: Unit, guarded: bool) -> None: ...
+
+    def encode(self, unit: Unit, handle: Any) -> None: ...
+
+    def wait(self, timeout_seconds: float) -> list[Event]: ...
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What the driver tells while it works."""
+
+    totals: Totals = field(default_factory=Totals)
+    parts: int = 0
+    parts_indexed: int = 0
+    parts_cut: int = 0
+    prepared: int = 0
+    units_known: int = 0
+    units_before: int = 0
+    set_aside: dict[str, str] = field(default_factory=dict)
+    failed_parts: dict[int, str] = field(default_factory=dict)
+    retries: int = 0
+    peak_memory_bytes: int = 0
+
+
+class Driver:
+    """Runs everything that is not committed yet.
+
+    Args:
+        units_of: cuts an indexed part.
+        committed: whether a unit is committed already.
+        unit_bytes: what a prepared unit takes.
+        in_flight_bytes: bound of prepared patches; a single larger unit passes alone.
+        attempts: of a unit or part before it is set aside.
+        on_tick: called with the progress whenever something happened.
+        on_start: called once, before the first unit is encoded.
+    """
+
+    def __init__(
+        self, engine: Engine, *, parts: int, indexed: set[int], units_of: Callable[[int], list[Unit]],
+        committed: Callable[[int, int], bool], unit_bytes: Callable[[Unit], int], in_flight_bytes: int, attempts: int,
+        max_rejected_fraction: float, on_tick: Callable[[Progress], None], on_start: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._engine = engine
+        self._to_index = deque(part for part in range(parts) if part not in indexed)
+        self._indexed = deque(sorted(indexed))
+        self._units_of, self._is_committed, self._unit_bytes = units_of, committed, unit_bytes
+        self._in_flight_limit, self._attempts_limit = in_flight_bytes, attempts
+        self._max_rejected_fraction = max_rejected_fraction
+        self._on_tick, self._on_start = on_tick, on_start
+        self._cutting: Iterator[Unit] = iter(())
+        self._next: Unit | None = None
+        self._retry: deque[Unit] = deque()
+        self._prepared: deque[tuple[Unit, Any]] = deque()
+        self._in_flight_bytes = 0
+        self._outstanding = 0
+        self._attempts: Counter[str] = Counter()
+        self._losses: Counter[str] = Counter()
+        self._deaths: Counter[str] = Counter()  # of processes that read the images of a unit or part
+        self._deaths_in_a_row = 0
+        self._failures_in_a_row = 0
+        self._started = False
+        self.progress = Progress(parts=parts, parts_indexed=len(indexed))
+
+    def run(self) -> Progress:
+        """Works until nothing is left that can be done.
+
+        Raises:
+            OutputError: the output cannot be written.
+            RunFailed: ten units failed in a row, or too many samples are rejects.
+        """
+        while True:
+            self._fill()
+            if not self._outstanding and not self._work_left():
+                return self.progress
+            for event in self._engine.wait(1.0):
+                self._handle(event)
+            self.progress.prepared = len(self._prepared)
+            self._on_tick(self.progress)
+
+    def _work_left(self) -> bool:
+        """Whether anything waits for a process: all of them may have died and not be back yet."""
+        return bool(self._prepared or self._to_index or self._peek() is not None)
+
+    def _fill(self) -> None:
+        """Gives every free process something to do."""
+        engine = self._engine
+        while self._prepared and engine.free_encoders():
+            unit, handle = self._prepared.popleft()
+            if not self._started:
+                self._started = True
+                self._on_start()
+            engine.encode(unit, handle)
+            self._outstanding += 1
+        while engine.free_preparers():
+            unit_or_none = self._peek()
+            if unit_or_none is not None and self._fits(unit_or_none):
+                self._take()
+                self._in_flight_bytes += self._unit_bytes(unit_or_none)
+                engine.prepare(unit_or_none, self._is_suspect(_name(unit_or_none.part, unit_or_none)))
+            elif self._to_index:
+                part = self._to_index.popleft()
+                engine.index(part, self._is_suspect(_name(part, None)))
+            else:
+                return
+            self._outstanding += 1
+
+    def _is_suspect(self, name: str) -> bool:
+        all_are = self._deaths_in_a_row >= DEATHS_BEFORE_ALL_ARE_GUARDED
+        return all_are or self._deaths[name] >= DEATHS_BEFORE_GUARD
+
+    def _fits(self, unit: Unit) -> bool:
+        return not self._in_flight_bytes or self._in_flight_bytes + self._unit_bytes(unit) <= self._in_flight_limit
+
+    def _peek(self) -> Unit | None:
+        """The next unit that is not committed, without taking it."""
+        while self._next is None:
+            unit = next(self._cutting, None)
+            if unit is None:
+                if not self._indexed:
+                    return self._retry[0] if self._retry else None  # what failed comes last: the others finish
+                part = self._indexed.popleft()
+                try:
+                    units = self._units_of(part)
+                except DamagedPart as error:
+                    self.progress.failed_parts[part] = f"part {part:06d}: {error}"
+                    continue
+                self.progress.units_known += len(units)
+                self.progress.parts_cut += 1
+                self._cutting = iter(units)
+                continue
+            if self._is_committed(unit.part, unit.number):
+                self.progress.units_before += 1
+            else:
+                self._next = unit
+        return self._next
+
+    def _take(self) -> None:
+        if self._next is not None:
+            self._next = None
+        else:
+            self._retry.popleft()
+
+    def _handle(self, event: Event) -> None:
+        self._outstanding -= 1
+        if event.error is not None:
+            self._handle_failure(event)
+        elif event.kind == "indexed":
+            self._survived()
+            self._indexed.append(event.part)
+            self.progress.parts_indexed += 1
+        elif event.kind == "prepared":
+            assert event.unit is not None
+            self._survived()
+            self._prepared.append((event.unit, event.handle))
+        else:
+            assert event.unit is not None and event.committed is not None
+            self._release(event.unit)
+            self._failures_in_a_row = 0
+            progress = self.progress
+            progress.totals.add(event.committed.record)
+            progress.peak_memory_bytes = max(progress.peak_memory_bytes, event.committed.peak_memory_bytes)
+            self._check_rejects()
+
+    def _survived(self) -> None:
+        if self._deaths_in_a_row < DEATHS_BEFORE_ALL_ARE_GUARDED:
+            self._deaths_in_a_row = 0
+
+    def _release(self, unit: Unit) -> None:
+        self._in_flight_bytes -= self._unit_bytes(unit)
+
+    def _handle_failure(self, event: Event) -> None:
+        error = event.error
+        assert error is not None
+        if isinstance(error, OutputError):
+            raise error
+        name = _name(event.part, event.unit)
+        if event.unit is not None:
+            self._release(event.unit)
+        counter, limit = (self._attempts, self._attempts_limit)
+        if event.lost == "world":
+            counter, limit = (self._losses, MAX_LOSSES)
+        elif event.lost == "process" and event.kind != "committed" and not self._is_suspect(name):
+            counter, limit = (self._deaths, DEATHS_BEFORE_GUARD + 1)  # no attempts: then it is tried under guard
+            self._deaths_in_a_row += 1
+        counter[name] += 1
+        final = isinstance(error, DamagedPart | EncodeError) or counter[name] >= limit
+        if not final:
+            self.progress.retries += 1
+            if event.unit is None:
+                self._to_index.appendleft(event.part)
+            else:
+                self._retry.append(event.unit)
+            return
+        message = f"{name}: {error}"
+        if event.unit is None:
+            self.progress.failed_parts[event.part] = message
+            return
+        self.progress.set_aside[event.unit.id] = message
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            raise RunFailed(f"{MAX_FAILURES_IN_A_ROW} failures in a row, the last: {message}")
+
+    def _check_rejects(self) -> None:
+        totals = self.progress.totals
+        if totals.samples >= REJECTS_CHECKED_AFTER:
+            check_rejected_fraction(totals, self._max_rejected_fraction)
+
+
+def check_rejected_fraction(totals: Totals, limit: float) -> None:
+    """Raises RunFailed, with the reasons counted and three examples each, if too many samples are rejects."""
+    if totals.rejected > limit * totals.samples:
+        reasons = "; ".join(
+            f"{reason} {count} (such as {', '.join(totals.reject_examples.get(reason, []))})"
+            for reason, count in totals.rejects.most_common()
+        )
+        raise RunFailed(
+            f"{totals.rejected} of {totals.samples} samples are rejects, over limits.max_rejected_fraction {limit}: "
+            f"{reasons}"
+        )

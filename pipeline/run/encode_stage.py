@@ -1,0 +1,103 @@
+"""EncodeStage: what a process with a device does: encode a unit, write it and commit it. No Ray in here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pyarrow
+import torch
+
+from ..encode.unit import UnitEncoder
+from ..errors import OutputError
+from ..fault import fault_point
+from ..output.commit import Committed, commit_unit
+from ..output.settings import ShardSettings
+from ..prepare.unit import PreparedUnit
+from ..process import keep_freed_memory, peak_memory_bytes
+from ..storage.files import as_path
+from ..storage.scratch import Scratch
+from ..tower.checkpoint import Checkpoint
+from ..tower.device import choose_device, device_name
+from ..tower.linear import openblas_version
+from ..tower.tower import Tower
+from .settings import StageSettings
+
+
+class EncodeStage:
+    """Encodes and commits units. Two calls may run at once: one encodes while the other writes.
+
+    Args:
+        number: which of the run's encoders this is, for the records.
+    """
+
+    def __init__(self, settings: StageSettings, device: str | None = None, number: int = 0) -> None:
+        self._settings = settings
+        self._number = number
+        self._scratch = Scratch(settings.output, settings.nonce)
+        self._scratch.remove_stale()
+        chosen = torch.device(device) if device else choose_device()
+        keep_freed_memory()
+        self.compiled = settings.compile == "on" or (settings.compile == "auto" and chosen.type == "cuda")
+        torch.set_num_threads(settings.threads)
+        checkpoint = Checkpoint(settings.model_path, settings.model_revision)
+        self._tower_sha256 = checkpoint.sha256()  # of what this process reads: another node may find another folder
+        tower = Tower(
+            checkpoint,
+            getattr(torch, settings.dtype),
+            chosen,
+            compile_blocks=self.compiled,
+            linear=settings.linear,
+        )
+        self._encoder = UnitEncoder(
+            tower,
+            max_patches=settings.max_patches,
+            stored_dtype=settings.stored_dtype,
+            on_overflow=settings.on_overflow,
+            threads=settings.threads,
+            stage=settings.stage,
+        )
+
+        self._warm_up_seconds = self._warm_up(tower) if chosen.type == "cuda" else 0.0
+
+    def _warm_up(self, tower: Tower) -> float:
+        """Loads and compiles kernels before the first unit comes; returns how long that took."""
+        started = time.perf_counter()
+        side = 2 * tower.config.window_merged * tower.config.merge_size
+        values = tower.patch_weight_still.shape[1]
+        patches_PC = torch.zeros(side**2, values, dtype=torch.uint8, device=tower.device)
+        tower.forward(patches_PC, tower.plan([(1, side, side)]), self._settings.stage)
+        torch.cuda.synchronize(tower.device)
+        return time.perf_counter() - started
+
+    def identity(self) -> dict[str, object]:
+        """What decides the tokens' bytes on this machine."""
+        tower = self._encoder.tower
+        return {
+            "tower_sha256": self._tower_sha256,
+            "torch": torch.__version__.split("+")[0],
+            "cuda": torch.version.cuda if tower.device.type == "cuda" else None,
+            "pyarrow": pyarrow.__version__,
+            "device": device_name(tower.device),
+            "attention": tower.kernel,
+            "compiled": self.compiled,
+            "linear": openblas_version() if tower.linear_kernel == "openblas" else tower.linear_kernel,
+        }
+
+    def encode(self, prepared: PreparedUnit, shard_settings: ShardSettings) -> Committed:
+        """Encodes, writes and commits one unit. Raises EncodeError, OutputError."""
+        fault_point("before_encode")
+        encoded = self._encoder.encode(prepared)
+        encoded_at = time.time()
+        if self._warm_up_seconds:  # shown beside the stages, once, and no part of their rates
+            encoded = replace(encoded, seconds=encoded.seconds | {"warm_up": self._warm_up_seconds})
+            self._warm_up_seconds = 0.0
+        fault_point("after_encode")
+        try:
+            committed = commit_unit(
+                prepared, encoded, as_path(self._settings.output), self._scratch, shard_settings, self._number,
+                encoded_at,
+            )  # fmt: skip
+        except OSError as error:
+            raise OutputError(f"cannot write to {self._settings.output}: {error}") from error
+        return replace(committed, peak_memory_bytes=peak_memory_bytes())

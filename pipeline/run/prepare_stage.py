@@ -1,0 +1,117 @@
+"""PrepareStage: what a process on a CPU does: index a part, prepare a unit. No Ray in here."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import PIL
+
+from ..errors import OutputError
+from ..fault import fault_point
+from ..index.read import read_index_rows
+from ..index.units import Unit
+from ..index.write import index_part
+from ..output.fingerprint import version_of
+from ..prepare.guard import GuardedReader, ImageReader
+from ..prepare.unit import PreparedUnit, prepare_unit
+from ..prepare.unit_reader import UnitReader
+from ..process import keep_freed_memory
+from ..source.part import Part
+from ..source.plan import Plan
+from ..storage.remote import is_remote
+from ..storage.scratch import Scratch
+from .settings import StageSettings
+
+
+class PrepareStage:
+    """Indexes parts and prepares units. One thread.
+
+    Args:
+        guarded: every image is read in a child process. Else only on request, by `guarded` of a call: an image that
+            crashes its decoder, or takes longer than `sample_seconds`, then ends this process.
+    """
+
+    def __init__(self, settings: StageSettings, *, guarded: bool = False) -> None:
+        self._settings = settings
+        self._guarded = guarded
+        self._images = ImageReader(settings.sample_seconds)
+        self._guard = GuardedReader(settings.sample_seconds)
+        self._scratch = Scratch(settings.output, settings.nonce)
+        self._scratch.remove_stale()
+        self._reader = UnitReader(settings.image_column)
+        self._plan: Plan | None = None
+        self._part: Part | None = None
+        self._index: tuple[int, bytes] | None = None
+        keep_freed_memory()
+
+    def identity(self) -> dict[str, object]:
+        """What decides the patches' bytes on this machine."""
+        return {
+            "pillow": PIL.__version__,
+            "jpeg_decoder": jpeg_decoder(),
+            "torch": (version_of("torch") or "").split("+")[0],
+        }
+
+    def index(self, number: int, guarded: bool = False) -> int:
+        """Indexes a part; returns its number of samples. Raises as `index_part`."""
+        settings = self._settings
+        fault_point("index")
+        return index_part(
+            self._load(number), settings.image_column, settings.on_damaged, settings.output, self._scratch,
+            settings.key_column, self._reader_of_images(guarded),
+        )  # fmt: skip
+
+    def _reader_of_images(self, guarded: bool) -> ImageReader:
+        return self._guard if guarded or self._guarded else self._images
+
+    def close(self) -> None:
+        """Ends the child process, if there is one."""
+        self._guard.close()
+
+    def prepare(self, unit: Unit, guarded: bool = False) -> PreparedUnit:
+        """Prepares one unit. Raises SourceError."""
+        # Not before: it takes seconds and most of this process's memory, and indexing has no use for it.
+        import torch
+
+        settings = self._settings
+        torch.set_num_threads(1)
+        fault_point("prepare")
+        try:
+            part = self._load(unit.part)
+            samples = read_index_rows(self._index_of(unit.part), unit.first, unit.count)
+        except OSError as error:
+            if not is_remote(settings.output) and not Path(settings.output).exists():
+                raise OutputError(f"{settings.output} has vanished: {error}") from error
+            raise
+        try:
+            return prepare_unit(
+                unit, part, samples, settings.geometry, settings.deduplicate, self._reader, settings.carry,
+                self._reader_of_images(guarded),
+            )  # fmt: skip
+        finally:
+            if not self._guarded:
+                self._guard.close()  # it holds as much memory as its largest image took
+
+    def _index_of(self, number: int) -> Any:
+        """Of an output in object storage the part's whole index, fetched once for all its units."""
+        assert self._plan is not None
+        path = self._plan.index_path(number)
+        if isinstance(path, Path):
+            return path
+        if self._index is None or self._index[0] != number:
+            self._index = (number, path.read_bytes())
+        return io.BytesIO(self._index[1])
+
+    def _load(self, number: int) -> Part:
+        if self._part is None or self._part.number != number:
+            if self._plan is None or number >= self._plan.num_parts:
+                self._plan = Plan(self._settings.output)
+            self._part = self._plan.part(number)
+        return self._part
+
+
+def jpeg_decoder() -> str:
+    version = version_of("simplejpeg")
+    return f"simplejpeg {version}" if version else f"pillow {PIL.__version__}"

@@ -1,0 +1,88 @@
+"""Ray cluster: join the one that there is, or start one on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from ..errors import RequestError
+
+REACHABLE_SECONDS = 10.0
+
+
+def _cluster_that_is_gone() -> str:
+    """The address that `auto` would try for a minute in vain: a head node that ended leaves it behind."""
+    with suppress(ImportError, AttributeError, OSError):
+        from ray._private.utils import read_ray_address
+
+        address = read_ray_address()
+        if address:
+            try:
+                _check_reachable(address)
+            except RequestError:
+                return str(address)
+    return ""
+
+
+def _check_reachable(address: str) -> None:
+    """Raises RequestError at once where nobody listens: ray.init tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHABLE_SECONDS).close()
+    except OSError as error:
+        raise RequestError(f"cluster.address: {address}: no Ray cluster is there: {error}") from error
+
+
+def connect(address: str, say: Callable[[str], None]) -> bool:
+    """Joins the cluster that `address` names; returns whether one had to be started for this run.
+
+    Ray sets signal handlers of its own, which end the process; the command's are put back.
+    """
+    if ray.is_initialized():
+        return False
+    here = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if here}
+    try:
+        return _join_or_start(address, say)
+    except SystemExit as error:  # Ray's own answer to SIGTERM while it starts
+        raise KeyboardInterrupt("while Ray was starting") from error
+    except RayError as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f"cluster.address: {address}: {reason}") from error
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _join_or_start(address: str, say: Callable[[str], None]) -> bool:
+    options: dict[str, Any] = {"logging_level": "warning"}
+    if address == "auto" and not os.environ.get("RAY_ADDRESS"):
+        try:
+            if gone := _cluster_that_is_gone():
+                say(f"the Ray cluster that was last at {gone} is gone")
+                raise ConnectionError(gone)
+            ray.init(address="auto", **options)
+            return False
+        except ConnectionError:
+            say("no running Ray cluster: starting one on this machine (some 20 s)")
+            if os.environ.get("RAY_AUTH_MODE", "token") != "token":  # Ray turns it on by itself where nothing is said
+                say("RAY_AUTH_MODE is not token: whoever reaches this machine's ports can run code on it")
+            ray.init(address="local", include_dashboard=False, **options)
+            return True
+    where = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    _check_reachable(where)
+    try:
+        ray.init(address=None if address == "auto" else address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RequestError(f"cluster.address: {address}: {str(error).splitlines()[0]}") from error
+    return False

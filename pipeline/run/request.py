@@ -1,0 +1,170 @@
+"""Request: a configuration checked against the world, before anything is written."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from ..config import Config, Source
+from ..errors import DamagedPart, RequestError, SourceError
+from ..grid import Geometry
+from ..output.dataset import stored_carry
+from ..output.shard import RESERVED_COLUMNS
+from ..process import in_background
+from ..source.carry import carried_schema
+from ..source.image_formats import EXTENSIONS
+from ..source.listing import Listing, files_of_output_in, resolve_source
+from ..source.part import SourcePlace
+from ..source.rows import check_columns
+from ..source.tar import TarStream, walk
+from ..storage.files import AnyPath, absolute
+from ..storage.remote import check_uri, is_remote
+from ..tower.checkpoint import Checkpoint
+from .settings import StageSettings
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A configuration that has been checked against the world: nothing is written yet.
+
+    Its source is being listed in the background since the request was checked: `listed` waits for that.
+    """
+
+    config: Config
+    output: AnyPath
+    place: SourcePlace
+    checkpoint: Checkpoint
+    geometry: Geometry
+    carry: pa.Schema
+    listing: Future[Listing]
+
+    def listed(self, timeout_seconds: float | None = None) -> Listing:
+        """The source's files. Raises RequestError as `list_source`, TimeoutError."""
+        return self.listing.result(timeout_seconds)
+
+
+def check_request(config: Config, *, weights: bool = True) -> Request:
+    """Everything that can be found wrong before anything is written, but what a listing of the source shows.
+
+    Args:
+        weights: False if nothing will be encoded: the checkpoint's tensors are then not downloaded.
+
+    Raises:
+        RequestError: naming the field.
+    """
+    check_uri("output.uri", config.output.uri)
+    local = not is_remote(config.output.uri)
+    if (
+        os.environ.get(JOB_VARIABLE)
+        and local
+        and not os.path.isabs(os.path.expanduser(config.output.uri.removeprefix("file://")))
+    ):
+        raise RequestError(
+            f"output.uri: {config.output.uri} is relative: in a Ray job it would land in a temporary copy of the "
+            "working directory; give an absolute path"
+        )
+    output = absolute(config.output.uri)
+    place = resolve_source(config.source)
+    if below := files_of_output_in(place, str(output)):
+        raise RequestError(
+            f"output.uri: {config.output.uri} lies in the source: {below} would be taken for one of its files; write "
+            "elsewhere"
+        )
+    if config.source.key_column is not None and place.format in ("folder", "webdataset"):
+        raise RequestError(f"source.key_column: a source of format {place.format} has no columns")
+    for name in config.source.carry:
+        if config.output.format == "webdataset" and name.lower() in ("json", "safetensors"):
+            raise RequestError(f"source.carry: {name} is a member that WebDataset shards have already; leave it out")
+    listing = in_background(partial(list_source, config.source, place))
+    checkpoint = Checkpoint(config.model.path, config.model.revision, weights=weights)
+    geometry = Geometry(
+        patch_size=checkpoint.config.patch_size,
+        merge_size=checkpoint.config.merge_size,
+        temporal_patch_size=checkpoint.config.temporal_patch_size,
+        min_pixels=config.preprocess.min_pixels,
+        max_pixels=config.preprocess.max_pixels,
+        max_image_pixels=config.limits.max_image_pixels,
+    )
+    carry = pa.schema([])
+    if config.source.carry:
+        carry = stored_carry(output) or carried_schema(config.source, listing.result(), RESERVED_COLUMNS)
+    return Request(
+        config=config,
+        output=output,
+        place=place,
+        checkpoint=checkpoint,
+        geometry=geometry,
+        carry=carry,
+        listing=listing,
+    )
+
+
+def list_source(source: Source, place: SourcePlace) -> Listing:
+    """Lists a source, all of it: a name or folder that cannot be read is found before anything is written.
+
+    Raises:
+        RequestError: it holds no image, or what cannot be read.
+    """
+    listing = Listing(place)
+    if place.format == "folder":
+        if not listing.count:
+            others = ", ".join(
+                f"{count} {suffix or 'without extension'}" for suffix, count in listing.ignored.most_common(3)
+            )
+            hint = f"; it holds {others}" if others else ": it is empty"
+            if listing.ignored[".tar"] or listing.ignored[".tgz"]:
+                hint += f"; for its tars write {source.uri.rstrip('/')}/*.tar"
+            raise RequestError(f"source.uri: {source.uri} holds no image ({', '.join(EXTENSIONS)}){hint}")
+        return listing
+    if place.format in ("parquet", "jsonl"):
+        if not listing.count:
+            raise RequestError(f"source.uri: {source.uri} holds no {place.format} file")
+        if place.format == "parquet":
+            check_columns(place, next(iter(listing)), source.image_column, source.key_column)
+        return listing
+    if not any(_may_hold_an_image(os.path.join(place.root, file.path), source.image_column) for file in listing):
+        raise RequestError(f"source.uri: {source.uri} holds no image ({', '.join(EXTENSIONS)}) in any tar")
+    return listing
+
+
+def _may_hold_an_image(path: str, image_column: str) -> bool:
+    """Whether a tar has an image; damage, and what cannot be read, is for the index to report."""
+    suffixes = (*EXTENSIONS, "." + image_column.lower())
+    try:
+        with TarStream(path) as stream:
+            return any(member.name.lower().endswith(suffixes) for member, _ in walk(stream, wanted=()))
+    except (DamagedPart, SourceError):
+        return True
+
+
+def stage_settings(request: Request, nonce: str) -> StageSettings:
+    config = request.config
+    return StageSettings(
+        output=str(request.output),
+        nonce=nonce,
+        image_column=config.source.image_column,
+        key_column=config.source.key_column,
+        carry=request.carry,
+        on_damaged=config.source.on_damaged,
+        geometry=request.geometry,
+        deduplicate=config.pack.deduplicate,
+        model_path=os.path.abspath(local) if (local := Path(config.model.path).expanduser()).is_dir()
+        else config.model.path,
+        model_revision=request.checkpoint.revision,
+        dtype=config.model.dtype,
+        compile=config.model.compile,
+        linear=config.model.linear,
+        stage=config.output.stage,
+        max_patches=config.pack.max_patches,
+        stored_dtype=config.output.dtype,
+        on_overflow=config.output.on_overflow,
+        threads=config.cluster.threads_per_encoder,
+        sample_seconds=config.limits.sample_seconds,
+    )  # fmt: skip

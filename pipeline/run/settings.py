@@ -1,0 +1,35 @@
+"""Settings: what every stage of one run needs to know. Plain values: they travel to other processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow
+
+from ..grid import Geometry
+from ..tower.config import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """Of a run's processes."""
+
+    output: str
+    nonce: str
+    image_column: str
+    key_column: str | None
+    carry: pyarrow.Schema
+    on_damaged: str
+    geometry: Geometry
+    deduplicate: bool
+    model_path: str
+    model_revision: str | None
+    dtype: str
+    compile: str
+    linear: str
+    stage: Stage
+    max_patches: int
+    stored_dtype: str
+    on_overflow: str
+    threads: int
+    sample_seconds: float

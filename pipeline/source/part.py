@@ -1,0 +1,56 @@
+"""Part: what a source is cut into before anything is read, and the files that it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
+    pass
+
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file of the source as it was when it was planned, or a range of it. `path` is relative to the source's root.
+
+    Attributes:
+        first, last: of a part of a Parquet file its row groups, of a JSONL file its bytes; else 0.
+        row: the number of the first row or line in the file.
+        etag: of an object, where the storage gives one; `mtime_ns` is 0 then.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    etag: str = ""
+    first: int = 0
+    last: int = 0
+    row: int = 0
+
+    @property
+    def state(self) -> tuple[int, int, str]:
+        """What must not change."""
+        return self.size, self.mtime_ns, self.etag
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourcePlace:
+    """A source URI made definite: its format, and the folder that paths are relative to."""
+
+    format: str
+    root: str
+    patterns: tuple[str, ...]  # absolute; the folder itself, or the tars' glob patterns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    number: int
+    format: str
+    root: str
+    files: tuple[SourceFile, ...]

@@ -1,0 +1,255 @@
+"""List: from a source URI to numbered parts, frozen once planned.
+
+A part is a tar, a chunk of a folder's sorted listing, some row groups of a Parquet file, or some lines of a manifest.
+Parts only ever grow: files that appear later become new parts with the next numbers; a planned file that vanished or
+changed is refused by name.
+
+    plan/plan.json                  which source this plan is of
+    plan/parts/parts-NNNNNN.parquet one row per file: part, path, size, mtime_ns, ETag; named after its first part
+
+Listings are streamed and merged in sorted order, so that a folder of millions of files costs one directory's names.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import OutputError, RequestError
+from ..storage.files import AnyPath, as_path, names_in, open_input
+from ..storage.publish import publish_new, sync_file, write_text
+from ..storage.scratch import Scratch
+from .listing import Listing, difference
+from .part import Part, SourceFile, SourcePlace
+from .rows import spans_of
+
+if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
+    from ..config import Source
+
+PLAN_VERSION = 3
+FOLDER_PART_FILES = 8192
+FILES_PER_LIST = 64 * FOLDER_PART_FILES
+
+PARTS_SCHEMA = pa.schema(
+    [
+        pa.field("part", pa.int32(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("mtime_ns", pa.int64(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("first", pa.int64(), nullable=False),
+        pa.field("last", pa.int64(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+    ]
+)
+
+
+class Plan:
+    """The plan folder of one output: the frozen parts, and where their indices lie."""
+
+    def __init__(self, output: str | AnyPath) -> None:
+        self.folder = as_path(output) / "plan"
+        self.lists_folder = self.folder / "parts"
+        self.index_folder = self.folder / "index"
+        self.identity: dict[str, object] | None = None
+        described = self.folder / "plan.json"
+        if described.exists():
+            try:
+                self.identity = dict(json.loads(described.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise RequestError(f"{described} is not a plan of visionbake: {error}") from error
+        self._starts = sorted(
+            int(name[6:-8]) for name in names_in(self.lists_folder, "parts-") if name.endswith(".parquet")
+        )
+        self.num_parts = self._count()
+
+    def index_path(self, part: int) -> AnyPath:
+        return self.index_folder / f"part-{part:06d}.parquet"
+
+    def indexed_parts(self) -> set[int]:
+        """By names alone: an index file is complete when it exists."""
+        return {int(name[5:11]) for name in names_in(self.index_folder, "part-")}
+
+    def part(self, number: int) -> Part:
+        """Reads one part's files. Raises KeyError if there is no such part."""
+        assert self.identity is not None
+        start = max((start for start in self._starts if start <= number), default=-1)
+        if start < 0 or number >= self.num_parts:
+            raise KeyError(number)
+        with open_input(self._list_path(start), forwards=False) as stream:
+            table = pq.read_table(stream, filters=[("part", "=", number)])
+        files = tuple(
+            SourceFile(**{name: value for name, value in row.items() if name != "part"}) for row in table.to_pylist()
+        )
+        return Part(number=number, format=str(self.identity["format"]), root=str(self.identity["root"]), files=files)
+
+    def _list_path(self, start: int) -> AnyPath:
+        return self.lists_folder / f"parts-{start:06d}.parquet"
+
+    def _count(self) -> int:
+        if not self._starts:
+            return 0
+        with open_input(self._list_path(self._starts[-1]), forwards=False) as stream:
+            metadata = pq.ParquetFile(stream).metadata
+        return int(metadata.row_group(metadata.num_row_groups - 1).column(0).statistics.max) + 1
+
+    def _known(self) -> Iterator[SourceFile]:
+        """All planned files in sorted order, each once: each list is sorted, so a merge of the lists is."""
+        last = ""
+        for file in heapq.merge(*(self._read_list(start) for start in self._starts), key=lambda file: file.path):
+            if file.path != last:
+                yield file
+            last = file.path
+
+    def _read_list(self, start: int) -> Iterator[SourceFile]:
+        names = ["path", "size", "mtime_ns", "etag"]
+        with open_input(self._list_path(start)) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(4096, columns=names):
+                columns = (batch.column(name).to_pylist() for name in names)
+                for path, size, mtime_ns, etag in zip(*columns, strict=True):
+                    yield SourceFile(path=path, size=size, mtime_ns=mtime_ns, etag=etag)
+
+    def check_source(self, source: Source, place: SourcePlace) -> None:
+        """Raises RequestError if this plan is of another source."""
+        if self.identity is None:
+            return
+        wanted = _identity(source, place)
+        for name, value in wanted.items():
+            if self.identity.get(name) != value:
+                raise RequestError(
+                    f"output {self.folder.parent} was planned with source.{name} {self.identity.get(name)!r}, not "
+                    f"{value!r}; use another output.uri"
+                )
+
+    def check_files(self, source: Source, listing: Listing) -> int:
+        """How many of the source's files are not planned yet.
+
+        Raises:
+            RequestError: the plan is of another source, or a planned file vanished or changed; the message names it.
+        """
+        self.check_source(source, listing.place)
+        return sum(1 for _ in _new_files(self._known(), listing))
+
+    def update(self, source: Source, listing: Listing, scratch: Scratch, new_files: int | None = None) -> int:
+        """Brings the plan up to the source as it was listed.
+
+        Args:
+            new_files: what `check_files` has just found, if it was asked.
+
+        Returns:
+            How many parts are new.
+
+        Raises:
+            RequestError: a planned file vanished or changed; the message names it.
+        """
+        before, place = self.num_parts, listing.place
+        while True:
+            if new_files is None:
+                new_files = self.check_files(source, listing)  # refuses before anything is written
+            if not new_files:
+                break
+            self._describe(source, place, scratch)
+            new = _new_files(self._known(), listing)
+            per_part = FOLDER_PART_FILES if place.format == "folder" else 1
+            while (appended := self._append(new, per_part, place, scratch)) is True:
+                pass
+            if appended is False:
+                break
+            self.__init__(self.folder.parent)  # type: ignore[misc]  # another run planned meanwhile: look again
+            listing, new_files = Listing(place), None
+        return self.num_parts - before
+
+    def _describe(self, source: Source, place: SourcePlace, scratch: Scratch) -> None:
+        if self.identity is not None:
+            return
+        described = self.folder / "plan.json"
+        path = scratch.path("plan.json")
+        write_text(path, json.dumps(_identity(source, place), indent=2) + "\n")
+        publish_new(path, described)
+        self.identity = json.loads(described.read_text(encoding="utf-8"))
+        self.check_source(source, place)
+
+    def _append(self, new: Iterator[SourceFile], per_part: int, place: SourcePlace, scratch: Scratch) -> bool | None:
+        """Writes the next list file of about FILES_PER_LIST rows; all parts of one file are in one list.
+
+        Returns:
+            False when nothing is left, None if another run has published a list of this name.
+        """
+        first = self.num_parts
+        path = scratch.path(f"parts-{first:06d}.parquet")
+        rows: list[dict[str, object]] = []
+        written = 0
+        writer: pq.ParquetWriter | None = None
+        number = first
+        try:
+            while written + len(rows) < FILES_PER_LIST:
+                chunk = [file for _, file in zip(range(per_part), new, strict=False)]
+                if not chunk:
+                    break
+                if place.format in ("parquet", "jsonl"):
+                    for span in spans_of(place, chunk[0]):
+                        rows.append({"part": number, **asdict(span)})
+                        number += 1
+                else:
+                    rows.extend({"part": number, **asdict(file)} for file in chunk)
+                    number += 1
+                if len(rows) >= FOLDER_PART_FILES or len(chunk) == per_part > 1:
+                    writer = writer or pq.ParquetWriter(path, PARTS_SCHEMA)
+                    writer.write_table(pa.Table.from_pylist(rows, PARTS_SCHEMA))
+                    written += len(rows)
+                    rows = []
+            if rows:
+                writer = writer or pq.ParquetWriter(path, PARTS_SCHEMA)
+                writer.write_table(pa.Table.from_pylist(rows, PARTS_SCHEMA))
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error}") from error
+        finally:
+            if writer is not None:
+                writer.close()
+        if number == first:
+            return False
+        sync_file(path)
+        if not publish_new(path, self._list_path(first)):
+            return None
+        self._starts.append(first)
+        self.num_parts = number
+        return True
+
+
+def _identity(source: Source, place: SourcePlace) -> dict[str, object]:
+    return {
+        "version": PLAN_VERSION,
+        "root": place.root,
+        "format": place.format,
+        "image_column": source.image_column,
+        "key_column": source.key_column,
+    }
+
+
+def _new_files(known: Iterable[SourceFile], listed: Iterable[SourceFile]) -> Iterator[SourceFile]:
+    """Merges two sorted listings; yields what is only in the second.
+
+    Raises:
+        RequestError: a known file is missing or differs.
+    """
+    known_iterator = iter(known)
+    old = next(known_iterator, None)
+    for file in listed:
+        if old is not None and old.path < file.path:
+            raise RequestError(
+                f"source: {old.path} was planned and has vanished; restore it, or use another output.uri"
+            )
+        if old is not None and old.path == file.path:
+            if old.state != file.state:
+                raise RequestError(f"source: {file.path} {difference(old, file)}; use another output.uri")
+            old = next(known_iterator, None)
+        else:
+            yield file
+    if old is not None:
+        raise RequestError(f"source: {old.path} was planned and has vanished; restore it, or use another output.uri")

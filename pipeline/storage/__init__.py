@@ -1,0 +1,9 @@
+"""Storage: where bytes lie, and how a complete file gets there.
+
+remote          object storage and all else that fsspec opens: one translation of names and errors
+remote_read     reading it: objects as files, copies, folders of Parquet
+remote_publish  writing it: create-if-absent, unfinished uploads
+files           opening and listing, wherever files lie
+scratch         a private folder for what is not published yet
+publish         a complete file under its final name, never over another
+"""

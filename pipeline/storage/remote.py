@@ -1,0 +1,295 @@
+"""Object storage and other remote file systems, through fsspec's clients.
+
+A place is a URI such as `s3://bucket/folder/a.tar`. Whatever a client raises comes out as an OSError that names the
+URI. Credentials, endpoints, regions, retries and timeouts are the clients' own: for S3 the AWS variables and profiles.
+Nothing is taken from a cached listing: a run must see what another has committed a moment ago.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import fsspec
+
+from ..errors import RequestError
+
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+HOSTS = ("http", "https", "ftp", "git", "github", "data", "reference", "generic", "dir", "zip", "tar")
+# Where an object appears only when all of it is there. Elsewhere it is written beside, then renamed.
+WHOLE_OBJECTS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss")
+S3 = ("s3", "s3a")
+GCS = ("gs", "gcs")
+# A range larger than this is read in several requests: one that fails is asked for again by itself.
+RANGE_BYTES = 64 << 20
+
+
+def is_remote(uri: str | os.PathLike[str] | RemotePath) -> bool:
+    """Whether this is a URI of something else than a local file."""
+    return isinstance(uri, RemotePath) or (isinstance(uri, str) and "://" in uri and not uri.startswith("file://"))
+
+
+def check_uri(field: str, uri: str) -> None:
+    """Raises RequestError for a remote URI that cannot be used, before anything is read."""
+    if not is_remote(uri):
+        return
+    if problem := problem_with(uri):
+        raise RequestError(f"{field}: {problem}")
+    try:
+        client_of(uri)
+    except OSError as error:
+        raise RequestError(f"{field}: {error}") from error
+
+
+def problem_with(uri: str) -> str:
+    """What is wrong with a URI by its looks alone; never repeats what may be a secret."""
+    scheme, _, rest = uri.partition("://")
+    place = rest.partition("/")[0]
+    if "::" in scheme:
+        return "a URI with a chain of protocols: name the files themselves"
+    if scheme in HOSTS:
+        host = place.rpartition("@")[2]
+        return f"{scheme}://{host}/… is a URL: visionbake fetches nothing from hosts; download it first"
+    # A secret key may hold slashes: whatever has a colon or an @ where a bucket is, or before an @ further on.
+    if (scheme in S3 + GCS and (":" in place or "@" in place)) or (":" in place and "@" in rest):
+        return (
+            f"{scheme}://… is a URI with credentials; they belong into the environment or a profile, as the storage's "
+            "own tools read them"
+        )
+    if not place or "//" in rest or ".." in rest.split("/"):
+        return f"{uri}: an empty name or .. in a path cannot be told from another object's"
+    if scheme not in fsspec.available_protocols():
+        return f"{uri}: no storage is known as {scheme}://"
+    return ""
+
+
+def client_of(uri: str) -> tuple[Any, str]:
+    """fsspec's client for a URI (one for each process), and the path that it knows the URI by. Raises OSError."""
+    scheme = scheme_of(uri)
+    try:
+        options = fsspec.get_filesystem_class(scheme)._get_kwargs_from_urls(uri)
+        if scheme in WHOLE_OBJECTS:  # others hand on what they do not know to a connection that does not either
+            options["use_listings_cache"] = False
+        client = fsspec.filesystem(scheme, **options)
+        return client, client._strip_protocol(uri)
+    except ImportError as error:
+        extra = f": pip install -e '.[{EXTRAS[scheme]}]'" if scheme in EXTRAS else ""
+        raise OSError(errno.ENOPKG, f"{error}{extra}", uri) from error
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", uri) from error
+
+
+@contextmanager
+def named(uri: str) -> Iterator[None]:
+    """Gives every failure of a client one type."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in repr(error.__cause__):  # a wrong endpoint or account: nothing is said about the object
+            raise OSError(errno.EIO, f"there is no such bucket ({error})", uri) from error
+        raise FileNotFoundError(errno.ENOENT, f"not found ({error})" if str(error) else "not found", uri) from error
+    except PermissionError as error:
+        raise PermissionError(errno.EACCES, f"access denied ({error})", uri) from error
+    except (FileExistsError, TypeError, AttributeError, AssertionError):  # the first is an answer, the others are bugs
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", uri) from error
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A URI with as much of pathlib's interface as an output needs."""
+
+    uri: str
+
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(f"{self.uri.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.uri.rstrip("/"))
+
+    @property
+    def suffix(self) -> str:
+        return posixpath.splitext(self.name)[1]
+
+    @property
+    def parent(self) -> RemotePath:
+        return RemotePath(self.uri.rstrip("/").rpartition("/")[0])
+
+    def exists(self) -> bool:
+        return exists(self.uri)
+
+    def read_bytes(self) -> bytes:
+        return read(self.uri)
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return read(self.uri).decode(encoding)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        client, path = client_of(self.uri)
+        try:
+            with named(self.uri):
+                client.rm_file(path)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+
+def exists(uri: str) -> bool:
+    """Whether there is such an object. Raises OSError where the storage does not say."""
+    client, path = client_of(uri)
+    try:
+        with named(uri):
+            return str(client.info(path)["type"]) != "directory"
+    except FileNotFoundError:
+        return False
+
+
+def is_folder(uri: str) -> bool:
+    """Whether anything lies below this URI. Raises OSError where the storage does not say."""
+    client, path = client_of(uri)
+    try:
+        with named(uri):
+            return str(client.info(path)["type"]) == "directory"
+    except FileNotFoundError:
+        return False
+
+
+def state_of(uri: str) -> tuple[int, int, str]:
+    """Size, mtime in ns, and ETag, of which an object has one. Raises OSError."""
+    client, path = client_of(uri)
+    with named(uri):
+        return state_of_info(client.info(path))
+
+
+def state_of_info(info: dict[str, Any]) -> tuple[int, int, str]:
+    """The same, of an entry of a listing."""
+    size = int(info["size"] or 0)
+    for name in ("ETag", "etag", "md5Hash"):
+        if info.get(name):
+            return size, 0, str(info[name]).strip('"')
+    for name in ("mtime", "LastModified", "last_modified", "modified", "created"):
+        moment = info.get(name)
+        if isinstance(moment, datetime):
+            moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        if isinstance(moment, int | float):
+            return size, int(moment * 1e9), ""
+    return size, 0, ""
+
+
+def entries(folder: str) -> list[dict[str, Any]]:
+    """What lies directly in a folder, with `name` relative to it; names of folders end in a slash. Raises OSError."""
+    client, path = client_of(folder)
+    with named(folder):
+        found = client.ls(path, detail=True)
+    result = []
+    for info in found:
+        if info["name"] == path.rstrip("/") + "/" and info["type"] == "directory":
+            raise OSError(errno.EINVAL, "holds names with an empty part ('//'), which this listing cannot tell", folder)
+        name = posixpath.basename(info["name"].rstrip("/"))
+        if info["name"].rstrip("/") != path.rstrip("/") and name:
+            result.append(info | {"name": name + ("/" if info["type"] == "directory" else "")})
+    return result
+
+
+def walk(folder: str) -> Iterator[tuple[str, tuple[int, int, str]]]:
+    """Every file below a folder: its path relative to it, and its state; in the order of the paths' code points.
+
+    On S3 a page of a thousand names at a time, elsewhere a folder at a time. Raises OSError.
+    """
+    if scheme_of(folder) not in S3:
+        for entry in sorted(entries(folder), key=lambda entry: entry["name"]):
+            if entry["name"].endswith("/"):
+                for path, state in walk(f"{folder}/{entry['name'].rstrip('/')}"):
+                    yield entry["name"] + path, state
+            else:
+                yield entry["name"], state_of_info(entry)
+        return
+    client, path = client_of(folder)
+    bucket, _, prefix = path.partition("/")
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    where: dict[str, str] = {}
+    while True:
+        with named(folder):
+            page = client.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **where)
+        for info in page.get("Contents", ()):
+            name = info["Key"][len(prefix) :]
+            if name.startswith("/") or "//" in name:
+                raise OSError(errno.EINVAL, f"{name} has an empty part ('//')", folder)
+            if name and not name.endswith("/"):  # such are what consoles make for folders
+                yield name, state_of_info(info | {"size": info["Size"]})
+        if not page.get("IsTruncated"):
+            return
+        where = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def names(folder: str, prefix: str = "") -> list[str]:
+    """The names of the files in a folder that begin with a prefix; none where there is no folder. Raises OSError."""
+    client, path = client_of(folder)
+    try:
+        with named(folder):
+            if scheme_of(folder) in WHOLE_OBJECTS and prefix:
+                return [posixpath.basename(name) for name in client.find(path, prefix=prefix)]
+            found = client.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    return [
+        name
+        for info in found
+        if info["type"] == "file" and (name := posixpath.basename(info["name"])).startswith(prefix)
+    ]
+
+
+def lists_by_prefix(folder: str) -> bool:
+    return scheme_of(folder) in WHOLE_OBJECTS
+
+
+def glob(pattern: str) -> dict[str, tuple[int, int, str]]:
+    """The files that a pattern names: URI and state. Raises OSError."""
+    client, path = client_of(pattern)
+    with named(pattern):
+        found = client.glob(path, detail=True)
+    return {uri_of(pattern, name): state_of_info(info) for name, info in found.items() if info["type"] == "file"}
+
+
+def uri_of(example: str, path: str) -> str:
+    """The URI of a client's path, written as an example of the same storage is."""
+    _, known = client_of(example)
+    head = example[: len(example) - len(known)] if example.endswith(known) else example.partition("://")[0] + "://"
+    return head + path
+
+
+def beside(uri: str, name: str) -> str:
+    """The URI that a relative name means in a file at this URI: `..` is no folder in an object store."""
+    scheme, _, path = uri.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), name))}"  # problem_with sees a ..
+
+
+def read(uri: str, start: int | None = None, end: int | None = None) -> bytes:
+    """An object, or a range of it: one request up to RANGE_BYTES, several at once above. Raises OSError."""
+    client, path = client_of(uri)
+    with named(uri):
+        if start is None or end is None:
+            # One request: s3fs would first ask for the size, to read in pieces.
+            return bytes(client.cat_file(path, **({"max_concurrency": 1} if scheme_of(uri) in S3 else {})))
+        starts = list(range(start, end, RANGE_BYTES))
+        if len(starts) <= 1:
+            data = bytes(client.cat_file(path, start=start, end=end)) if starts else b""
+        else:
+            ends = [min(first + RANGE_BYTES, end) for first in starts]
+            data = b"".join(client.cat_ranges([path] * len(starts), starts, ends, on_error="raise"))
+        return data
+
+
+def scheme_of(uri: str) -> str:
+    return uri.partition("://")[0]

@@ -1,0 +1,13 @@
+"""Tower: packed images in, merged vision tokens out.
+
+config        a checkpoint's dimensions and preprocessing, from its JSON files alone
+checkpoint    its tensors, whatever files they lie in
+random_tower  checkpoints of seeded random weights in the real format
+pack_plan     what the grids of a pack decide: order, rotary positions, segments
+linear        the matrix products, and who computes them
+attention     attention within segments
+block         one block's weights, and its two halves around attention
+fused         what lies between matrix products on a GPU, as Triton kernels
+tower         the forward pass
+reference     the reference implementation, for those who compare with it
+"""

@@ -1,0 +1,194 @@
+"""The Qwen2.5-VL vision tower: packed images in, merged vision tokens out.
+
+    P patches, C values of a patch, M merged tokens (P / merge_size²), D width of the tower, O width of the output,
+    H heads, E width of a head. Tensors carry these letters as a suffix.
+
+One forward runs over the patches of many images, one after the other. Inside, merged tokens are permuted so that every
+attention window is a run of rows; the merger's output is put back in input order. What grids decide is computed
+beforehand (`plan_pack`), so that the forward itself never waits for the device.
+
+Source: transformers 5.23, `models/qwen2_5_vl/modeling_qwen2_5_vl.py` (Qwen2_5_VisionTransformerPretrainedModel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .attention import attend, choose_kernel
+from .block import RMS_NORM_EPS, _Block, after_attention, before_attention, rms_norm
+from .checkpoint import Checkpoint
+from .config import Stage
+from .linear import LinearKernel, choose_linear, laid_out, linear_of
+from .pack_plan import Chunk, Grid, Kernel, PackPlan, plan_pack
+
+
+class Tower:
+    """The tower's weights on one device.
+
+    Args:
+        checkpoint: whose `visual.*` tensors are loaded.
+        dtype: of weights and computation, bfloat16 or float32.
+        compile_blocks: on a GPU, whether what lies between matrix products is fused into Triton kernels; on a CPU,
+            whether the two halves of a block around attention go through torch.compile.
+        linear: `exact`, or `fp8` for the matrix products of the blocks (not of patch embedding and merger).
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, compile_blocks: bool = False,
+        linear: str = "exact",
+    ) -> None:  # fmt: skip
+        self.config, self.checkpoint = checkpoint.config, checkpoint
+        self.dtype, self.device = dtype, device
+        self.kernel: Kernel = choose_kernel(device, dtype)
+        self.fused = compile_blocks and device.type == "cuda"
+        # openblas_linear is not for a compiler to look into.
+        exact: LinearKernel = "torch" if compile_blocks else choose_linear(device, dtype)
+        self.linear_kernel = choose_linear(device, dtype, linear) if linear == "fp8" else exact
+        self._exact, self._linear = linear_of(exact), linear_of(self.linear_kernel)
+        patch_weight = torch.empty(0)
+        weights: dict[str, Tensor] = {}
+        for name, tensor in checkpoint.tensors():
+            if name == "patch_embed.proj.weight":
+                patch_weight = tensor.float()
+            else:
+                weights[name] = tensor.to(device=device, dtype=dtype)
+        # A still image fills both frames of a patch with the same values: their weights can be summed, rounded once.
+        self.patch_weight_still = patch_weight.sum(2).flatten(1).to(device=device, dtype=dtype)
+        self.patch_weight_frames = patch_weight.flatten(1).to(device=device, dtype=dtype)
+        self.blocks = [_Block(weights, number, self.linear_kernel) for number in range(self.config.depth)]
+        self.merger_norm = weights.pop("merger.ln_q.weight")
+        self.merger: list[Any] = []
+        for layer in (0, 2):
+            self.merger.append(laid_out(weights.pop(f"merger.mlp.{layer}.weight"), exact))
+            self.merger.append(weights.pop(f"merger.mlp.{layer}.bias"))
+        self.mean = torch.tensor(self.config.image_mean, device=device) * (1 / (1 / 255))
+        self.std = torch.tensor(self.config.image_std, device=device) * (1 / (1 / 255))
+        self._before, self._after = before_attention, after_attention
+        if compile_blocks and not self.fused:
+            # dynamic: packs differ in their number of rows. No autotuning: a choice by timing could change bits.
+            self._before = torch.compile(before_attention, dynamic=True, fullgraph=True)
+            self._after = torch.compile(after_attention, dynamic=True, fullgraph=True)
+        if dtype == torch.float32 and device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+    def plan(self, grids: Sequence[Grid]) -> PackPlan:
+        return plan_pack(grids, self.config, self.kernel, self.device)
+
+    def normalize(self, patches_PC: Tensor) -> Tensor:
+        """uint8 [P, C] to float32 [P, C]: the reference's rescaling and normalising in one step, to the bit."""
+        planes = patches_PC.float().view(patches_PC.shape[0], self.config.in_channels, -1)
+        return ((planes - self.mean[:, None]) / self.std[:, None]).flatten(1)
+
+    def embed(self, patches_PC: Tensor) -> Tensor:
+        """Patch embedding: uint8 [P, 3·p²] of one frame, or [P, 3·t·p²] of t frames, to [P, D]."""
+        weight = self.patch_weight_still
+        if patches_PC.shape[1] != weight.shape[1]:
+            weight = self.patch_weight_frames
+        return self._exact(self.normalize(patches_PC).to(self.dtype), weight, None)
+
+    @torch.inference_mode()
+    def forward(self, patches_PC: Tensor, plan: PackPlan, stage: Stage = "merged") -> Tensor:
+        """Encodes one pack.
+
+        Args:
+            patches_PC: uint8 [P, C], on the device, of the pack's images in order.
+            plan: of the same images' grids.
+            stage: `pre_merger` for what the merger would get, before its norm: [M, merge_size² · D].
+
+        Returns:
+            Merged tokens [M, O] in the compute dtype, in input order.
+        """
+        computed_MO = self.forward_in_window_order(patches_PC, plan, stage)
+        out_MO = torch.empty_like(computed_MO)
+        out_MO[plan.order_M] = computed_MO
+        return out_MO
+
+    @torch.inference_mode()
+    def forward_in_window_order(self, patches_PC: Tensor, plan: PackPlan, stage: Stage = "merged") -> Tensor:
+        """As `forward`, but row i is input token `plan.order_M[i]`: for those who put rows in an order of their own."""
+        merged = stage == "merged"
+        x_PD = self._blocks_fused(patches_PC, plan, merged) if self.fused else self._blocks(patches_PC, plan, merged)
+        x_MD = x_PD.view(-1, self.config.merge_size**2 * self.config.width)
+        if not merged:
+            return x_MD
+        return self._exact(functional.gelu(self._exact(x_MD, *self.merger[:2])), *self.merger[2:])
+
+    def _blocks(self, patches_PC: Tensor, plan: PackPlan, norm: bool) -> Tensor:
+        """Patches to the merger's input, normalised if asked, [P, D] in window order."""
+        config = self.config
+        x_PD = self.embed(patches_PC).unflatten(0, (-1, config.merge_size**2))[plan.order_M].flatten(0, 1)
+        for number, block in enumerate(self.blocks):
+            if number in config.full_attention_blocks:
+                parts = [self._queries(x_PD, block, plan, chunk.rows) for chunk in plan.chunks]
+                q_PHE, k_PHE, v_PHE = (_join(tensors) for tensors in zip(*parts, strict=True))
+                attended_PD = attend(q_PHE, k_PHE, v_PHE, plan.frames)
+                for chunk in plan.chunks:
+                    done = self._finish(x_PD[chunk.rows], attended_PD[chunk.rows], block)
+                    x_PD = _put(x_PD, chunk, done)
+            else:
+                for chunk in plan.chunks:
+                    attended_PD = attend(*self._queries(x_PD, block, plan, chunk.rows), chunk.windows)
+                    done = self._finish(x_PD[chunk.rows], attended_PD, block)
+                    x_PD = _put(x_PD, chunk, done)
+        return rms_norm(x_PD, self.merger_norm) if norm else x_PD
+
+    def _blocks_fused(self, patches_PC: Tensor, plan: PackPlan, norm: bool) -> Tensor:
+        """`_blocks` for a GPU: a pass through memory between two matrix products, and the residual stream in place."""
+        from . import fused
+
+        config = self.config
+        (chunk,) = plan.chunks
+        weight = self.patch_weight_still
+        if patches_PC.shape[1] != weight.shape[1]:
+            weight = self.patch_weight_frames
+        padded = aligned_values(weight.shape[1])
+        values = fused.normalize(patches_PC, self.mean, self.std, padded, self.dtype)
+        x_PD = functional.linear(values, functional.pad(weight, (0, padded - weight.shape[1])))
+        x_PD = x_PD.unflatten(0, (-1, config.merge_size**2))[plan.order_M].flatten(0, 1)
+        added_PD = None
+        for number, block in enumerate(self.blocks):
+            normed_PD = fused.add_rms_norm(x_PD, added_PD, block.norm1, RMS_NORM_EPS)
+            qkv_PX = self._linear(normed_PD, block.qkv, block.qkv_bias)
+            fused.rotate_(qkv_PX, plan.cos_PE, plan.sin_PE, config.num_heads)
+            q_PHE, k_PHE, v_PHE = qkv_PX.view(len(x_PD), 3, config.num_heads, -1).unbind(1)
+            segments = plan.frames if number in config.full_attention_blocks else chunk.windows
+            added_PD = self._linear(attend(q_PHE, k_PHE, v_PHE, segments), block.proj, block.proj_bias)
+            normed_PD = fused.add_rms_norm(x_PD, added_PD, block.norm2, RMS_NORM_EPS)
+            gated_PI = fused.silu_mul(self._linear(normed_PD, block.gate_up, block.gate_up_bias))
+            added_PD = self._linear(gated_PI, block.down, block.down_bias)
+        normed_PD = fused.add_rms_norm(x_PD, added_PD, self.merger_norm, RMS_NORM_EPS)
+        return normed_PD if norm else x_PD
+
+    def _queries(self, x_PD: Tensor, block: _Block, plan: PackPlan, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        return self._before(
+            x_PD[rows], block.norm1, block.qkv, block.qkv_bias, plan.cos_PE[rows], plan.sin_PE[rows],
+            self.config.num_heads, self._linear,
+        )  # fmt: skip
+
+    def _finish(self, x_PD: Tensor, attended_PD: Tensor, block: _Block) -> Tensor:
+        return self._after(
+            x_PD, attended_PD, block.proj, block.proj_bias, block.norm2, block.gate_up, block.gate_up_bias, block.down,
+            block.down_bias, self._linear,
+        )  # fmt: skip
+
+
+def aligned_values(count: int) -> int:
+    """Values of a patch, padded to rows of whole 16 bytes."""
+    return -(-count // 8) * 8
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def _put(x_PD: Tensor, chunk: Chunk, rows_PD: Tensor) -> Tensor:
+    """The residual stream with one chunk replaced: in place, unless the chunk is all of it."""
+    if rows_PD.shape[0] == x_PD.shape[0]:
+        return rows_PD
+    x_PD[chunk.rows] = rows_PD
+    return x_PD

@@ -1,0 +1,217 @@
+"""The reader: every row once, over ranks, workers and resumption; one range for one row; other engines' readers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import config_for, encoded, make_tar, noise
+
+from pipeline import EmbeddingDataset
+from pipeline.errors import RequestError
+from pipeline.read.reader import collate
+from pipeline.read.stream import EmbeddingStream
+from pipeline.run.runner import run
+
+
+def run_here(config: Any) -> None:
+    assert run(config, say=lambda line: None, report=lambda *_: None).complete
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "a.parquet"
+    cells = [encoded(noise(60 + 17 * (n % 5), 60 + 31 * (n % 7), n)) if n != 4 else b"broken" for n in range(23)]
+    pq.write_table(pa.table({"image": cells, "id": [f"k{n}" for n in range(23)], "n": range(23)}), path)
+    return path
+
+
+def make_output(source: Path, output: Path, model_path: Path, dtype: str = "float32") -> Path:
+    fields = {"key_column": "id", "carry": ["n"]}
+    run_here(config_for(source, output, model_path, source=fields, output={"dtype": dtype}))
+    return output
+
+
+@pytest.fixture(scope="module")
+def output(source: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_output(source, tmp_path_factory.mktemp("output") / "out", model_path)
+
+
+@pytest.fixture(scope="module")
+def rows(output: Path) -> list[dict[str, Any]]:
+    return pq.read_table(output / "data").to_pylist()
+
+
+def same(item: dict[str, Any], row: dict[str, Any]) -> bool:
+    tokens = np.frombuffer(row["embedding"], np.float32).reshape(row["num_tokens"], row["hidden_size"])
+    return (
+        np.array_equal(item["image_embeds"].numpy(), tokens)
+        and item["grid_thw"].tolist() == row["grid_thw"]
+        and (item["key"], item["source"], item["n"]) == (row["key"], row["source"], row["n"])
+    )
+
+
+def test_every_row_by_number_and_key(output: Path, rows: list[dict[str, Any]]) -> None:
+    dataset = EmbeddingDataset(output)
+    assert len(dataset) == len(rows) == 22
+    assert all(same(dataset[number], row) for number, row in enumerate(rows))
+    assert same(dataset[-1], rows[-1])
+    assert same(dataset["k7"], rows[6])
+    assert same(dataset["a.parquet", "k7"], rows[6])
+    assert [item["key"] for item in dataset.get_many(["k9", "k2", 0, "k9"])] == ["k9", "k2", "k0", "k9"]
+    for missing in ("k4", "nothing", ("b.parquet", "k7")):
+        with pytest.raises(KeyError):
+            dataset[missing]
+    with pytest.raises(IndexError):
+        dataset[22]
+    assert all(same(item, rows[number]) for number, item in enumerate(pickle.loads(pickle.dumps(dataset)).stream()))
+
+
+def test_a_key_in_several_files_is_refused_by_name(model_path: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_tar(tmp_path / f"{name}.tar", [("x.png", encoded(noise(60, 60)))])
+    run_here(config_for(tmp_path / "*.tar", tmp_path / "out", model_path))
+    dataset = EmbeddingDataset(tmp_path / "out")
+    with pytest.raises(RequestError, match=r"'x' stands 2 times: in a\.tar, b\.tar; ask by \(source, key\)"):
+        dataset["x"]
+    assert dataset["b.tar", "x"]["source"] == "b.tar"
+
+
+def test_random_access_reads_little_more_than_the_embedding(
+    output: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One range read a row, of exactly its bytes: a reader of row groups would take every neighbour's as well."""
+    dataset = EmbeddingDataset(output)
+    read: list[int] = []
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: read.append(preadv(fd, buffers, offset)) or read[-1])
+    for number, row in enumerate(rows):
+        read.clear()
+        assert same(dataset[number], row)
+        assert read == [len(row["embedding"])]
+
+
+def test_a_remote_output(output: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(output), "/remote", recursive=True)
+    dataset = EmbeddingDataset("memory://remote")
+    asked: list[int] = []
+    cat_file = memory.cat_file
+    monkeypatch.setattr(
+        type(memory),
+        "cat_file",
+        lambda self, path, start=None, end=None: (end and asked.append(end - start)) or cat_file(path, start, end),
+    )
+    dataset._rows(0)
+    assert same(dataset[0], rows[0])
+    assert asked == [len(rows[0]["embedding"])]
+    assert all(same(item, row) for item, row in zip(dataset.stream(), rows, strict=True))
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 3])
+@pytest.mark.parametrize("world_size", [1, 3, 5])
+def test_ranks_and_workers_share_every_row_once(output: Path, shuffle_seed: int | None, world_size: int) -> None:
+    dataset = EmbeddingDataset(output)
+    seen: Counter[str] = Counter()
+    counts = []
+    for rank in range(world_size):
+        stream = dataset.stream(shuffle_seed=shuffle_seed, shuffle_buffer=6, rank=rank, world_size=world_size)
+        loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2 if world_size < 5 else 0)
+        keys = [item["key"] for item in loader]
+        seen.update(keys)
+        counts.append(len(keys))
+    assert len(seen) == 22
+    assert set(seen.values()) == {1}
+    assert max(counts) - min(counts) <= 2
+
+
+def test_shuffling_depends_on_seed_and_epoch_alone(output: Path) -> None:
+    dataset = EmbeddingDataset(output)
+
+    def keys(seed: int, epoch: int) -> list[str]:
+        stream = dataset.stream(shuffle_seed=seed, shuffle_buffer=8)
+        stream.set_epoch(epoch)
+        return [item["key"] for item in stream]
+
+    orders = [keys(1, 0), keys(1, 1), keys(2, 0)]
+    assert orders[0] == keys(1, 0)
+    assert len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == sorted(orders[0]) for order in orders)
+    assert orders[0] != sorted(orders[0])
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 3])
+def test_a_position_is_resumed_without_reading_what_was_read(
+    output: Path, shuffle_seed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = EmbeddingDataset(output)
+    whole = [item["key"] for item in dataset.stream(shuffle_seed=shuffle_seed)]
+    stream = dataset.stream(shuffle_seed=shuffle_seed)
+    iterator = iter(stream)
+    first = [next(iterator)["key"] for _ in range(9)]
+    state = json.loads(json.dumps(stream.state_dict()))
+    resumed = EmbeddingStream(dataset, shuffle_seed=shuffle_seed)
+    resumed.load_state_dict(state)
+    read: list[int] = []
+    take = dataset.read
+    monkeypatch.setattr(dataset, "read", lambda unit, row: read.append(row) or take(unit, row))
+    rest = [item["key"] for item in resumed]
+    assert first + rest == whole
+    assert len(read) == len(whole) - 9
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "fp8"])
+def test_dtypes(dtype: str, source: Path, model_path: Path, output: Path, tmp_path: Path) -> None:
+    dataset = EmbeddingDataset(make_output(source, tmp_path / "out", model_path, dtype))
+    exact = EmbeddingDataset(output)
+    for number in (0, 5, 21):
+        tokens = dataset[number]["image_embeds"]
+        assert tokens.dtype == torch.bfloat16
+        wanted = exact[number]["image_embeds"]
+        assert float((tokens.float() - wanted).norm() / wanted.norm()) < (0.04 if dtype == "fp8" else 0.02)
+
+
+def test_a_batch(output: Path) -> None:
+    batch = collate([EmbeddingDataset(output)[number] for number in (0, 1)])
+    assert len(batch["image_embeds"]) == int(batch["image_grid_thw"].prod(-1).sum()) // 4
+    assert batch["key"] == ["k0", "k1"]
+
+
+def test_what_is_no_output_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="is not an output of visionbake"):
+        EmbeddingDataset(tmp_path)
+
+
+def test_other_engines_open_it(output: Path, rows: list[dict[str, Any]]) -> None:
+    """A token statistic by SQL or frame, and one embedding back to values, in each."""
+    import datasets
+    import duckdb
+    import pandas as pd
+    import polars as pl
+
+    total = sum(row["num_tokens"] for row in rows)
+    wanted = rows[3]["embedding"]
+    files, table = f"{output}/data/*.parquet", f"{output}/samples/*.parquet"
+    assert duckdb.sql(f"SELECT sum(num_tokens) FROM '{table}' WHERE status = 'ok'").fetchall() == [(total,)]
+    assert duckdb.sql(f"SELECT embedding FROM '{files}' WHERE key = 'k3'").fetchall() == [(wanted,)]
+    frame = pd.concat(pd.read_parquet(path) for path in sorted((output / "data").iterdir()))
+    assert frame["num_tokens"].sum() == total
+    assert frame.set_index("key").loc["k3", "embedding"] == wanted
+    assert pl.scan_parquet(table).select(pl.col("num_tokens").sum()).collect().item() == total
+    assert pl.read_parquet(files).filter(pl.col("key") == "k3")["embedding"][0] == wanted
+    hugging_face = datasets.load_dataset(
+        "parquet", data_files=sorted(map(str, (output / "data").iterdir())), split="train", cache_dir=str(output.parent)
+    )
+    assert sum(hugging_face["num_tokens"]) == total
+    assert hugging_face[3]["embedding"] == wanted
+    assert pq.read_table(output / "data", columns=["num_tokens"]).column(0).to_numpy().sum() == total

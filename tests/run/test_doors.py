@@ -1,0 +1,367 @@
+"""Every source format: equal images give equal embeddings, broken rows are rejects, columns are carried."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import IMAGES, config_for, embeddings, encoded, make_tar, noise, run_here
+
+import pipeline.prepare.unit_reader as unit_reader
+from pipeline.errors import RequestError
+
+
+def samples(output: Path) -> list[dict[str, Any]]:
+    return pq.read_table(output / "samples").to_pylist()
+
+
+def captions(images: dict[str, bytes]) -> list[str]:
+    return [f"a caption of {name}" for name in images]
+
+
+def as_bytes(images: dict[str, bytes], folder: Path, place: Path) -> Path:
+    table = pa.table({"id": list(images), "image": list(images.values()), "caption": captions(images)})
+    pq.write_table(table, place / "images.parquet")
+    return place / "images.parquet"
+
+
+def as_large_bytes(images: dict[str, bytes], folder: Path, place: Path) -> Path:
+    table = pa.table(
+        {"id": list(images), "image": pa.array(images.values(), pa.large_binary()), "caption": captions(images)}
+    )
+    pq.write_table(table, place / "images.parquet")
+    return place  # a folder of Parquet files
+
+
+def as_hugging_face(images: dict[str, bytes], folder: Path, place: Path) -> Path:
+    """Written by `datasets` itself."""
+    import datasets
+
+    features = datasets.Features(
+        {"id": datasets.Value("string"), "image": datasets.Image(), "caption": datasets.Value("string")}
+    )
+    rows = {
+        "id": list(images),
+        "image": [{"bytes": data, "path": name} for name, data in images.items()],
+        "caption": captions(images),
+    }
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(place / "images.parquet"))
+    assert "struct<bytes: binary, path: string>" in str(pq.read_schema(place / "images.parquet").field("image").type)
+    return place / "*.parquet"
+
+
+def as_paths(images: dict[str, bytes], folder: Path, place: Path) -> Path:
+    names = [str(folder / name) for name in images]
+    pq.write_table(
+        pa.table({"id": list(images), "image": names, "caption": captions(images)}), place / "images.parquet"
+    )
+    return place / "images.parquet"
+
+
+def as_lists(images: dict[str, bytes], folder: Path, place: Path) -> Path:
+    pairs = list(zip(list(images.items())[::2], list(images.items())[1::2], strict=True))
+    table = pa.table(
+        {
+            "id": [first[0] for first, _ in pairs],
+            "image": [[first[1], second[1]] for first, second in pairs],
+            "caption": captions(images)[::2],
+        }
+    )
+    pq.write_table(table, place / "images.parquet")
+    return place / "images.parquet"
+
+
+def as_jsonl(images: dict[str, bytes], folder: Path, place: Path) -> Path:
+    (place / "deeper").mkdir()
+    lines = [
+        {"id": name, "image": f"../{name}" if number % 2 else str(folder / name), "caption": caption}
+        for number, (name, caption) in enumerate(zip(images, captions(images), strict=True))
+    ]
+    for name, data in images.items():
+        (place / name).write_bytes(data)
+    path = place / "deeper" / "images.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))  # no newline at the end
+    return path
+
+
+def as_tar(images: dict[str, bytes], folder: Path, place: Path) -> Path:
+    members = []
+    for (name, data), caption in zip(images.items(), captions(images), strict=True):
+        members += [(name, data), (name.replace(".png", ".caption"), caption.encode())]
+    return make_tar(place / "images.tar", members)
+
+
+DOORS = [as_bytes, as_large_bytes, as_hugging_face, as_paths, as_lists, as_jsonl, as_tar]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_gives_the_same_embeddings(
+    door: Any, images: dict[str, bytes], folder: Path, expected: list[bytes], model_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    source = door(images, folder, tmp_path / "in")
+    output = tmp_path / "out"
+    fields: dict[str, object] = {"carry": ["caption"]}
+    if door is not as_tar:
+        fields |= {"key_column": "id"}
+    if door is as_large_bytes:
+        fields |= {"format": "parquet"}
+    summary = run_here(config_for(source, output, model_path, source=fields))
+    assert summary.complete
+    assert summary.totals.units > 3
+    assert embeddings(output) == expected
+    rows = samples(output)
+    keys, told = list(images), captions(images)
+    if door is as_tar:
+        keys = [key.removesuffix(".png") for key in keys]
+    if door is as_lists:
+        keys = [f"{keys[number - number % 2]}/{number % 2}" for number in range(IMAGES)]
+        told = [told[number - number % 2] for number in range(IMAGES)]
+    assert [row["key"] for row in rows] == keys
+    assert [row["caption"] for row in rows] == told
+    assert pq.read_table(output / "data").column("caption").to_pylist() == told
+    before = {path: path.stat().st_mtime_ns for path in (output / "data").iterdir()}
+    assert run_here(config_for(source, output, model_path, source=fields)).this_run.units == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (output / "data").iterdir()}
+
+
+def test_nulls_and_broken_rows_are_rejects(images: dict[str, bytes], model_path: Path, tmp_path: Path) -> None:
+    good = list(images.values())
+    cells = [good[0], None, b"", b"not an image", good[1], good[2][:-60]]
+    source = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": cells, "n": range(6)}), source, row_group_size=2)
+    output = tmp_path / "out"
+    summary = run_here(config_for(source, output, model_path, source={"carry": ["n"]}))
+    rows = samples(output)
+    assert [row["status"] for row in rows] == ["ok", "missing_image", "truncated", "unidentified", "ok", "truncated"]
+    assert [row["key"] for row in rows] == [f"a.parquet:{number}" for number in range(6)]
+    assert [row["n"] for row in rows] == list(range(6))
+    assert pq.read_table(output / "samples").schema.field("n").type == pa.int64()
+    assert "row 1 has no image" in rows[1]["error"]
+    assert summary.totals.samples == 6
+
+
+def test_bad_lines_are_rejects_that_name_their_number(
+    images: dict[str, bytes], folder: Path, model_path: Path, tmp_path: Path
+) -> None:
+    path = str(folder / "000.png")
+    lines = [
+        json.dumps({"image": path, "tags": ["x", "y"], "size": 3}),
+        "{not json",
+        json.dumps({"picture": path}),
+        json.dumps({"image": "https://example.org/a.jpg"}),
+        json.dumps({"image": str(tmp_path / "nothing.jpg")}),
+        "",
+        json.dumps({"image": [path, 7]}),
+        "[1, 2]",
+        json.dumps({"image": {"path": path}, "tags": None}),
+        "[" * 100_000,
+    ]
+    source = tmp_path / "a.jsonl"
+    source.write_text("\n".join(lines) + "\n")
+    output = tmp_path / "out"
+    assert run_here(config_for(source, output, model_path, source={"carry": ["tags", "size"]})).complete
+    rows = {row["key"]: row for row in samples(output)}
+    assert {key: row["status"] for key, row in rows.items()} == {
+        "a.jsonl:0": "ok",
+        "a.jsonl:1": "missing_image",
+        "a.jsonl:2": "missing_image",
+        "a.jsonl:3": "missing_image",
+        "a.jsonl:4": "missing_image",
+        "a.jsonl:6/0": "ok",
+        "a.jsonl:6/1": "missing_image",
+        "a.jsonl:7": "missing_image",
+        "a.jsonl:8": "ok",
+        "a.jsonl:9": "missing_image",
+    }
+    assert "line 2 is not a JSON object" in rows["a.jsonl:1"]["error"]
+    assert "fetches nothing from hosts" in rows["a.jsonl:3"]["error"]
+    assert rows["a.jsonl:0"]["tags"] == ["x", "y"]
+    assert rows["a.jsonl:0"]["size"] == 3
+    assert rows["a.jsonl:8"]["tags"] is None
+
+
+def test_keys_that_repeat_are_rejects(images: dict[str, bytes], model_path: Path, tmp_path: Path) -> None:
+    source = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": list(images.values())[:3], "id": [5, 6, 5]}), source)
+    run_here(config_for(source, tmp_path / "out", model_path, source={"key_column": "id"}))
+    assert [(row["key"], row["status"]) for row in samples(tmp_path / "out")] == [
+        ("5", "ok"), ("6", "ok"), ("5", "duplicate_key"),
+    ]  # fmt: skip
+
+
+def test_an_image_file_that_vanishes_is_a_failure_and_one_that_changes_a_checksum(
+    images: dict[str, bytes], model_path: Path, tmp_path: Path
+) -> None:
+    from pipeline.cli import plan as plan_job
+    from pipeline.run.request import check_request
+    from pipeline.run.runner import make_plan
+
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(images["000.png"])
+    source = tmp_path / "m.jsonl"
+    source.write_text('{"image": "a.png"}\n{"image": "b.png"}\n')
+    config = config_for(source, tmp_path / "out", model_path, pack={"deduplicate": False}, limits={"attempts": 1})
+    make_plan(check_request(config), say=lambda line: None)
+    assert plan_job
+    (tmp_path / "b.png").unlink()
+    summary = run_here(config)
+    assert not summary.complete
+    assert "b.png" in summary.problems[0]
+    (tmp_path / "b.png").write_bytes(images["001.png"])
+    summary = run_here(config)
+    assert summary.complete
+    assert [row["status"] for row in samples(tmp_path / "out")] == ["ok", "checksum"]
+
+
+def test_parts_and_units_of_parquet_fall_on_row_groups(
+    images: dict[str, bytes], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.source.rows.PART_ROWS", 6)
+    source = tmp_path / "a.parquet"
+    cells = [encoded(np.zeros((56, 56, 3), np.uint8) + number) for number in range(16)]  # 4 tokens each
+    pq.write_table(pa.table({"image": cells}), source, row_group_size=3)
+    run_here(config_for(source, tmp_path / "out", model_path, output={"shard_tokens": 20}))  # 5 would fit
+    units = {path.stem: pq.read_metadata(path).num_rows for path in sorted((tmp_path / "out" / "samples").iterdir())}
+    assert units == {
+        "part-000000-0000": 3, "part-000000-0001": 3, "part-000001-0000": 3, "part-000001-0001": 3,
+        "part-000002-0000": 4,
+    }  # fmt: skip
+    assert [row["key"] for row in samples(tmp_path / "out")] == [f"a.parquet:{number}" for number in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"image_column": "picture"}, "source.image_column: .*a.parquet has no column 'picture'; it has image, id"),
+        ({"key_column": "name"}, "source.key_column: .*no column 'name'"),
+        ({"image_column": "id"}, "source.image_column: id of .* is int64"),
+        ({"carry": ["nothing"]}, "source.carry: .* no column 'nothing'"),
+        ({"carry": ["sha256"]}, "source.carry: sha256 is a column of the output"),
+        ({"carry": ["id", "id"]}, "source.carry: id stands there twice"),
+    ],
+)
+def test_wrong_columns_are_refused_before_anything_is_written(
+    fields: dict[str, object], says: str, images: dict[str, bytes], model_path: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": list(images.values())[:2], "id": [1, 2]}), source)
+    with pytest.raises(RequestError, match=says):
+        run_here(config_for(source, tmp_path / "out", model_path, source=fields))
+    assert not (tmp_path / "out").exists()
+
+
+def test_not_parquet_names_the_file(tmp_path: Path, model_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 is not enough")
+    with pytest.raises(RequestError, match=r"a\.parquet: cannot be read as parquet"):
+        run_here(config_for(tmp_path / "a.parquet", tmp_path / "out", model_path))
+
+
+def test_tar_members_are_carried_whole(images: dict[str, bytes], model_path: Path, tmp_path: Path) -> None:
+    array = io.BytesIO()
+    np.save(array, np.arange(3))
+    source = make_tar(
+        tmp_path / "a.tar",
+        [
+            ("a.json", b'{"x": 1}'), ("a.png", images["000.png"]), ("a.npy", array.getvalue()),
+            ("b.png", images["001.png"]), ("c.png", b"broken"), ("c.json", b"{}"),
+        ],
+    )  # fmt: skip
+    run_here(config_for(source, tmp_path / "out", model_path, source={"carry": ["json", "npy"]}))
+    rows = samples(tmp_path / "out")
+    assert [(row["key"], row["json"]) for row in rows] == [("a", '{"x": 1}'), ("b", None), ("c", "{}")]
+    assert rows[0]["npy"] == array.getvalue()
+    assert [row["key"] for row in pq.read_table(tmp_path / "out" / "data").to_pylist()] == ["a", "b"]
+
+
+def test_a_tar_is_read_in_one_range_with_what_is_carried(
+    images: dict[str, bytes], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gzip stream would else be decompressed once more for every unit. Members far away are sought by themselves."""
+    members = [("late.txt", b"far before")]
+    for name, data in images.items():
+        members += [(name, data), (name.replace(".png", ".txt"), f"of {name}".encode())]
+    members += [("filler.bin", bytes(5000)), ("late.png", images["000.png"]), ("000.cls", b"far behind")]
+    source = make_tar(tmp_path / "a.tar.gz", members, "w:gz")
+    opened: list[Path] = []
+    stream = unit_reader.TarStream
+
+    class Counted(stream):  # type: ignore[misc, valid-type]
+        def __init__(self, path: Path) -> None:
+            opened.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(unit_reader, "TarStream", Counted)
+    run_here(config_for(source, tmp_path / "near", model_path, source={"carry": ["txt"]}))
+    rows = {row["key"]: row["txt"] for row in samples(tmp_path / "near")}
+    assert rows.pop("filler") is None  # a reject: there is no image
+    assert rows == {name.removesuffix(".png"): f"of {name}" for name in images} | {"late": "far before"}
+    units = len(list((tmp_path / "near" / "samples").iterdir()))
+    assert units > 4
+    assert len(opened) <= 2  # the last sample's text stands at the tar's start: one step back
+    monkeypatch.setattr(unit_reader, "BESIDE_BYTES", 100)
+    run_here(config_for(source, tmp_path / "far", model_path, source={"carry": ["txt", "cls"]}))
+    found = {row["key"]: (row["txt"], row["cls"]) for row in samples(tmp_path / "far")}
+    assert found["late"] == ("far before", None)
+    assert found["000"] == ("of 000.png", "far behind")
+
+
+def test_files_beside_an_image_are_carried(images: dict[str, bytes], model_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "deeper"
+    folder.mkdir(parents=True)
+    for name, data in list(images.items())[:3]:
+        (folder / name).write_bytes(data)
+    (folder / "000.txt").write_text("ein Fuß")
+    (folder / "002.txt").write_text("")
+    (folder / "001.npy").write_bytes(b"\xff\xfe")
+    config = config_for(tmp_path / "in", tmp_path / "out", model_path, source={"carry": ["txt", "npy"]})
+    assert run_here(config).complete
+    assert [(row["txt"], row["npy"]) for row in samples(tmp_path / "out")] == [
+        ("ein Fuß", None), (None, b"\xff\xfe"), ("", None)
+    ]  # fmt: skip
+    (folder / "001.txt").write_bytes(b"\xff")
+    config = config_for(tmp_path / "in", tmp_path / "bad", model_path, source={"carry": ["txt"]})
+    summary = run_here(config)
+    assert not summary.complete
+    assert "in/deeper/001.png: what is carried of deeper/001.png is not valid UTF-8" in str(summary.problems)
+
+
+def test_a_line_or_row_that_cannot_be_stored_is_a_reject_of_its_own(model_path: Path, tmp_path: Path) -> None:
+    """Not of its part: thousands of lines go with it."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(encoded(noise(30, 30, 1)))
+    lines = [
+        {"id": "good", "image": "a.png"},
+        {"id": "base64", "image": "iVBORw0KGgo" * 600},
+        {"id": "\ud800", "image": "a.png"},
+        {"id": "half", "image": "\ud800.png"},
+        {"id": "last", "image": "a.png"},
+    ]
+    (folder / "m.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    config = config_for(folder / "m.jsonl", tmp_path / "out", model_path, source={"key_column": "id"})
+    assert run_here(config).complete
+    rows = samples(tmp_path / "out")
+    assert [row["status"] for row in rows] == ["ok", "missing_image", "missing_image", "missing_image", "ok"]
+    assert "line 3" in rows[2]["error"]
+    assert "line 4" in rows[3]["error"]
+
+    text = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 3], np.int32)), pa.py_buffer(b"a\xff\xfe"))
+    image = encoded(noise(30, 30, 1))
+    pq.write_table(pa.table({"id": text, "image": [image, image]}), folder / "p.parquet")
+    config = config_for(folder / "p.parquet", tmp_path / "out2", model_path, source={"key_column": "id"})
+    assert run_here(config).complete
+    rows = samples(tmp_path / "out2")
+    assert [(row["key"], row["status"]) for row in rows] == [("a", "ok"), ("p.parquet:1", "missing_image")]
+    assert "row 1: its key is not valid UTF-8" in rows[1]["error"]
+
+    pq.write_table(pa.table({"id": [b"k1", b"\xff"], "image": [image, image]}), folder / "b.parquet")
+    config = config_for(folder / "b.parquet", tmp_path / "out3", model_path, source={"key_column": "id"})
+    assert run_here(config).complete
+    assert [row["key"] for row in samples(tmp_path / "out3")] == ["k1", "ff"]

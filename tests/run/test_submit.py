@@ -1,0 +1,52 @@
+"""What the README says for a cluster: `ray start --head` with a token, then `ray job submit` from a fresh clone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import RAY, REPOSITORY
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.mark.own_cluster
+def test_a_run_without_a_cluster_starts_its_own(tmp_path: Path) -> None:
+    """As `make demo` does, in an environment that says nothing of Ray."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    words = [sys.executable, "-m", "jobs.run", "configs/demo.yaml", "--set", f"output.uri={tmp_path / 'out'}"]
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "starting one on this machine" in done.stdout
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_a_fresh_clone_submits_the_demo_to_two_nodes(ray_nodes: dict[str, str], tmp_path: Path) -> None:
+    clone, output = tmp_path / "clone", tmp_path / "out"
+    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+    def submit(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [RAY, "job", "submit", "--address", ray_nodes["DASHBOARD"], "--working-dir", ".", "--", "python", "-m",
+             "jobs.run", "configs/demo.yaml", *words],
+            capture_output=True, text=True, cwd=clone, env=environment | changes, timeout=300,
+        )  # fmt: skip
+
+    done = submit("--set", f"output.uri={output}", "--set", "cluster.encoders=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert "samples           10 in = 10 rows + 0 rejects" in lines
+    assert any(line.startswith("this run") and "tokens/s" in line for line in lines)
+    assert (output / "_SUCCESS").exists()
+    refused = submit("--set", "output.uri=out/relative")
+    assert refused.returncode == 1
+    assert "is relative: in a Ray job" in refused.stdout
+    wrong = tmp_path / "wrong"
+    wrong.write_text("0" * 32)
+    refused = submit("--set", f"output.uri={output}", RAY_AUTH_TOKEN_PATH=str(wrong))
+    assert refused.returncode != 0
+    assert "is committed" not in refused.stdout

@@ -1,0 +1,134 @@
+"""Catches: damage that is taken for the end of the archive, and names that reach outside it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import make_tar
+
+from pipeline.errors import DamagedPart, SourceError
+from pipeline.source.tar import TarStream, walk
+
+MEMBERS = [(f"m{number}.jpg", bytes([number]) * (700 + number)) for number in range(6)]
+
+
+def names_of(path: Path) -> list[str]:
+    with TarStream(path) as stream:
+        return [member.name for member, _ in walk(stream)]
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz"])
+def test_members_and_places(kind: int, suffix: str, tmp_path: Path) -> None:
+    long = "folder/" * 20 + "ünicode name.jpg"
+    path = tmp_path / f"a{suffix}"
+    with tarfile.open(path, "w:gz" if "gz" in suffix else "w", format=kind) as tar:
+        for name, data in [*MEMBERS, *([(long, b"long")] if kind != tarfile.USTAR_FORMAT else [])]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        folder = tarfile.TarInfo("a folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    raw = gzip.decompress(path.read_bytes()) if "gz" in suffix else path.read_bytes()
+    with TarStream(path) as stream, tarfile.open(path) as reference:
+        walked = list(walk(stream))
+        expected = [info for info in reference if info.isreg()]
+    found = [(member, data) for member, data in walked if member.link is None]
+    assert [(member.name, member.link, data) for member, data in walked if member.link is not None] == [
+        ("link.jpg", "/etc/passwd", None)
+    ]
+    assert [member.name for member, _ in found] == [info.name for info in expected]
+    for (member, data), info in zip(found, expected, strict=True):
+        assert (member.offset, member.length) == (info.offset_data, info.size)
+        assert raw[member.offset : member.offset + member.length] == data
+
+
+def test_only_wanted_members_are_read(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "a.tar", [("a.JPG", b"1"), ("a.txt", b"2")])
+    with TarStream(path) as stream:
+        assert [data for _, data in walk(stream, (".jpg",))] == [b"1", None]
+
+
+def cuts(data: bytes) -> dict[str, bytes]:
+    second = 512 + 1024  # where the second member's header starts
+    zeroed = bytearray(data)
+    zeroed[second : second + 512] = bytes(512)
+    flipped = bytearray(data)
+    flipped[second + 10] ^= 1
+    end = len(data.rstrip(b"\0"))
+    end += -end % 512
+    return {
+        "at a member boundary": data[:second],
+        "in a header": data[: second + 100],
+        "in data": data[: second + 512 + 300],
+        "in padding": data[: second + 512 + 701 + 5],
+        "a header zeroed": bytes(zeroed),
+        "a header damaged": bytes(flipped),
+        "before the end marker": data[:end],
+        "inside the end marker": data[: end + 512],
+    }
+
+
+@pytest.mark.parametrize("name", list(cuts(bytes(20 * 512))))
+@pytest.mark.parametrize("compressed", [False, True])
+def test_every_damage_is_found(name: str, compressed: bool, tmp_path: Path) -> None:
+    whole = make_tar(tmp_path / "whole.tar", MEMBERS).read_bytes()
+    damaged = cuts(whole)[name]
+    path = tmp_path / ("a.tar.gz" if compressed else "a.tar")
+    path.write_bytes(gzip.compress(damaged) if compressed else damaged)
+    with pytest.raises(DamagedPart, match=r"a\.tar"):
+        names_of(path)
+
+
+@pytest.mark.parametrize("at", [0.2, 0.5, 0.9, 0.999])
+def test_a_cut_gzip_stream_is_found(at: float, tmp_path: Path) -> None:
+    whole = make_tar(tmp_path / "whole.tar.gz", MEMBERS, "w:gz").read_bytes()
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(whole[: int(len(whole) * at)])
+    with pytest.raises(DamagedPart):
+        names_of(path)
+    flipped = bytearray(whole)
+    flipped[int(len(whole) * at)] ^= 0x10
+    path.write_bytes(bytes(flipped))
+    with pytest.raises(DamagedPart):
+        names_of(path)
+
+
+def test_a_declared_size_of_terabytes_costs_no_memory(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("huge.jpg")
+    info.size = 1 << 45
+    path = tmp_path / "a.tar"
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    with pytest.raises(DamagedPart, match="ends inside member"):
+        names_of(path)
+
+
+def test_sparse_members_are_refused(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.jpg")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+    path = tmp_path / "a.tar"
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(512) + bytes(1024))
+    with pytest.raises(DamagedPart, match="sparse"):
+        names_of(path)
+
+
+def test_a_compressed_stream_is_read_on_and_from_its_start(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "a.tar.gz", MEMBERS, "w:gz")
+    with TarStream(path) as stream:
+        places = [(member, data) for member, data in walk(stream)]
+        for member, data in [places[1], places[4], places[0]]:
+            stream.seek(member.offset)
+            assert stream.read_exactly(member.length, "test") == data
+
+
+def test_a_missing_file_is_a_failure_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"nothing\.tar"):
+        TarStream(tmp_path / "nothing.tar")
