@@ -27,7 +27,7 @@ from pipeline.tower.random_tower import random_config, write_random_checkpoint
 
 if TYPE_CHECKING:  # what lies below the Ray layer is tested where the configuration's packages are not
     from pipeline.config import Config
-    from pipeline.run.runner import Summary
+    from pipeline.run.summary import Summary
 
 REPOSITORY = Path(__file__).parent.parent
 IMAGES = 14

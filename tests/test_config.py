@@ -89,6 +89,7 @@ def test_a_broken_file_is_named(text: str, says: str, tmp_path: Path) -> None:
         load_config(str(path))
 
 
+@pytest.mark.slow
 def test_the_command_exits_2_with_one_line(
     tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

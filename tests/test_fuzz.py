@@ -83,6 +83,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return make_tar(tmp_path_factory.mktemp("whole") / "a.tar", members).read_bytes()
 
 
+@pytest.mark.slow
 @fuzzed
 @given(edits=EDITS)
 def test_tars(whole: bytes, edits: list[tuple[str, float, bytes]]) -> None:
@@ -110,6 +111,7 @@ def test_manifests(lines: list[Any]) -> None:
         assert len({sample.offset for sample in samples}) == sum(bool(line.strip()) for line in written)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(edits=EDITS)
 def test_images(edits: list[tuple[str, float, bytes]]) -> None:
@@ -137,6 +139,7 @@ FIELDS = ("depth", "hidden_size", "num_heads", "intermediate_size", "out_hidden_
           "hidden_act")  # fmt: skip
 
 
+@pytest.mark.slow
 @fuzzed
 @given(field=st.sampled_from(FIELDS), value=JSON | st.integers(min_value=1))
 def test_vision_configs(model_path: Path, field: str, value: Any) -> None:
@@ -148,6 +151,7 @@ def test_vision_configs(model_path: Path, field: str, value: Any) -> None:
         opened(folder)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(
     name=st.sampled_from(["config.json", "preprocessor_config.json", "model.safetensors.index.json"]),
@@ -168,6 +172,7 @@ def test_json_files(
         opened(folder)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(edits=EDITS, length=st.integers(0, 2**64 - 1) | st.none())
 def test_safetensors(model_path: Path, edits: list[tuple[str, float, bytes]], length: int | None) -> None:

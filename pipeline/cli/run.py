@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from ..config import load_config
 from ..run.driver import Progress
-from ..run.runner import Summary, run
+from ..run.runner import run
+from ..run.summary import Summary
 from .console import add_config_arguments, bytes_text, catch_signals, print_json, say, seconds_text
 
 LINE_EVERY_SECONDS = 5.0

@@ -3,5 +3,6 @@
 pack       which images share a forward
 dtypes     how tokens are stored: a float dtype, or int8 or fp8 with a scale for each token
 fp8_error  what fp8 products cost in exactness
+encoded    EncodedUnit: the hand-off to writing
 unit       a prepared unit to its tokens
 """

@@ -23,7 +23,7 @@ import torch
 
 from .. import rejects
 from ..encode.dtypes import STORED
-from ..encode.unit import EncodedUnit
+from ..encode.encoded import EncodedUnit
 from ..errors import OutputError
 from ..fault import fault_point
 from ..index.units import Unit

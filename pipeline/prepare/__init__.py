@@ -3,5 +3,6 @@
 unit_reader  a unit's bytes, in few requests
 decode       encoded bytes to RGB pixels: the image policy
 guard        the same for bytes that may crash their decoder, or never let it return
-unit         resize, cut into patches: a whole unit
+patches      pixels to patches: resize, cut
+unit         a whole unit, and what became of each sample
 """

@@ -2,12 +2,15 @@
 
 request        a configuration checked against the world, before anything is written
 settings       what every process of a run is told
-stages         what one process of each kind does: index and prepare, or encode and commit
+prepare_stage  what a process on a CPU does: index a part, prepare a unit
+encode_stage   what a process with a device does: encode a unit and commit it
 driver         which stage works on what, engine or no engine
 engine_inline  the stages in this process
 ray_cluster    join a cluster, or start one
+sizing         how many processes a cluster gets, and what each asks of Ray
 actors         the stages as Ray actors
 engine_ray     the actors of a run, kept alive
 metrics_ray    what Prometheus sees of a run
+summary        what a run did, and what its output holds
 runner         the whole data flow on one screen
 """

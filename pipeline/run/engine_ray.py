@@ -8,7 +8,6 @@ No combination of CPUs can deadlock: where fewer are free than there are process
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,9 +29,8 @@ from .driver import Event, Progress, whose_fault
 from .metrics_ray import Metrics
 from .ray_cluster import connect
 from .settings import StageSettings
+from .sizing import CALLS_PER_ENCODER, ClusterFacts, sizing_of
 
-CALLS_PER_ENCODER = 2  # one encodes while the other writes
-PREPARERS_PER_GPU = 6
 MAX_DEATHS_IN_A_ROW = 20
 # Of Ray's message when its memory monitor ends a process. (Its message for any death speaks of memory.)
 MEMORY_MONITOR_WORDS = "running low on memory"
@@ -120,30 +118,14 @@ class RayEngine:
 
     def _size(self, encoding: bool) -> None:
         """Decides how many processes of each kind there are, and what each asks of Ray."""
-        total = ray.cluster_resources()
-        gpus, cpus = int(total.get("GPU", 0)), total.get("CPU", 1.0)
-        wanted = self._cluster
-        self.encoders = wanted.encoders if isinstance(wanted.encoders, int) else max(1, gpus)
-        if not encoding:
-            self.encoders, gpus = 0, 0
-        encoder_cpus = 1.0 if gpus else float(self._settings.threads)
-        spare = int(cpus - self.encoders * encoder_cpus)
-        useful = PREPARERS_PER_GPU * self.encoders if gpus else self.encoders
-        useful = useful if encoding else int(cpus)
-        self._preparers = wanted.preprocessors if isinstance(wanted.preprocessors, int) else max(1, min(spare, useful))
-        # Where the free CPUs are too few, also because another job holds them, processes ask for none: what asks for
-        # nothing is always placed, and nothing can wait for what a process of ours holds.
-        crowded = self.encoders * encoder_cpus + self._preparers > ray.available_resources().get("CPU", 0.0)
-        largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=1.0)
-        self._options: dict[str, dict[str, Any]] = {
-            "encoder": {
-                "num_cpus": 0 if crowded else min(encoder_cpus, largest),
-                "num_gpus": 1 / math.ceil(self.encoders / gpus) if gpus else 0,
-                "max_concurrency": CALLS_PER_ENCODER,
-            },
-            "preparer": {"num_cpus": 0 if crowded else 1},
-        }
-        self._object_store_bytes = int(total.get("object_store_memory", 1 << 30))
+        cluster = ClusterFacts(
+            resources=ray.cluster_resources(),
+            free_cpus=ray.available_resources().get("CPU", 0.0),
+            largest_node_cpus=max((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]), default=1.0),
+        )
+        sizing = sizing_of(self._cluster, cluster, self._settings.threads, encoding=encoding)
+        self.encoders, self._preparers, self._options = sizing.encoders, sizing.preparers, sizing.options
+        self._object_store_bytes = int(cluster.resources.get("object_store_memory", 1 << 30))
 
     def in_flight_bytes(self) -> int:
         """A share of the object stores, so that nothing is ever spilled."""

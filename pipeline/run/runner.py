@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -19,13 +18,14 @@ from ..output.dataset import check_output, remove_success, stored_facts, write_d
 from ..output.fingerprint import config_facts, fingerprint_of
 from ..output.ledger import CommittedUnits
 from ..output.settings import ShardSettings
-from ..output.totals import Totals, totals_of
+from ..output.totals import totals_of
 from ..process import in_background, peak_memory_bytes
 from ..source.carry import schema_text
 from ..source.plan import Plan
 from ..storage.scratch import Scratch
 from .driver import Driver, Engine, Progress, check_rejected_fraction
 from .request import Request, check_request, stage_settings
+from .summary import Summary
 
 MOMENT_SECONDS = 1.0  # that a run looks for reasons not to start an engine
 PARTS_LOOKED_AT = 256  # of a plan, for work, before an engine is started
@@ -47,46 +47,6 @@ class StartedEngine(Engine, Protocol):
     def observe(self, progress: Progress, seconds: float) -> None: ...
 
     def shutdown(self) -> None: ...
-
-
-@dataclass(kw_only=True)
-class Summary:
-    """What a run did and what the output holds. Seconds are wall time unless they are by stage."""
-
-    output: str
-    complete: bool
-    totals: Totals
-    this_run: Totals
-    already_committed: int
-    wall_seconds: float
-    busy_share: float
-    peak_memory_bytes: int
-    driver_peak_memory_bytes: int
-    retries: int
-    problems: list[str] = field(default_factory=list)
-    skipped_parts: list[str] = field(default_factory=list)
-    ignored_files: int = 0
-
-    def as_dict(self) -> dict[str, object]:
-        seconds = max(self.wall_seconds, 1e-9)
-        return {
-            "output": self.output,
-            "complete": self.complete,
-            "totals": self.totals.as_dict(),
-            "this_run": self.this_run.as_dict(),
-            "units_already_committed": self.already_committed,
-            "wall_seconds": round(self.wall_seconds, 3),
-            "images_per_second": round(self.this_run.rows / seconds, 2),
-            "tokens_per_second": round(self.this_run.tokens / seconds, 1),
-            "seconds_by_stage": {key: round(value, 3) for key, value in sorted(self.this_run.seconds.items())},
-            "encoder_busy_share": round(self.busy_share, 4),
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "driver_peak_memory_bytes": self.driver_peak_memory_bytes,
-            "retries": self.retries,
-            "problems": self.problems,
-            "skipped_parts": self.skipped_parts,
-            "ignored_files": self.ignored_files,
-        }
 
 
 def start_engine(

@@ -8,6 +8,7 @@ linear        the matrix products, and who computes them
 attention     attention within segments
 block         one block's weights, and its two halves around attention
 fused         what lies between matrix products on a GPU, as Triton kernels
+device        which device a process takes, and its name
 tower         the forward pass
 reference     the reference implementation, for those who compare with it
 """

@@ -32,6 +32,7 @@ def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_plan_then_run_then_status(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = make_folder(tmp_path / "in", 12)
     (source / "bad.jpg").write_bytes(b"bad")
@@ -152,6 +153,7 @@ def test_status_watches_a_run_that_goes_on(
     assert "complete" in out.splitlines()[-3]
 
 
+@pytest.mark.slow
 def test_a_rate_is_measured_on_this_machine(
     model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

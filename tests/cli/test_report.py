@@ -64,6 +64,7 @@ def test_a_page_that_cannot_be_written_is_named(config: Path, capsys: pytest.Cap
     assert "x.html" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_samples_that_have_gone_are_said_to_have(config: Path, pages: dict[str, Path], tmp_path: Path) -> None:
     folder = config.parent
     (folder / "in").rename(folder / "away")

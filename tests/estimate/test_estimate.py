@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY, config_for, encoded, make_tar, noise, run_here, write_config
+from conftest import config_for, encoded, make_tar, noise, run_here, write_config
 
 from pipeline.cli import main
 from pipeline.config import parse_config
@@ -105,6 +103,7 @@ def as_jsonl(photos: dict[str, bytes], place: Path) -> Path:
     return place / "a.jsonl"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "door", [as_folder, as_tars, as_tars_of_pairs, as_gzipped_tars, as_parquet, as_many_parquet, as_jsonl]
 )
@@ -141,6 +140,7 @@ def test_the_whole_lies_in_the_interval_of_a_sample(
     assert max(widths) < 0.8  # it says something
 
 
+@pytest.mark.slow
 def test_a_sample_of_a_manifest_reads_no_more_images_than_it_needs(
     photos: dict[str, bytes], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +156,7 @@ def test_a_sample_of_a_manifest_reads_no_more_images_than_it_needs(
     assert len(read) == draws.samples
 
 
+@pytest.mark.slow
 def test_a_sample_of_everything_is_exact(
     photos: dict[str, bytes], model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +193,7 @@ def planned_and_written(
     return said, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_plan_is_what_is_written(
     photos: dict[str, bytes], model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +224,7 @@ def test_a_plan_is_what_is_written(
         assert tree["megapixels_p50"] == pytest.approx(float(np.percentile(areas, 50)), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dtype"), [("parquet", "bfloat16"), ("parquet", "int8"), ("webdataset", "float32"), ("webdataset", "fp8")]
 )
@@ -244,6 +247,7 @@ def test_the_bytes_of_the_files_are_foreseen(
     assert said["embedding_bytes"] == wrote["embedding_bytes"]
 
 
+@pytest.mark.slow
 def test_what_rejects_cost_is_all_that_a_plan_has_too_much(
     photos: dict[str, bytes], model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,6 +267,7 @@ def test_what_rejects_cost_is_all_that_a_plan_has_too_much(
     assert said["tokens"] - tokens == wrote["tokens"]
 
 
+@pytest.mark.slow
 def test_parts_in_other_processes_give_the_same(
     photos: dict[str, bytes], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,13 +337,6 @@ def test_costs() -> None:
 def test_sizes_of_values() -> None:
     assert {name: dtype.itemsize for name, dtype in STORED.items()} == VALUE_BYTES
     assert tuple(name for name in STORED if is_scaled(name)) == SCALED
-
-
-@pytest.mark.parametrize("module", ["jobs.plan", "jobs.status", "jobs.stats"])
-def test_what_reads_no_tensor_loads_no_torch(module: str) -> None:
-    """Some 400 MB and three seconds, for each command that answers from the index or the records."""
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
 def test_students_t() -> None:

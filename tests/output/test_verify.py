@@ -170,6 +170,7 @@ def test_a_good_output_is_proven(good: Path, folder: Path) -> None:
     assert report.bytes_checked == sum(path.stat().st_size for path in (good / "data").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_damage_is_found(
     damage: Callable[[Path], None], output: Path, capsys: pytest.CaptureFixture[str]
@@ -197,6 +198,7 @@ def test_an_incomplete_run_is_not_proven_but_not_damaged(output: Path) -> None:
     assert report.uncommitted == [f"data/{data_of(output).name}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "fp8"])
 def test_dtypes(dtype: str, folder: Path, model_path: Path, tmp_path: Path) -> None:
     assert Verifier(make_output(folder, tmp_path / "out", model_path, dtype=dtype)).verify().proven

@@ -66,6 +66,7 @@ def test_read_back_by_webdataset(folder: Path, parquet: Path, model_path: Path, 
     assert dataset[rows[2]["key"]]["grid_thw"].tolist() == rows[2]["grid_thw"]
 
 
+@pytest.mark.slow
 def test_the_same_bytes_again_and_after_a_lost_record(folder: Path, model_path: Path, tmp_path: Path) -> None:
     outputs = [tmp_path / "a", tmp_path / "b"]
     for output in outputs:
@@ -85,6 +86,7 @@ def test_the_same_bytes_again_and_after_a_lost_record(folder: Path, model_path: 
     assert bad.read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "fp8"])
 def test_dtypes(dtype: str, folder: Path, parquet: Path, model_path: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"

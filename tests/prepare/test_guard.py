@@ -61,6 +61,7 @@ def test_both_readers_give_the_same(guarded: GuardedReader) -> None:
         assert caught.value.reason in (rejects.TRUNCATED, rejects.CORRUPT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("action", "says"), [("exit", "exit code 3"), ("sleep=100", "hangs for 2.1 s")])
 def test_what_kills_a_fresh_process_twice_is_a_crash(
     action: str, says: str, guarded: GuardedReader, arm: Callable[[str], Path]
@@ -100,6 +101,7 @@ def test_an_idle_child_that_is_killed_is_replaced(number: signal.Signals, guarde
     assert guarded._child is not first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSTOP])
 def test_stopped_or_ended_from_outside_under_a_sample(
     number: signal.Signals, guarded: GuardedReader, arm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
@@ -144,6 +146,7 @@ def test_a_child_that_cannot_start_rejects_nothing(
         guarded.header("a", encoded(noise(60, 60, 5)))
 
 
+@pytest.mark.slow
 def test_an_ignored_alarm_still_ends_a_hang(guarded: GuardedReader, arm: Callable[[str], Path]) -> None:
     arm("decode=x:sleep=100")
     before = signal.signal(signal.SIGALRM, signal.SIG_IGN)  # as some launchers leave it
@@ -185,6 +188,7 @@ def test_a_child_goes_with_its_parent(guarded: GuardedReader) -> None:
     other._child = None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["header", "decode"])
 @pytest.mark.parametrize("action", ["exit", "sleep=100"])
 def test_inline(
@@ -220,7 +224,7 @@ def test_on_ray(ray_nodes: dict[str, str], source: Path, model_path: Path, undis
     fired = tmp_path / "fired"
     with connected(ray_nodes, VISIONBAKE_FAULT=f"decode={VICTIM}:sleep=100@+{fired}"):
         summary = run_here(
-            config_for(source, tmp_path / "out", model_path, cluster={"engine": "ray"}, limits={"sample_seconds": 2.5})
+            config_for(source, tmp_path / "out", model_path, cluster={"engine": "ray"}, limits={"sample_seconds": 1.5})
         )
     assert summary.complete
     assert summary.retries == DEATHS_BEFORE_GUARD

@@ -56,6 +56,7 @@ def test_photos_are_bit_equal_to_the_reference(tower: Tower) -> None:
         assert_bit_equal(path.read_bytes(), tower)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("height", "width"), [(600, 800), (588, 812), (28, 28), (1, 1), (14, 2800), (2800, 14), (31, 997), (1500, 1400)]
 )

@@ -198,6 +198,7 @@ def test_without_token_types_positions_are_wrong(
         assert not torch.allclose(model(**bare).logits, model(**inputs).logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_trainer_takes_the_same_steps(
     processor: Any, photos: Path, model_folder: Path, cached: dict[str, EmbeddingDataset], tmp_path: Path
 ) -> None:

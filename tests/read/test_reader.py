@@ -118,6 +118,7 @@ def test_a_remote_output(output: Path, rows: list[dict[str, Any]], monkeypatch: 
     assert all(same(item, row) for item, row in zip(dataset.stream(), rows, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle_seed", [None, 3])
 @pytest.mark.parametrize("world_size", [1, 3, 5])
 def test_ranks_and_workers_share_every_row_once(output: Path, shuffle_seed: int | None, world_size: int) -> None:
@@ -170,6 +171,7 @@ def test_a_position_is_resumed_without_reading_what_was_read(
     assert len(read) == len(whole) - 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "fp8"])
 def test_dtypes(dtype: str, source: Path, model_path: Path, output: Path, tmp_path: Path) -> None:
     dataset = EmbeddingDataset(make_output(source, tmp_path / "out", model_path, dtype))
@@ -192,6 +194,7 @@ def test_what_is_no_output_says_so(tmp_path: Path) -> None:
         EmbeddingDataset(tmp_path)
 
 
+@pytest.mark.slow
 def test_other_engines_open_it(output: Path, rows: list[dict[str, Any]]) -> None:
     """A token statistic by SQL or frame, and one embedding back to values, in each."""
     import datasets

@@ -40,7 +40,8 @@ from conftest import (
 
 from pipeline import rejects
 from pipeline.output.verify import Verifier
-from pipeline.run.runner import Summary, run
+from pipeline.run.runner import run
+from pipeline.run.summary import Summary
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 SEED = 7

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import IMAGES, config_for, embeddings, encoded, make_tar, noise, run_here
+from doors import DOORS, as_large_bytes, as_lists, as_tar, captions
 
 import pipeline.prepare.unit_reader as unit_reader
 from pipeline.errors import RequestError
@@ -21,85 +22,7 @@ def samples(output: Path) -> list[dict[str, Any]]:
     return pq.read_table(output / "samples").to_pylist()
 
 
-def captions(images: dict[str, bytes]) -> list[str]:
-    return [f"a caption of {name}" for name in images]
-
-
-def as_bytes(images: dict[str, bytes], folder: Path, place: Path) -> Path:
-    table = pa.table({"id": list(images), "image": list(images.values()), "caption": captions(images)})
-    pq.write_table(table, place / "images.parquet")
-    return place / "images.parquet"
-
-
-def as_large_bytes(images: dict[str, bytes], folder: Path, place: Path) -> Path:
-    table = pa.table(
-        {"id": list(images), "image": pa.array(images.values(), pa.large_binary()), "caption": captions(images)}
-    )
-    pq.write_table(table, place / "images.parquet")
-    return place  # a folder of Parquet files
-
-
-def as_hugging_face(images: dict[str, bytes], folder: Path, place: Path) -> Path:
-    """Written by `datasets` itself."""
-    import datasets
-
-    features = datasets.Features(
-        {"id": datasets.Value("string"), "image": datasets.Image(), "caption": datasets.Value("string")}
-    )
-    rows = {
-        "id": list(images),
-        "image": [{"bytes": data, "path": name} for name, data in images.items()],
-        "caption": captions(images),
-    }
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(place / "images.parquet"))
-    assert "struct<bytes: binary, path: string>" in str(pq.read_schema(place / "images.parquet").field("image").type)
-    return place / "*.parquet"
-
-
-def as_paths(images: dict[str, bytes], folder: Path, place: Path) -> Path:
-    names = [str(folder / name) for name in images]
-    pq.write_table(
-        pa.table({"id": list(images), "image": names, "caption": captions(images)}), place / "images.parquet"
-    )
-    return place / "images.parquet"
-
-
-def as_lists(images: dict[str, bytes], folder: Path, place: Path) -> Path:
-    pairs = list(zip(list(images.items())[::2], list(images.items())[1::2], strict=True))
-    table = pa.table(
-        {
-            "id": [first[0] for first, _ in pairs],
-            "image": [[first[1], second[1]] for first, second in pairs],
-            "caption": captions(images)[::2],
-        }
-    )
-    pq.write_table(table, place / "images.parquet")
-    return place / "images.parquet"
-
-
-def as_jsonl(images: dict[str, bytes], folder: Path, place: Path) -> Path:
-    (place / "deeper").mkdir()
-    lines = [
-        {"id": name, "image": f"../{name}" if number % 2 else str(folder / name), "caption": caption}
-        for number, (name, caption) in enumerate(zip(images, captions(images), strict=True))
-    ]
-    for name, data in images.items():
-        (place / name).write_bytes(data)
-    path = place / "deeper" / "images.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)))  # no newline at the end
-    return path
-
-
-def as_tar(images: dict[str, bytes], folder: Path, place: Path) -> Path:
-    members = []
-    for (name, data), caption in zip(images.items(), captions(images), strict=True):
-        members += [(name, data), (name.replace(".png", ".caption"), caption.encode())]
-    return make_tar(place / "images.tar", members)
-
-
-DOORS = [as_bytes, as_large_bytes, as_hugging_face, as_paths, as_lists, as_jsonl, as_tar]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS)
 def test_every_door_gives_the_same_embeddings(
     door: Any, images: dict[str, bytes], folder: Path, expected: list[bytes], model_path: Path, tmp_path: Path
@@ -280,6 +203,7 @@ def test_tar_members_are_carried_whole(images: dict[str, bytes], model_path: Pat
     assert [row["key"] for row in pq.read_table(tmp_path / "out" / "data").to_pylist()] == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_a_tar_is_read_in_one_range_with_what_is_carried(
     images: dict[str, bytes], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +236,7 @@ def test_a_tar_is_read_in_one_range_with_what_is_carried(
     assert found["000"] == ("of 000.png", "far behind")
 
 
+@pytest.mark.slow
 def test_files_beside_an_image_are_carried(images: dict[str, bytes], model_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in" / "deeper"
     folder.mkdir(parents=True)
@@ -332,6 +257,7 @@ def test_files_beside_an_image_are_carried(images: dict[str, bytes], model_path:
     assert "in/deeper/001.png: what is carried of deeper/001.png is not valid UTF-8" in str(summary.problems)
 
 
+@pytest.mark.slow
 def test_a_line_or_row_that_cannot_be_stored_is_a_reject_of_its_own(model_path: Path, tmp_path: Path) -> None:
     """Not of its part: thousands of lines go with it."""
     folder = tmp_path / "in"

@@ -73,6 +73,7 @@ def test_an_image_that_makes_the_tower_give_nan(
     assert Verifier(output).verify().proven
 
 
+@pytest.mark.slow
 def test_a_device_that_is_too_small(
     source: Path, model_path: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +109,7 @@ def test_a_device_that_is_too_small(
         assert np.abs(ours - other).max() <= 1e-5 * np.abs(other).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flip", "cut", "touch"])
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "parquet"])
 def test_a_source_damaged_between_plan_and_run(kind: str, suffix: str, model_path: Path, tmp_path: Path) -> None:

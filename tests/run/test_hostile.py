@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from conftest import config_for, encoded, noise, run_here
 from PIL import Image
 
@@ -52,6 +53,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n(%pipe%touch stray) (
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="http://127.0.0.1:9/x.png"/></svg>'
 
 
+@pytest.mark.slow
 def test_every_file_ends_as_a_row_or_a_reject(model_path: Path, tmp_path: Path) -> None:
     picture = noise(30, 40, 1)
     files: dict[str, tuple[bytes, str]] = {

@@ -16,7 +16,8 @@ import pytest
 from conftest import REPOSITORY, assert_whole, config_for, connected, files_of, keys_of, on_ray, run_here
 
 from pipeline.errors import RequestError
-from pipeline.run.runner import Summary, run
+from pipeline.run.runner import run
+from pipeline.run.summary import Summary
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

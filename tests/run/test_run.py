@@ -40,6 +40,7 @@ from pipeline.errors import RequestError, RunFailed
 Runner = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.mark.slow
 def test_a_folder_is_encoded_whole(undisturbed: Path, source: Path) -> None:
     assert_whole(undisturbed, keys_of(source))
     twins = [row for row in rows_of(undisturbed) if row["sha256"] == rows_of(undisturbed)[0]["sha256"]]
@@ -58,6 +59,7 @@ def test_a_second_run_does_nothing(undisturbed: Path, source: Path, model_path: 
     assert (undisturbed / "_SUCCESS").exists()
 
 
+@pytest.mark.slow
 def test_identical_images_are_encoded_once_and_written_for_each(source: Path, model_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     for number in range(6):
@@ -155,6 +157,7 @@ def embeddings_by_sha256(output: Path) -> dict[object, object]:
     return {row["sha256"]: row["embedding"] for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
 def test_tars_give_the_same_tokens_as_the_folder(suffix: str, source: Path, model_path: Path, tmp_path: Path) -> None:
     keys = tars_from(source, tmp_path / "in", 3, suffix)
@@ -166,6 +169,7 @@ def test_tars_give_the_same_tokens_as_the_folder(suffix: str, source: Path, mode
     assert embeddings_by_sha256(output) == embeddings_by_sha256(tmp_path / "folder")
 
 
+@pytest.mark.slow
 def test_what_is_added_later_becomes_new_units_and_nothing_else_changes(model_path: Path, tmp_path: Path) -> None:
     folder, tars = make_folder(tmp_path / "in", 9), tmp_path / "tars"
     tars_from(folder, tars, 2)
@@ -185,6 +189,7 @@ def test_what_is_added_later_becomes_new_units_and_nothing_else_changes(model_pa
         assert len({(row["source"], row["key"]) for row in rows_of(output)}) == len(rows_of(output))
 
 
+@pytest.mark.slow
 def test_odd_images_are_rows_or_rejects(model_path: Path, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "in", 6)
     whole = encoded(noise(90, 90), "JPEG")
@@ -234,6 +239,7 @@ def test_a_damaged_tar_fails_its_part_and_the_others_finish(model_path: Path, tm
     assert "1.tar" in json.loads((tmp_path / "out" / "_SUCCESS").read_text())["skipped_parts"][0]
 
 
+@pytest.mark.slow
 def test_bytes_that_change_between_index_and_run(model_path: Path, tmp_path: Path) -> None:
     """The same size and mtime but another sha256 is a reject; another mtime is a failure that names the file."""
     folder = make_folder(tmp_path / "in", 6)
@@ -285,6 +291,7 @@ def test_other_weights_are_refused(undisturbed: Path, source: Path, tmp_path: Pa
         run_here(config_for(source, undisturbed, tmp_path))
 
 
+@pytest.mark.slow
 def test_success_goes_when_a_later_part_fails(model_path: Path, tmp_path: Path) -> None:
     make_tar(tmp_path / "in" / "a.tar", [("a.jpg", encoded(noise(60, 60), "JPEG"))])
     config = config_for(tmp_path / "in" / "*.tar", tmp_path / "out", model_path)
@@ -369,6 +376,7 @@ def test_a_relative_output_is_refused_inside_a_ray_job(
         run_here(config_for(source, Path("out/x"), model_path))
 
 
+@pytest.mark.slow
 def test_writing_fails_loudly(source: Path, model_path: Path, tmp_path: Path) -> None:
     """A limit on file sizes: the first data shard over it stops the run; without the limit it goes on."""
     output = tmp_path / "out"
@@ -387,6 +395,7 @@ def test_writing_fails_loudly(source: Path, model_path: Path, tmp_path: Path) ->
     assert run_here(config_for(source, output, model_path, output={"shard_tokens": 400})).complete
 
 
+@pytest.mark.slow
 def test_inline_needs_no_ray(source: Path, model_path: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "c.yaml", config_for(source, tmp_path / "out", model_path))
     code = (

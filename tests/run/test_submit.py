@@ -36,7 +36,8 @@ def test_a_fresh_clone_submits_the_demo_to_two_nodes(ray_nodes: dict[str, str], 
             capture_output=True, text=True, cwd=clone, env=environment | changes, timeout=300,
         )  # fmt: skip
 
-    done = submit("--set", f"output.uri={output}", "--set", "cluster.encoders=2")
+    photos = f"source.uri={clone / 'tests' / 'data' / 'photos'}"  # each node unpacks a working directory of its own
+    done = submit("--set", f"output.uri={output}", "--set", photos, "--set", "cluster.encoders=2")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert "samples           10 in = 10 rows + 0 rejects" in lines

@@ -19,11 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-import test_doors
 import torch
 from conftest import REPOSITORY, command, config_for, connected, embeddings, encoded, make_tar, run_here, write_config
+from doors import DOORS, as_large_bytes, as_tar
 from s3_server import BUCKET, S3Server
-from test_doors import DOORS, as_tar
 
 from pipeline.cli import main
 from pipeline.errors import OutputError, RequestError
@@ -52,6 +51,7 @@ def fetched(uri: str, place: Path) -> Path:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", [None, *DOORS])
 def test_every_door_in_object_storage_gives_the_same_embeddings(
     door: Any, images: dict[str, bytes], folder: Path, expected: list[bytes],
@@ -65,7 +65,7 @@ def test_every_door_in_object_storage_gives_the_same_embeddings(
         s3_files().put(f"{tmp_path / 'in'}/", f"{BUCKET}/in/", recursive=True)
         uri = f"{URI}/in{str(source).removeprefix(str(tmp_path / 'in'))}"
         fields = {"carry": ["caption"]} if door is as_tar else {"key_column": "id", "carry": ["caption"]}
-        fields |= {"format": "parquet"} if door is test_doors.as_large_bytes else {}
+        fields |= {"format": "parquet"} if door is as_large_bytes else {}
     config = config_for(uri, Path("unused"), model_path, source=fields, output={"uri": f"{URI}/out"})
     summary = run_here(config)
     assert summary.complete
@@ -109,6 +109,7 @@ def assert_whole(expected: list[bytes], place: Path) -> None:
     assert Verifier(RemotePath(f"{URI}/out")).verify().proven
 
 
+@pytest.mark.slow
 def test_the_first_requests_for_every_key_fail(
     s3: S3Server, source: str, many_parts: None, quick_to_retry: None, expected: list[bytes],
     model_path: Path, tmp_path: Path,
@@ -121,6 +122,7 @@ def test_the_first_requests_for_every_key_fail(
     assert_whole(expected, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", ["one", "many"])
 def test_an_answer_that_never_arrives(
     parts: str, s3: S3Server, source: str, expected: list[bytes], model_path: Path, tmp_path: Path,
@@ -138,6 +140,7 @@ def test_an_answer_that_never_arrives(
     assert_whole(expected, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_completion_that_never_arrives(
     s3: S3Server, source: str, many_parts: None, quick_to_retry: None, expected: list[bytes],
     model_path: Path, tmp_path: Path,
@@ -153,6 +156,7 @@ def test_a_completion_that_never_arrives(
     assert_whole(expected, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_was_uploading_is_ended(
     s3: S3Server,
     source: str,
@@ -172,6 +176,7 @@ def test_what_a_killed_process_was_uploading_is_ended(
     assert_whole(expected, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_writing_is_forbidden(s3: S3Server, source: str, model_path: Path) -> None:
     s3.fault = lambda request: "403" if request.method == "PUT" and "/data/" in request.key else None
     with pytest.raises(OutputError, match=r"cannot publish s3://bucket/out/data/.*access denied"):
@@ -180,6 +185,7 @@ def test_writing_is_forbidden(s3: S3Server, source: str, model_path: Path) -> No
     assert not s3_files().find(f"{BUCKET}/out/data")
 
 
+@pytest.mark.slow
 def test_reading_is_forbidden(s3: S3Server, source: str, model_path: Path) -> None:
     s3.fault = lambda request: "403" if request.key == "photos/003.png" and request.method == "GET" else None
     summary = run_here(s3_config(source, model_path))
@@ -202,6 +208,7 @@ def test_what_is_not_there_is_named(uri: str, s3: S3Server, source: str, model_p
         run_here(s3_config(uri, model_path))
 
 
+@pytest.mark.slow
 def test_a_changed_object_is_refused_by_name(s3: S3Server, source: str, model_path: Path) -> None:
     run_here(s3_config(source, model_path))
     data = s3_files().cat_file(f"{BUCKET}/photos/005.png")
@@ -210,6 +217,7 @@ def test_a_changed_object_is_refused_by_name(s3: S3Server, source: str, model_pa
         run_here(s3_config(source, model_path))
 
 
+@pytest.mark.slow
 def test_an_unrecorded_data_shard_is_adopted_or_replaced(
     s3: S3Server,
     source: str,
@@ -227,6 +235,7 @@ def test_an_unrecorded_data_shard_is_adopted_or_replaced(
     assert_whole(expected, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_a_unit_is_read_in_few_requests(
     kind: str, s3: S3Server, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -259,6 +268,7 @@ def test_a_unit_is_read_in_few_requests(
     assert s3.counts.requests["GET", name] <= 2 * (summary.totals.units + 1)
 
 
+@pytest.mark.slow
 def test_the_reader_and_the_commands_on_an_output_in_object_storage(
     s3: S3Server,
     source: str,
@@ -388,6 +398,7 @@ def test_on_ray(
     assert_whole(expected, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_profile_says_where_and_who(
     s3: S3Server, source: str, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,6 +433,7 @@ def test_a_manifest_that_cannot_be_served_rejects_nothing(
         assert not list((tmp_path / str(number) / "plan" / "index").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_broken_read_of_a_gzipped_tar_is_tried_again(
     s3: S3Server, images: dict[str, bytes], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,6 +458,7 @@ def test_a_broken_read_of_a_gzipped_tar_is_tried_again(
     assert summary.retries == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["409", "501"])
 def test_stores_that_answer_a_condition_otherwise(
     answer: str, s3: S3Server, source: str, quick_to_retry: None, expected: list[bytes], model_path: Path,
@@ -459,12 +472,14 @@ def test_stores_that_answer_a_condition_otherwise(
     assert_whole(expected, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_nothing_is_deleted_in_a_new_output(s3: S3Server, source: str, model_path: Path) -> None:
     s3.fault = lambda asked: "403" if asked.method == "DELETE" else None
     assert run_here(s3_config(source, model_path)).complete
     assert not s3.counts.faults
 
 
+@pytest.mark.slow
 def test_uploads_of_others_go_on(s3: S3Server, source: str, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a unit that only another driver knows yet; and of a unit that is committed, whose upload is too late."""
     monkeypatch.setattr(

@@ -96,6 +96,7 @@ def test_frames_of_a_video(tower: Tower, reference: object, grids: list[Grid]) -
     assert error_of(ours, run_reference(reference, values.flatten(1), grids)) <= FP32_TOLERANCE
 
 
+@pytest.mark.slow
 def test_bf16_is_no_further_from_exact_than_the_reference(checkpoint: Checkpoint, tower: Tower) -> None:
     patches = random_patches(GRIDS)
     exact = tower.forward(patches, tower.plan(GRIDS))
@@ -157,6 +158,7 @@ def attend_fully_one_block_early(monkeypatch: pytest.MonkeyPatch, tower: Tower) 
     monkeypatch.setattr(tower, "config", replace(tower.config, full_attention_blocks=(0, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mistake",
     [
