@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bench.mixes import GEOMETRY
-from jobs.bench.plan import peak_resident_bytes, write_indices
+from jobs.bench.plan import write_indices
 from pipeline.index.units import Unit
-from pipeline.output.commit import Committed
+from pipeline.output.committed import Committed
+from pipeline.process import peak_memory_bytes
 from pipeline.run.driver import Driver, Event
 
 
@@ -100,7 +101,7 @@ def _plan_and_drive(samples: int) -> dict[str, object]:
 
     listing_module.list_files = listing  # type: ignore[assignment,attr-defined]  # a million real files would measure the disk
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is the imports'; start anew
-    before = peak_resident_bytes()
+    before = peak_memory_bytes()
     with tempfile.TemporaryDirectory() as folder, Scratch(folder) as scratch:
         place = SourcePlace(format="folder", root="/nowhere", patterns=("/nowhere",))
         plan = Plan(folder)
@@ -113,4 +114,4 @@ def _plan_and_drive(samples: int) -> dict[str, object]:
         started = time.perf_counter()
         count = drive_nothing(plan.num_parts, units_of)
         seconds = time.perf_counter() - started
-    return {"units": count, "seconds": seconds, "growth_bytes": peak_resident_bytes() - before}
+    return {"units": count, "seconds": seconds, "growth_bytes": peak_memory_bytes() - before}

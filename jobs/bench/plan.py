@@ -24,13 +24,12 @@ INDEXED_AT_ONCE = 8192  # samples of a synthetic part
 # its parent's memory too.)
 COMMAND_WITH_PEAK = """
 import resource, sys
-from jobs.bench.plan import peak_resident_bytes
 from pipeline.cli import main
 from pipeline.estimate.estimate_plan import MAX_PROCESSES
-from pipeline.process import usable_cores
+from pipeline.process import peak_memory_bytes, usable_cores
 code = main(sys.argv[1:])
 largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-print(peak_resident_bytes() + min(MAX_PROCESSES, usable_cores()) * largest, file=sys.stderr)
+print(peak_memory_bytes() + min(MAX_PROCESSES, usable_cores()) * largest, file=sys.stderr)
 sys.exit(code)
 """
 BUDGETS = (401_408, 802_816, 1_003_520, 12_845_056)
@@ -80,12 +79,6 @@ def _write_tars(folder: Path, count: int) -> None:
             member = tarfile.TarInfo("0.png")
             member.size = len(image.getvalue())
             tar.addfile(member, io.BytesIO(image.getvalue()))
-
-
-def peak_resident_bytes() -> int:
-    """The most memory that this process has had since it was started or the mark was last cleared."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def write_indices(plan: Plan, samples: int) -> None:

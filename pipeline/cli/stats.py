@@ -41,7 +41,7 @@ def connect(output: AnyPath) -> Any:
     try:
         import duckdb
     except ImportError as error:
-        raise RequestError(f"stats: {error}; pip install -e '.[sql]'") from error
+        raise RequestError(f"stats: {error}; pip install 'visionbake[sql]'") from error
     dataset = read_dataset(output)
     if not any(name.endswith(".parquet") for name in names_in(output / "samples")):
         raise RequestError(f"{output}: nothing is committed yet")

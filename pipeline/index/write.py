@@ -20,15 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import rejects
-from ..errors import DamagedPart, OutputError, SourceError
+from ..errors import DamagedPart, OutputError
 from ..rejects import Reject
 from ..source.image_formats import EXTENSIONS
-from ..source.listing import check_unchanged
+from ..source.listing import check_unchanged, read_planned
 from ..source.part import Part, SourceFile
 from ..source.places import places, read_place
 from ..source.sample import IndexedSample
 from ..source.tar import Member, TarStream, walk
-from ..storage.files import READS_AT_ONCE, as_path, map_ahead, read_input
+from ..storage.files import READS_AT_ONCE, as_path, map_ahead
 from ..storage.publish import publish_new, sync_file
 from ..storage.remote import is_remote
 from ..storage.scratch import Scratch
@@ -120,7 +120,9 @@ def index_samples(
     images = images or PlainReader()
     if part.format == "folder":
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            read = map_ahead(pool, partial(_read_file, part), part.files, READS_AT_ONCE if is_remote(part.root) else 0)
+            read = map_ahead(
+                pool, partial(read_planned, part.root), part.files, READS_AT_ONCE if is_remote(part.root) else 0
+            )
             for file, data in zip(part.files, read, strict=True):
                 yield _facts(IndexedSample(key=file.path, source=file.path, length=len(data)), data, images)
     elif part.format in ("parquet", "jsonl"):
@@ -129,15 +131,6 @@ def index_samples(
         for file in part.files:
             check_unchanged(part.root, file)
             yield from _index_tar(part, file, image_column, images)
-
-
-def _read_file(part: Part, file: SourceFile) -> bytes:
-    """Raises SourceError."""
-    check_unchanged(part.root, file)
-    try:
-        return read_input(os.path.join(part.root, file.path))
-    except OSError as error:
-        raise SourceError(f"{os.path.join(part.root, file.path)}: cannot be read: {error}") from error
 
 
 def _facts(sample: IndexedSample, data: bytes, images: HeaderReader) -> IndexedSample:

@@ -5,6 +5,7 @@ settings     what every shard says about itself
 fingerprint  exactly what decides a byte
 shard        a data shard as Parquet; the samples shard
 shard_tar    a data shard as WebDataset
+committed    what a commit tells the driver
 commit       publish the data shard, then the samples shard: the commit
 ledger       which units are committed
 totals       sums over commit records

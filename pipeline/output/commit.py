@@ -13,7 +13,6 @@ import hashlib
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +25,15 @@ from ..encode.dtypes import STORED
 from ..encode.encoded import EncodedUnit
 from ..errors import OutputError
 from ..fault import fault_point
-from ..index.units import Unit
 from ..prepare.unit import PreparedSample, PreparedUnit
 from ..storage.files import AnyPath
 from ..storage.publish import publish_new, publish_over
 from ..storage.scratch import Scratch, local_copy
+from .committed import Committed
 from .layout import SCHEMA_VERSION, data_path, samples_path
 from .settings import ShardSettings
 from .shard import DataShard, embedding_array, embedding_offsets, read_metadata, write_data_shard, write_samples_shard
 from .shard_tar import read_tar_shard, tar_offsets, write_tar_shard
-
-
-@dataclass(frozen=True, kw_only=True)
-class Committed:
-    """One committed unit, as the driver counts it. `fresh` is False where another process had committed it."""
-
-    unit: Unit
-    record: dict[str, object]
-    fresh: bool
-    peak_memory_bytes: int = 0
 
 
 def commit_unit(

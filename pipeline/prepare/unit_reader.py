@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ..errors import SourceError
-from ..source.listing import check_unchanged
-from ..source.part import Part
+from ..source.listing import check_unchanged, read_planned
+from ..source.part import Part, SourceFile
 from ..source.rows import read_rows
 from ..source.sample import IndexedSample
 from ..source.tar import GZIP_SUFFIXES, TarStream
@@ -37,8 +37,7 @@ class UnitReader:
             files = {file.path: file for file in part.files}
 
             def read(sample: IndexedSample) -> bytes:
-                check_unchanged(part.root, files[sample.source])
-                return _read(os.path.join(part.root, sample.source))
+                return read_planned(part.root, files[sample.source])
 
             with ThreadPoolExecutor(READS_AT_ONCE) as pool:
                 data = map_ahead(pool, read, wanted, READS_AT_ONCE if is_remote(part.root) else 0)
@@ -60,20 +59,19 @@ class UnitReader:
         if part.format != "webdataset":
             return self.read(part, samples), [{} for _ in samples]
         (file,) = part.files
-        check_unchanged(part.root, file)
         members = [[member for member in sample.members or () if member["suffix"] in suffixes] for sample in samples]
         images = [(sample.offset, sample.length) for sample in samples if sample.sha256 is not None]
         places = images + [(member["offset"], member["length"]) for some in members for member in some]
         if not places:
+            check_unchanged(part.root, file)
             return [None] * len(samples), [{} for _ in samples]
         start, end = _range(images or places[:1], places)
-        path = os.path.join(part.root, file.path)
-        data = memoryview(self._read_range(path, start, end))
+        data = memoryview(self._read_range(part.root, file, start, end))
 
         def bytes_at(offset: int, length: int) -> bytes:
             if start <= offset and offset + length <= end:
                 return bytes(data[offset - start :][:length])
-            return self._read_range(path, offset, offset + length)  # a member that stands far from its image
+            return self._read_range(part.root, file, offset, offset + length)  # a member that stands far from its image
 
         found = [
             {member["suffix"]: bytes_at(member["offset"], member["length"]) for member in some} for some in members
@@ -81,9 +79,11 @@ class UnitReader:
         encoded = [None if sample.sha256 is None else bytes_at(sample.offset, sample.length) for sample in samples]
         return encoded, found
 
-    def _read_range(self, path: str, start: int, end: int) -> bytes:
-        """Raises SourceError: the file cannot be read, or ends before."""
+    def _read_range(self, root: str, file: SourceFile, start: int, end: int) -> bytes:
+        """Raises SourceError: the file has changed, cannot be read, or ends before."""
+        path = os.path.join(root, file.path)
         if path.lower().endswith(GZIP_SUFFIXES):
+            check_unchanged(root, file)
             try:
                 tar = self._open(path, start)
                 tar.seek(start)
@@ -91,7 +91,7 @@ class UnitReader:
             except SourceError as error:
                 self.close()  # where the stream stands is not known any more
                 raise SourceError(str(error)) from error  # the part was whole when it was indexed
-        data = _read(path, start, end)
+        data = read_planned(root, file, start, end)
         if len(data) != end - start:
             raise SourceError(f"{path}: ends at byte {start + len(data)}, inside a unit's range")
         return data
@@ -107,13 +107,6 @@ class UnitReader:
         if self._tar is not None:
             self._tar.close()
             self._tar = None
-
-
-def _read(path: str, start: int | None = None, end: int | None = None) -> bytes:
-    try:
-        return read_input(path, start, end)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
 
 
 def _read_beside(part: Part, sample: IndexedSample, suffixes: Collection[str]) -> dict[str, bytes]:

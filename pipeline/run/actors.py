@@ -9,7 +9,7 @@ import ray
 
 if TYPE_CHECKING:
     from ..index.units import Unit
-    from ..output.commit import Committed
+    from ..output.committed import Committed
     from ..output.settings import ShardSettings
     from ..prepare.unit import PreparedUnit
     from .encode_stage import EncodeStage

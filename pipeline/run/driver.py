@@ -19,7 +19,7 @@ from ..index.units import Unit
 from ..output.totals import Totals
 
 if TYPE_CHECKING:
-    from ..output.commit import Committed
+    from ..output.committed import Committed
 
 MAX_FAILURES_IN_A_ROW = 10
 MAX_LOSSES = 20  # of one unit or part with a node, or to the memory monitor: no attempts, but not for ever either

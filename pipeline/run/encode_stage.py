@@ -11,7 +11,8 @@ import torch
 from ..encode.unit import UnitEncoder
 from ..errors import OutputError
 from ..fault import fault_point
-from ..output.commit import Committed, commit_unit
+from ..output.commit import commit_unit
+from ..output.committed import Committed
 from ..output.settings import ShardSettings
 from ..prepare.unit import PreparedUnit
 from ..process import keep_freed_memory, peak_memory_bytes

@@ -15,12 +15,15 @@ import os
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError, SourceError
 from ..storage import remote
+from ..storage.files import map_ahead, read_input
 from ..storage.remote import is_remote
+from ..storage.remote_read import Changed, read_if_match, reads_conditionally
 from .image_formats import EXTENSIONS
 from .part import SourceFile, SourcePlace
 from .tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES
@@ -35,6 +38,7 @@ SUFFIXES = {
 }
 FILES_AT_ONCE = 4096
 SPOOLED_BYTES = 16 << 20
+PATTERNS_AT_ONCE = 32
 OUTPUT_FOLDERS = ("data", "samples", "plan/index", "plan/parts")
 
 
@@ -201,13 +205,22 @@ def _is_above(link: str, root: str) -> bool:
     return (here + os.sep).startswith(target.rstrip(os.sep) + os.sep)
 
 
-def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFile]:
-    paths: dict[str, tuple[int, int, str] | None] = {}
-    for pattern in place.patterns:
+def _named_by(patterns: Sequence[str]) -> Iterator[Mapping[str, tuple[int, int, str] | None]]:
+    """The files that each pattern names, and their states where the listing says them. Raises RequestError."""
+
+    def named_by(pattern: str) -> Mapping[str, tuple[int, int, str] | None]:
         try:
-            states = remote.glob(pattern) if is_remote(pattern) else dict.fromkeys(glob.glob(pattern, recursive=True))
+            return remote.glob(pattern) if is_remote(pattern) else dict.fromkeys(glob.glob(pattern, recursive=True))
         except OSError as error:
             raise RequestError(f"source.uri: {pattern} cannot be listed: {error}") from error
+
+    with ThreadPoolExecutor(PATTERNS_AT_ONCE) as pool:
+        yield from map_ahead(pool, named_by, patterns, PATTERNS_AT_ONCE if is_remote(patterns[0]) else 0)
+
+
+def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFile]:
+    paths: dict[str, tuple[int, int, str] | None] = {}
+    for pattern, states in zip(place.patterns, _named_by(place.patterns), strict=True):
         found = list(states)
         unreadable = [path for path in found if path.lower().endswith(COMPRESSED_ELSEWHERE)]
         if unreadable and place.format == "webdataset":
@@ -273,6 +286,27 @@ def difference(old: SourceFile, new: SourceFile) -> str:
     if old.etag or new.etag:
         return f"has changed since it was planned: ETag {old.etag} then, {new.etag} now"
     return f"has changed since it was planned: mtime {old.mtime_ns} ns then, {new.mtime_ns} now"
+
+
+def read_planned(root: str, file: SourceFile, start: int | None = None, end: int | None = None) -> bytes:
+    """A file's bytes, or a range of them, having made sure that it is what was planned.
+
+    Of an object with an ETag that is one conditional request, where the storage's client can make one.
+
+    Raises:
+        SourceError: naming the file: it has changed, or cannot be read.
+    """
+    path = os.path.join(root, file.path)
+    try:
+        if file.etag and is_remote(path) and reads_conditionally(path):
+            return read_if_match(path, file.etag, start, end)
+        check_unchanged(root, file)
+        return read_input(path, start, end)
+    except Changed as error:
+        check_unchanged(root, file)  # says how
+        raise SourceError(f"{path} has changed since it was planned") from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
 
 
 def check_unchanged(root: str, file: SourceFile) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from glob import has_magic
 from typing import Any
 
 import fsspec
@@ -79,7 +80,7 @@ def client_of(uri: str) -> tuple[Any, str]:
         client = fsspec.filesystem(scheme, **options)
         return client, client._strip_protocol(uri)
     except ImportError as error:
-        extra = f": pip install -e '.[{EXTRAS[scheme]}]'" if scheme in EXTRAS else ""
+        extra = f": pip install 'visionbake[{EXTRAS[scheme]}]'" if scheme in EXTRAS else ""
         raise OSError(errno.ENOPKG, f"{error}{extra}", uri) from error
     except Exception as error:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}", uri) from error
@@ -98,6 +99,10 @@ def named(uri: str) -> Iterator[None]:
         raise PermissionError(errno.EACCES, f"access denied ({error})", uri) from error
     except (FileExistsError, TypeError, AttributeError, AssertionError):  # the first is an answer, the others are bugs
         raise
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # an answer too: `remote_read.Changed`
+            raise
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", uri) from error
     except Exception as error:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}", uri) from error
 
@@ -150,6 +155,10 @@ def exists(uri: str) -> bool:
     client, path = client_of(uri)
     try:
         with named(uri):
+            if scheme_of(uri) in S3:  # its `info` lists as well, in search of a folder
+                bucket, key, _ = client.split_path(path)
+                client.call_s3("head_object", Bucket=bucket, Key=key)
+                return True
             return str(client.info(path)["type"]) != "directory"
     except FileNotFoundError:
         return False
@@ -255,8 +264,15 @@ def lists_by_prefix(folder: str) -> bool:
 
 
 def glob(pattern: str) -> dict[str, tuple[int, int, str]]:
-    """The files that a pattern names: URI and state. Raises OSError."""
+    """The files that a pattern names: URI and state; of a plain name one request. Raises OSError."""
     client, path = client_of(pattern)
+    if not has_magic(path):
+        try:
+            with named(pattern):
+                info = client.info(path)
+        except FileNotFoundError:
+            return {}
+        return {pattern: state_of_info(info)} if info["type"] == "file" else {}
     with named(pattern):
         found = client.glob(path, detail=True)
     return {uri_of(pattern, name): state_of_info(info) for name, info in found.items() if info["type"] == "file"}

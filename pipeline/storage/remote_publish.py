@@ -31,7 +31,7 @@ def upload(source: Path, uri: str, *, replace: bool) -> bool:
     """
     client, path = client_of(uri)
     scheme = scheme_of(uri)
-    if not replace and exists(uri):
+    if not replace and exists(uri):  # also for a store that takes no notice of a condition
         return False
     options = {"chunksize": UPLOAD_PART_BYTES, "max_concurrency": 8} if scheme in S3 else {}
     try:

@@ -2,15 +2,69 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import os
 from pathlib import Path
 from typing import Any
 
-from .remote import RemotePath, client_of, named, names, read, state_of
+from fsspec.asyn import sync
+
+from .remote import RANGE_BYTES, S3, RemotePath, client_of, named, names, read, scheme_of, state_of
 
 READ_AHEAD_BYTES = 8 << 20
+PRECONDITION_FAILED = "PreconditionFailed"  # S3's code of an If-Match that does not
+
+
+class Changed(OSError):
+    """An object is no longer the one that was asked for."""
+
+
+def reads_conditionally(uri: str) -> bool:
+    """Whether `read_if_match` can be used: the client hands conditions on."""
+    return scheme_of(uri) in S3
+
+
+def read_if_match(uri: str, etag: str, start: int | None = None, end: int | None = None) -> bytes:
+    """An object, or a range of it, as it was with this ETag: one request up to RANGE_BYTES, several at once above.
+
+    Raises:
+        Changed: it has another ETag.
+        OSError: it cannot be read.
+    """
+    from s3fs.core import S3_RETRYABLE_ERRORS
+
+    client, path = client_of(uri)
+    bucket, key, _ = client.split_path(path)
+    ranges: list[dict[str, str]] = [{}]
+    if start is not None and end is not None:
+        firsts = range(start, end, RANGE_BYTES)
+        ranges = [{"Range": f"bytes={first}-{min(first + RANGE_BYTES, end) - 1}"} for first in firsts]
+
+    async def piece(options: dict[str, str]) -> bytes:
+        failure: BaseException | None = None
+        for _ in range(client.retries):  # the client retries the request, not a body that breaks off
+            answer = await client._call_s3("get_object", Bucket=bucket, Key=key, IfMatch=f'"{etag}"', **options)
+            try:
+                return bytes(await answer["Body"].read())
+            except S3_RETRYABLE_ERRORS as error:
+                failure = error
+            finally:
+                answer["Body"].close()
+        assert failure is not None
+        raise failure
+
+    async def pieces() -> list[bytes]:
+        return await asyncio.gather(*(piece(options) for options in ranges))
+
+    with named(uri):
+        try:
+            return b"".join(sync(client.loop, pieces))
+        except OSError as error:
+            if PRECONDITION_FAILED in repr(error.__cause__):
+                raise Changed(errno.ESTALE, "is no longer what it was", uri) from error
+            raise
 
 
 class RemoteFile(io.RawIOBase):

@@ -18,7 +18,8 @@ from pipeline.encode.unit import EncodedUnit, UnitEncoder
 from pipeline.errors import EncodeError, OutputError
 from pipeline.grid import Geometry
 from pipeline.index.units import Unit
-from pipeline.output.commit import Committed, commit_unit
+from pipeline.output.commit import commit_unit
+from pipeline.output.committed import Committed
 from pipeline.output.layout import data_path, samples_path
 from pipeline.output.settings import ShardSettings
 from pipeline.output.shard import read_metadata

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import RAY, REPOSITORY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-@pytest.mark.own_cluster
-def test_a_run_without_a_cluster_starts_its_own(tmp_path: Path) -> None:
-    """As `make demo` does, in an environment that says nothing of Ray."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    words = [sys.executable, "-m", "jobs.run", "configs/demo.yaml", "--set", f"output.uri={tmp_path / 'out'}"]
-    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "starting one on this machine" in done.stdout
-    assert (tmp_path / "out" / "_SUCCESS").exists()
 
 
 def test_a_fresh_clone_submits_the_demo_to_two_nodes(ray_nodes: dict[str, str], tmp_path: Path) -> None:

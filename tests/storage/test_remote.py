@@ -20,17 +20,29 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 import torch
-from conftest import REPOSITORY, command, config_for, connected, embeddings, encoded, make_tar, run_here, write_config
+from conftest import (
+    IMAGES,
+    REPOSITORY,
+    command,
+    config_for,
+    connected,
+    embeddings,
+    encoded,
+    make_tar,
+    run_here,
+    write_config,
+)
 from doors import DOORS, as_large_bytes, as_tar
 from s3_server import BUCKET, S3Server
 
 from pipeline.cli import main
+from pipeline.config import Source
 from pipeline.errors import OutputError, RequestError
 from pipeline.output.verify import Verifier
 from pipeline.read.reader import EmbeddingDataset
 from pipeline.run.request import check_request
 from pipeline.run.runner import make_plan
-from pipeline.source.listing import list_files
+from pipeline.source.listing import Listing, list_files, resolve_source
 from pipeline.source.part import SourcePlace
 from pipeline.storage import remote, remote_publish, remote_read
 from pipeline.storage.remote import RemotePath
@@ -269,6 +281,39 @@ def test_a_unit_is_read_in_few_requests(
 
 
 @pytest.mark.slow
+def test_an_image_of_a_folder_is_one_request_that_names_its_etag(s3: S3Server, source: str, model_path: Path) -> None:
+    request = check_request(s3_config(source, model_path))
+    request.listed()
+    for work in (lambda: make_plan(request, say=lambda line: None), lambda: run_here(s3_config(source, model_path))):
+        s3.reset()
+        work()
+        asked = {key: count for key, count in s3.counts.requests.items() if key[1].startswith("photos/")}
+        assert {method for method, _ in asked} == {"GET"}
+        assert len(asked) == IMAGES
+        assert set(asked.values()) == {1}
+
+
+def test_an_object_that_changes_under_a_run_is_named(
+    s3: S3Server, source: str, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the listing and the reading: the condition is the only thing that can see it."""
+    request = check_request(s3_config(source, model_path))
+    request.listed()
+    s3_files().pipe_file(f"{BUCKET}/photos/003.png", b"another image")
+    failed = make_plan(request, say=lambda line: None)[1]
+    assert len(failed) == 1
+    assert re.search(r"photos/003\.png has changed since it was planned: \d+ bytes then, 13 now", failed[0])
+
+
+def test_a_pattern_of_many_names_asks_once_for_each(s3: S3Server, tmp_path: Path) -> None:
+    for number in range(40):
+        s3_files().pipe_file(f"{BUCKET}/in/{number:03d}.tar", b"x")
+    s3.reset()
+    listed = Listing(resolve_source(Source(uri=f"{URI}/in/{{000..039}}.tar")))
+    assert listed.count == 40
+    assert sum(s3.counts.requests.values()) <= 43
+
+
 def test_the_reader_and_the_commands_on_an_output_in_object_storage(
     s3: S3Server,
     source: str,

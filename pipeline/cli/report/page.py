@@ -139,7 +139,7 @@ def _pyplot() -> Any:
         matplotlib.use("svg")
         from matplotlib import pyplot
     except ImportError as error:
-        raise RequestError(f"--html: {error}; pip install -e '.[report]'") from error
+        raise RequestError(f"--html: {error}; pip install 'visionbake[report]'") from error
     colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     settings: Any = pyplot.rcParams
     settings.update(dict.fromkeys(colours, INK) | {"svg.fonttype": "none", "svg.hashsalt": "visionbake"})
