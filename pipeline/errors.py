@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RequestError(Exception):
     """The request itself is wrong: a configuration, a path, a checkpoint. Exit code 2, nothing was written."""
@@ -25,6 +28,15 @@ class OutputError(Exception):
 
 class EncodeError(Exception):
     """One image does not fit on the device, even alone, or a value does not fit the stored dtype."""
+
+
+@contextmanager
+def writing(place: object) -> Iterator[None]:
+    """Turns the system's errors while something of the output is written into an OutputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {place}: {error}") from error
 
 
 class RunFailed(Exception):

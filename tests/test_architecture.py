@@ -111,7 +111,7 @@ def test_wings_import_the_wings_above_them_and_no_module_is_in_a_ring() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "says"),
     [
-        ("source.rows", "from ..output.shard import DATA_SCHEMA", "source.rows imports output.shard, of a wing below"),
+        ("source.plan", "from ..output.shard import DATA_SCHEMA", "source.plan imports output.shard, of a wing below"),
         ("index.headers", "def f():\n    from ..prepare import guard", "index.headers imports prepare.guard"),
         ("grid", "from .index.units import Unit", "grid of the ground floor imports index.units"),
         ("read.stream", "from .reader import EmbeddingDataset", "a ring: read.reader → read.stream → read.reader"),

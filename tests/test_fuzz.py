@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from pipeline import rejects
 from pipeline.errors import DamagedPart, RequestError
 from pipeline.index.write import index_samples
-from pipeline.source.listing import state_of
+from pipeline.source.format import Columns
 from pipeline.source.part import Part, SourceFile
 from pipeline.source.sample import IndexedSample
+from pipeline.storage.local import state_of
 from pipeline.tower.checkpoint import Checkpoint
 
 EXAMPLES = int(os.environ.get("VISIONBAKE_FUZZ", "0"))
@@ -65,7 +66,7 @@ def indexed(path: Path, kind: str, **fields: int) -> list[IndexedSample]:
     size, mtime_ns, _ = state_of(str(path))
     file = SourceFile(path=path.name, size=size, mtime_ns=mtime_ns, **fields)
     part = Part(number=0, format=kind, root=str(path.parent), files=(file,))
-    return list(index_samples(part, "image", None))
+    return list(index_samples(part, Columns()))
 
 
 def assert_sane(samples: list[IndexedSample]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,21 +92,20 @@ def _plan_and_drive(samples: int) -> dict[str, object]:
     from pipeline.config import Source
     from pipeline.index.read import read_index_arrays
     from pipeline.index.units import cut_units
-    from pipeline.source import listing as listing_module
+    from pipeline.source.listing import Listing
     from pipeline.source.part import SourceFile, SourcePlace
     from pipeline.source.plan import Plan
     from pipeline.storage.scratch import Scratch
 
-    def listing(place: SourcePlace, ignored: object = None) -> Iterator[SourceFile]:
+    def files() -> Iterator[SourceFile]:  # a million real ones would measure the disk
         return (SourceFile(path=f"{n // 1000:05d}/{n:09d}.jpg", size=100_000, mtime_ns=n) for n in range(samples))
 
-    listing_module.list_files = listing  # type: ignore[assignment,attr-defined]  # a million real files would measure the disk
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is the imports'; start anew
     before = peak_memory_bytes()
     with tempfile.TemporaryDirectory() as folder, Scratch(folder) as scratch:
         place = SourcePlace(format="folder", root="/nowhere", patterns=("/nowhere",))
         plan = Plan(folder)
-        plan.update(Source(uri="/nowhere"), listing_module.Listing(place), scratch)
+        plan.update(Source(uri="/nowhere"), Listing(place, files(), Counter()), scratch)
         write_indices(plan, samples)
 
         def units_of(part: int) -> list[Unit]:

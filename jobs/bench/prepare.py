@@ -26,7 +26,8 @@ def bench_prepare(arguments: argparse.Namespace) -> dict[str, object]:
     from PIL import Image
 
     from pipeline.prepare.guard import ImageReader
-    from pipeline.prepare.unit import prepare_into
+    from pipeline.prepare.unit import Preparation, prepare_into
+    from pipeline.source.formats.folder import FolderReader
     from pipeline.source.sample import IndexedSample
     from pipeline.tower.reference import reference_processor
 
@@ -37,7 +38,7 @@ def bench_prepare(arguments: argparse.Namespace) -> dict[str, object]:
     def reference(data: bytes) -> object:
         return processor(images=[Image.open(io.BytesIO(data)).convert("RGB")], return_tensors="pt")
 
-    images = ImageReader()
+    preparation = Preparation(geometry=GEOMETRY, deduplicate=False, reader=FolderReader(), images=ImageReader())
     unit_PC = np.empty((MAX_PIXELS // 14**2, 588), np.uint8)
     ours_seconds = reference_seconds = 0.0
     for data in photos:  # image by image, so that a busy moment of the machine meets both
@@ -48,7 +49,7 @@ def bench_prepare(arguments: argparse.Namespace) -> dict[str, object]:
         size = smart_resize(header.height, header.width, GEOMETRY.factor, MIN_PIXELS, MAX_PIXELS)[:2]
         patches = size[0] * size[1] // GEOMETRY.patch_size**2
         calls: dict[str, Callable[[], object]] = {
-            "ours": partial(prepare_into, unit_PC[:patches], data, facts, size, GEOMETRY, images),
+            "ours": partial(prepare_into, unit_PC[:patches], data, facts, size, preparation),
             "reference": partial(reference, data),
         }
         medians = interleaved(calls, max(1, arguments.repeats // 2))

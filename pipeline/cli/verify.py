@@ -77,8 +77,9 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
         from ..index.headers import open_image
         from ..index.read import read_index_rows
         from ..prepare.decode import Decoder
-        from ..prepare.unit_reader import UnitReader
         from ..read.reader import EmbeddingDataset
+        from ..source.format import Columns
+        from ..source.formats import format_named
         from ..tower.checkpoint import Checkpoint
         from ..tower.reference import reference_processor, reference_tower, run_reference
 
@@ -93,7 +94,8 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
         raise RequestError(f"--sample: {config['model']['path']} holds other weights than this output was made with")
     tower = reference_tower(checkpoint, torch.float32, torch.device("cpu"))
     dataset = EmbeddingDataset(str(verifier.output))
-    reader, decoder = UnitReader(config["source"]["image_column"]), Decoder()
+    source_format = format_named(str((verifier.plan.identity or {})["format"]))
+    reader, decoder = source_format.reader(Columns(image=config["source"]["image_column"])), Decoder()
     limit = LIMITS[config["output"]["dtype"]]
     if config["model"]["dtype"] == "bfloat16":
         limit = max(limit, BFLOAT16_TOWER)
@@ -105,7 +107,7 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
             item = wanted.pop((sample.source, sample.key), None) if sample.status == "ok" else None
             if item is None:
                 continue
-            data = reader.read(verifier.plan.part(part), [sample])[0]
+            data = reader.read(verifier.plan.part(part), [sample]).encoded[0]
             assert data is not None
             with open_image(data) as image:
                 pixels = decoder.decode(image, data, sample.orientation or 1)

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from .. import rejects
 from ..grid import Geometry
 from ..output.output_size import FORMATS, VALUE_BYTES, image_bytes, shard_bytes
+from ..source.drawing import Draws
 from .estimate import LANGUAGE_MODEL_EXTRA, PERCENTILES, Rates, Writing, bins_of, branches_of, tokens_of_sizes
-from .sampling import Draws
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +14,13 @@ from .. import rejects
 from ..grid import Geometry
 from ..index.units import Unit
 from ..rejects import Reject
-from ..source.carry import read_carried
+from ..source.format import UnitReader
+from ..source.formats import format_named
 from ..source.part import Part
-from ..source.sample import IndexedSample
+from ..source.sample import LONGEST_ERROR, IndexedSample
 from .decode import CHANNELS, Uint8
 from .guard import ImageReader
 from .patches import check_size, cut_patches, resize, target_size
-from .unit_reader import UnitReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,120 @@ class PreparedUnit:
     carried: pa.Table | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What it takes to prepare the units of one run in one process.
+
+    Attributes:
+        deduplicate: whether identical bytes within a unit are prepared once.
+        reader: of the source's bytes.
+        images: decodes them, here or in a child process.
+        carry: the carried columns' types; None or empty where nothing is carried.
+    """
+
+    geometry: Geometry
+    deduplicate: bool
+    reader: UnitReader
+    images: ImageReader
+    carry: pa.Schema | None = None
+
+
+def prepare_unit(unit: Unit, part: Part, samples: Sequence[IndexedSample], preparation: Preparation) -> PreparedUnit:
+    """Prepares every sample of a unit; what cannot be prepared becomes a reject.
+
+    Raises:
+        SourceError: as `UnitReader.read`, and where a carried value is not of its column's type.
+    """
+    started = time.perf_counter()
+    carry = preparation.carry
+    encoded, members = preparation.reader.read(part, samples, carry.names if carry else ())
+    carried = format_named(part.format).carried(part, samples, carry, members) if carry else None
+    changed = _reread_changed(part, samples, encoded, preparation.reader)
+    read_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    patches = _UnitPatches(unit, preparation)
+    for index, sample in enumerate(samples):
+        data, encoded[index] = encoded[index], None  # an image's bytes are let go when its patches are there
+        patches.add(sample, data, index in changed)
+    return PreparedUnit(
+        unit=unit,
+        samples=tuple(patches.samples),
+        grids=tuple(patches.grids),
+        patches_PC=patches.filled(),
+        seconds={"read": read_seconds, "decode": time.perf_counter() - started},
+        carried=carried,
+    )
+
+
+def _reread_changed(
+    part: Part, samples: Sequence[IndexedSample], encoded: list[bytes | None], reader: UnitReader
+) -> set[int]:
+    """The samples whose bytes are no longer those that were indexed; each was read afresh before it is blamed."""
+    changed: set[int] = set()
+    for index, sample in enumerate(samples):
+        if not _is_as_indexed(encoded[index], sample):
+            reader.close()
+            encoded[index] = reader.read(part, [sample]).encoded[0]
+            if not _is_as_indexed(encoded[index], sample):
+                changed.add(index)
+    return changed
+
+
+def _is_as_indexed(data: bytes | None, sample: IndexedSample) -> bool:
+    return data is None or hashlib.sha256(data).hexdigest() == sample.sha256
+
+
+class _UnitPatches:
+    """The patches of a unit's distinct images while they are made, one after the other."""
+
+    def __init__(self, unit: Unit, preparation: Preparation) -> None:
+        self._preparation = preparation
+        self._patches_PC = np.empty((unit.patches, CHANNELS * preparation.geometry.patch_size**2), np.uint8)
+        self._count = 0
+        self._known: dict[str, PreparedSample] = {}
+        self.grids: list[tuple[int, int, int]] = []
+        self.samples: list[PreparedSample] = []
+
+    def filled(self) -> Uint8:
+        """uint8 [P, C]"""
+        return self._patches_PC[: self._count]
+
+    def add(self, sample: IndexedSample, data: bytes | None, changed: bool) -> None:
+        """Prepares the next sample, or takes its twin's patches."""
+        sound = not changed and sample.status == rejects.OK
+        if self._preparation.deduplicate and sound and sample.sha256 in self._known:
+            self.samples.append(replace(self._known[sample.sha256], facts=sample))
+            return
+        try:
+            result = self._prepare(sample, data, changed)
+        except Reject as reject:
+            result = PreparedSample(facts=sample, status=reject.reason, error=reject.message[:LONGEST_ERROR])
+        self.samples.append(result)
+        if sound and sample.sha256 is not None:
+            self._known[sample.sha256] = result
+
+    def _prepare(self, sample: IndexedSample, data: bytes | None, changed: bool) -> PreparedSample:
+        """Raises Reject."""
+        geometry = self._preparation.geometry
+        height, width, clamped = _target_size(sample, changed, geometry)
+        grid = (1, height // geometry.patch_size, width // geometry.patch_size)
+        rows_PC = self._patches_PC[self._count : self._count + grid[1] * grid[2]]
+        assert data is not None
+        prepare_into(rows_PC, data, sample, (height, width), self._preparation)
+        self._count += len(rows_PC)
+        self.grids.append(grid)
+        return PreparedSample(
+            facts=sample,
+            status=rejects.OK,
+            resized_width=width,
+            resized_height=height,
+            clamped=clamped,
+            image=len(self.grids) - 1,
+        )
+
+
 def prepare_into(
-    out_PC: Uint8, data: bytes, facts: IndexedSample, size: tuple[int, int], geometry: Geometry, images: ImageReader
+    out_PC: Uint8, data: bytes, facts: IndexedSample, size: tuple[int, int], preparation: Preparation
 ) -> None:
     """Decodes, resizes and cuts one indexed image into its rows of the unit's patches.
 
@@ -68,82 +180,15 @@ def prepare_into(
     Raises:
         Reject: the bytes cannot be decoded, or not to what their header says.
     """
-    pixels = images.pixels(facts.key, data, facts.orientation or 1)
+    geometry = preparation.geometry
+    pixels = preparation.images.pixels(facts.key, data, facts.orientation or 1)
     if pixels.shape[:2] != (facts.height, facts.width):
         found = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise Reject(rejects.CORRUPT, f"decodes to {found}, its header says {facts.width}x{facts.height}")
     cut_patches(resize(pixels, *size), geometry.patch_size, geometry.merge_size, out_PC)
 
 
-def prepare_unit(
-    unit: Unit, part: Part, samples: Sequence[IndexedSample], geometry: Geometry, deduplicate: bool,
-    reader: UnitReader, carry: pa.Schema | None = None, images: ImageReader | None = None,
-) -> PreparedUnit:  # fmt: skip
-    """Prepares every sample of a unit; what cannot be prepared becomes a reject.
-
-    Raises:
-        SourceError: as `UnitReader.read`.
-    """
-    started = time.perf_counter()
-    encoded, members = reader.read_with_members(part, samples, carry.names if carry else ())
-    carried = read_carried(part, samples, carry, members) if carry else None
-    changed: set[int] = set()
-    for index, sample in enumerate(samples):
-        if not _same(encoded[index], sample):
-            reader.close()
-            encoded[index] = reader.read(part, [sample])[0]  # one fresh read, before the bytes are blamed
-            if not _same(encoded[index], sample):
-                changed.add(index)
-    seconds = {"read": time.perf_counter() - started}
-
-    started = time.perf_counter()
-    patches_PC = np.empty((unit.patches, CHANNELS * geometry.patch_size**2), np.uint8)
-    images = images or ImageReader()
-    cursor = 0
-    grids: list[tuple[int, int, int]] = []
-    known: dict[str, PreparedSample] = {}
-    results: list[PreparedSample] = []
-    for index, sample in enumerate(samples):
-        data, encoded[index] = encoded[index], None
-        if deduplicate and index not in changed and sample.status == rejects.OK and sample.sha256 in known:
-            twin = known[sample.sha256]
-            results.append(
-                PreparedSample(
-                    facts=sample, status=twin.status, error=twin.error, resized_width=twin.resized_width,
-                    resized_height=twin.resized_height, clamped=twin.clamped, image=twin.image,
-                )
-            )  # fmt: skip
-            continue
-        try:
-            height, width, clamped = _admit(sample, index in changed, geometry)
-            grid = (1, height // geometry.patch_size, width // geometry.patch_size)
-            rows = patches_PC[cursor : cursor + grid[1] * grid[2]]
-            assert data is not None
-            prepare_into(rows, data, sample, (height, width), geometry, images)
-        except Reject as reject:
-            result = PreparedSample(facts=sample, status=reject.reason, error=reject.message[:1000])
-        else:
-            cursor += len(rows)
-            result = PreparedSample(
-                facts=sample, status=rejects.OK, resized_width=width, resized_height=height, clamped=clamped,
-                image=len(grids),
-            )  # fmt: skip
-            grids.append(grid)
-        results.append(result)
-        if sample.sha256 is not None and index not in changed and sample.status == rejects.OK:
-            known[sample.sha256] = result
-    seconds["decode"] = time.perf_counter() - started
-    return PreparedUnit(
-        unit=unit, samples=tuple(results), grids=tuple(grids), patches_PC=patches_PC[:cursor], seconds=seconds,
-        carried=carried,
-    )  # fmt: skip
-
-
-def _same(data: bytes | None, sample: IndexedSample) -> bool:
-    return data is None or hashlib.sha256(data).hexdigest() == sample.sha256
-
-
-def _admit(sample: IndexedSample, changed: bool, geometry: Geometry) -> tuple[int, int, str]:
+def _target_size(sample: IndexedSample, changed: bool, geometry: Geometry) -> tuple[int, int, str]:
     """Everything that can be said before decoding. Raises Reject."""
     if sample.status != rejects.OK:
         raise Reject(sample.status, sample.error or sample.status)

@@ -15,9 +15,10 @@ from ..index.units import Unit
 from ..index.write import index_part
 from ..output.fingerprint import version_of
 from ..prepare.guard import GuardedReader, ImageReader
-from ..prepare.unit import PreparedUnit, prepare_unit
-from ..prepare.unit_reader import UnitReader
+from ..prepare.unit import Preparation, PreparedUnit, prepare_unit
 from ..process import keep_freed_memory
+from ..source.format import Columns, UnitReader
+from ..source.formats import format_named
 from ..source.part import Part
 from ..source.plan import Plan
 from ..storage.remote import is_remote
@@ -40,7 +41,8 @@ class PrepareStage:
         self._guard = GuardedReader(settings.sample_seconds)
         self._scratch = Scratch(settings.output, settings.nonce)
         self._scratch.remove_stale()
-        self._reader = UnitReader(settings.image_column)
+        self._columns = Columns(image=settings.image_column, key=settings.key_column)
+        self._reader: UnitReader | None = None
         self._plan: Plan | None = None
         self._part: Part | None = None
         self._index: tuple[int, bytes] | None = None
@@ -58,10 +60,11 @@ class PrepareStage:
         """Indexes a part; returns its number of samples. Raises as `index_part`."""
         settings = self._settings
         fault_point("index")
-        return index_part(
-            self._load(number), settings.image_column, settings.on_damaged, settings.output, self._scratch,
-            settings.key_column, self._reader_of_images(guarded),
-        )  # fmt: skip
+        part = self._load(number)
+        assert self._plan is not None
+        final, images = self._plan.index_path(number), self._reader_of_images(guarded)
+        skip = settings.on_damaged == "skip"
+        return index_part(part, self._columns, final, self._scratch, images, skip_damaged=skip)
 
     def _reader_of_images(self, guarded: bool) -> ImageReader:
         return self._guard if guarded or self._guarded else self._images
@@ -86,13 +89,21 @@ class PrepareStage:
                 raise OutputError(f"{settings.output} has vanished: {error}") from error
             raise
         try:
-            return prepare_unit(
-                unit, part, samples, settings.geometry, settings.deduplicate, self._reader, settings.carry,
-                self._reader_of_images(guarded),
-            )  # fmt: skip
+            return prepare_unit(unit, part, samples, self._preparation(part, guarded))
         finally:
             if not self._guarded:
                 self._guard.close()  # it holds as much memory as its largest image took
+
+    def _preparation(self, part: Part, guarded: bool) -> Preparation:
+        if self._reader is None:
+            self._reader = format_named(part.format).reader(self._columns)
+        return Preparation(
+            geometry=self._settings.geometry,
+            deduplicate=self._settings.deduplicate,
+            reader=self._reader,
+            images=self._reader_of_images(guarded),
+            carry=self._settings.carry,
+        )
 
     def _index_of(self, number: int) -> Any:
         """Of an output in object storage the part's whole index, fetched once for all its units."""

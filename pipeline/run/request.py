@@ -11,17 +11,18 @@ from pathlib import Path
 import pyarrow as pa
 
 from ..config import Config, Source
-from ..errors import DamagedPart, RequestError, SourceError
+from ..errors import RequestError
 from ..grid import Geometry
 from ..output.dataset import stored_carry
 from ..output.shard import RESERVED_COLUMNS
 from ..process import in_background
 from ..source.carry import carried_schema
-from ..source.image_formats import EXTENSIONS
-from ..source.listing import Listing, files_of_output_in, resolve_source
+from ..source.format import Columns
+from ..source.formats import format_named
+from ..source.lister import list_source
+from ..source.listing import Listing
 from ..source.part import SourcePlace
-from ..source.rows import check_columns
-from ..source.tar import TarStream, walk
+from ..source.resolve import files_of_output_in, resolve_source
 from ..storage.files import AnyPath, absolute
 from ..storage.remote import check_uri, is_remote
 from ..tower.checkpoint import Checkpoint
@@ -77,12 +78,12 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
             f"output.uri: {config.output.uri} lies in the source: {below} would be taken for one of its files; write "
             "elsewhere"
         )
-    if config.source.key_column is not None and place.format in ("folder", "webdataset"):
+    if config.source.key_column is not None and not format_named(place.format).has_columns:
         raise RequestError(f"source.key_column: a source of format {place.format} has no columns")
     for name in config.source.carry:
         if config.output.format == "webdataset" and name.lower() in ("json", "safetensors"):
             raise RequestError(f"source.carry: {name} is a member that WebDataset shards have already; leave it out")
-    listing = in_background(partial(list_source, config.source, place))
+    listing = in_background(partial(_list, config.source, place))
     checkpoint = Checkpoint(config.model.path, config.model.revision, weights=weights)
     geometry = Geometry(
         patch_size=checkpoint.config.patch_size,
@@ -94,7 +95,7 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     )
     carry = pa.schema([])
     if config.source.carry:
-        carry = stored_carry(output) or carried_schema(config.source, listing.result(), RESERVED_COLUMNS)
+        carry = stored_carry(output) or carried_schema(config.source.carry, listing.result(), RESERVED_COLUMNS)
     return Request(
         config=config,
         output=output,
@@ -106,42 +107,16 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     )
 
 
-def list_source(source: Source, place: SourcePlace) -> Listing:
+def _list(source: Source, place: SourcePlace) -> Listing:
     """Lists a source, all of it: a name or folder that cannot be read is found before anything is written.
 
     Raises:
         RequestError: it holds no image, or what cannot be read.
     """
-    listing = Listing(place)
-    if place.format == "folder":
-        if not listing.count:
-            others = ", ".join(
-                f"{count} {suffix or 'without extension'}" for suffix, count in listing.ignored.most_common(3)
-            )
-            hint = f"; it holds {others}" if others else ": it is empty"
-            if listing.ignored[".tar"] or listing.ignored[".tgz"]:
-                hint += f"; for its tars write {source.uri.rstrip('/')}/*.tar"
-            raise RequestError(f"source.uri: {source.uri} holds no image ({', '.join(EXTENSIONS)}){hint}")
-        return listing
-    if place.format in ("parquet", "jsonl"):
-        if not listing.count:
-            raise RequestError(f"source.uri: {source.uri} holds no {place.format} file")
-        if place.format == "parquet":
-            check_columns(place, next(iter(listing)), source.image_column, source.key_column)
-        return listing
-    if not any(_may_hold_an_image(os.path.join(place.root, file.path), source.image_column) for file in listing):
-        raise RequestError(f"source.uri: {source.uri} holds no image ({', '.join(EXTENSIONS)}) in any tar")
+    listing = list_source(place)
+    columns = Columns(image=source.image_column, key=source.key_column)
+    format_named(place.format).check(listing, columns, source.uri)
     return listing
-
-
-def _may_hold_an_image(path: str, image_column: str) -> bool:
-    """Whether a tar has an image; damage, and what cannot be read, is for the index to report."""
-    suffixes = (*EXTENSIONS, "." + image_column.lower())
-    try:
-        with TarStream(path) as stream:
-            return any(member.name.lower().endswith(suffixes) for member, _ in walk(stream, wanted=()))
-    except (DamagedPart, SourceError):
-        return True
 
 
 def stage_settings(request: Request, nonce: str) -> StageSettings:

@@ -3,10 +3,17 @@
 image_formats  the allow-list of image formats, and the names that such files have
 part           Part, SourceFile, SourcePlace: what a source is cut into
 sample         IndexedSample: one image, with the facts that its part's index keeps
-listing        list: a URI to its files, in sorted order
+planned        a file is read as what it was when it was planned, or not at all
+listing        Listing: a source's files, listed once and handed on
+named_image    what a row or a line gives or names as its image
+drawing        some samples for an estimate, and how much of the source each stands for
 tar            strict reading of tar structure
-rows           Parquet and JSONL: ranges of rows, and the bytes of their images
-places         what the rows of a Parquet file and the lines of a manifest name
-plan           the plan: files to numbered parts, frozen once planned
-carry          what stands beside an image in the source and goes to the output with it
+tar_samples    the members of one key form a sample
+members        what stands beside an image in a tar or a folder
+format         what a kind of source must be able to do
+formats        the kinds, one module each; how to add one is said there
+resolve        a URI to its format: here one is chosen, and nowhere else
+lister         a source's files, as they are now
+plan           files to numbered parts, frozen once planned
+carry          carried columns: their types, decided once
 """

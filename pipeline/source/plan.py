@@ -25,16 +25,18 @@ from ..errors import OutputError, RequestError
 from ..storage.files import AnyPath, as_path, names_in, open_input
 from ..storage.publish import publish_new, sync_file, write_text
 from ..storage.scratch import Scratch
-from .listing import Listing, difference
+from .formats import format_named
+from .lister import list_source
+from .listing import Listing
 from .part import Part, SourceFile, SourcePlace
-from .rows import spans_of
+from .planned import difference
 
 if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
     from ..config import Source
 
 PLAN_VERSION = 3
-FOLDER_PART_FILES = 8192
-FILES_PER_LIST = 64 * FOLDER_PART_FILES
+ROWS_AT_ONCE = 8192
+FILES_PER_LIST = 64 * ROWS_AT_ONCE
 
 PARTS_SCHEMA = pa.schema(
     [
@@ -156,13 +158,13 @@ class Plan:
                 break
             self._describe(source, place, scratch)
             new = _new_files(self._known(), listing)
-            per_part = FOLDER_PART_FILES if place.format == "folder" else 1
+            per_part = format_named(place.format).files_per_part
             while (appended := self._append(new, per_part, place, scratch)) is True:
                 pass
             if appended is False:
                 break
             self.__init__(self.folder.parent)  # type: ignore[misc]  # another run planned meanwhile: look again
-            listing, new_files = Listing(place), None
+            listing, new_files = list_source(place), None
         return self.num_parts - before
 
     def _describe(self, source: Source, place: SourcePlace, scratch: Scratch) -> None:
@@ -192,14 +194,10 @@ class Plan:
                 chunk = [file for _, file in zip(range(per_part), new, strict=False)]
                 if not chunk:
                     break
-                if place.format in ("parquet", "jsonl"):
-                    for span in spans_of(place, chunk[0]):
-                        rows.append({"part": number, **asdict(span)})
-                        number += 1
-                else:
-                    rows.extend({"part": number, **asdict(file)} for file in chunk)
+                for files in parts_of(place, chunk):
+                    rows.extend({"part": number, **asdict(file)} for file in files)
                     number += 1
-                if len(rows) >= FOLDER_PART_FILES or len(chunk) == per_part > 1:
+                if len(rows) >= ROWS_AT_ONCE or len(chunk) == per_part > 1:
                     writer = writer or pq.ParquetWriter(path, PARTS_SCHEMA)
                     writer.write_table(pa.Table.from_pylist(rows, PARTS_SCHEMA))
                     written += len(rows)
@@ -220,6 +218,13 @@ class Plan:
         self._starts.append(first)
         self.num_parts = number
         return True
+
+
+def parts_of(place: SourcePlace, files: list[SourceFile]) -> list[list[SourceFile]]:
+    """The files of each part that some of a listing's files form: one part of them all, or several of a single file."""
+    if len(files) > 1:
+        return [files]
+    return [[span] for span in format_named(place.format).spans(place, files[0])]
 
 
 def _identity(source: Source, place: SourcePlace) -> dict[str, object]:

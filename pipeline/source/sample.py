@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import rejects
+
+LONGEST_ERROR = 1000  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +38,7 @@ class IndexedSample:
     members: list[dict[str, Any]] | None = None
     status: str = rejects.OK
     error: str | None = None
+
+    def rejected(self, reason: str, message: str) -> IndexedSample:
+        """The same sample with a reason out of `rejects.REASONS`, and what is wrong with it in words."""
+        return replace(self, status=reason, error=message[:LONGEST_ERROR])

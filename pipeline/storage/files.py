@@ -9,18 +9,38 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
-from . import remote, remote_read
+from . import local, remote, remote_read, uri
+from .local import State
 from .remote import RemotePath, is_remote
 
 AnyPath = Path | RemotePath
 T = TypeVar("T")
 U = TypeVar("U")
 READS_AT_ONCE = 16
+
+
+class Kind(Protocol):
+    """What a kind of storage answers: `local`, `remote`."""
+
+    def exists(self, place: str, /) -> bool: ...
+
+    def is_folder(self, place: str, /) -> bool: ...
+
+    def state_of(self, place: str, /) -> State: ...
+
+    def glob(self, pattern: str, /) -> dict[str, State | None]: ...
+
+    def walk(self, folder: str, suffixes: tuple[str, ...], /) -> Iterator[tuple[str, State | None]]: ...
+
+
+def kind_of(place: str) -> Kind:
+    """The storage that a path or URI lies in."""
+    return remote if is_remote(place) else local
 
 
 def as_path(place: str | os.PathLike[str] | RemotePath) -> AnyPath:
@@ -72,6 +92,35 @@ def open_input(place: str | AnyPath, *, forwards: bool = True) -> IO[bytes]:
     return io.BufferedReader(file, remote_read.READ_AHEAD_BYTES) if forwards else file  # type: ignore[return-value]
 
 
+def open_random(path: str) -> tuple[Any, bool]:
+    """What a library reads here and there in: a path, or an object as a file; and whether to join its reads."""
+    return (open_input(path, forwards=False), True) if is_remote(path) else (path, False)
+
+
+def absolute_uri(uri: str) -> str:
+    """A source's place made absolute; `~` and relative paths are resolved."""
+    if is_remote(uri):
+        return uri.rstrip("/")
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def common_folder(folders: Sequence[str]) -> str:
+    """The longest folder above several. Raises ValueError: they lie in different buckets, or on different storages."""
+    scheme, separator, _ = folders[0].partition("://")
+    if not separator:
+        return os.path.commonpath(folders)
+    # As if they were local ones: every one begins with the same scheme, and has a bucket.
+    common = os.path.commonpath(["/" + folder.partition("://")[2] for folder in folders]).lstrip("/")
+    if not common:
+        raise ValueError("not all in one bucket")
+    return f"{scheme}://{common}"
+
+
+def relative_to(root: str, path: str) -> str:
+    """A file's path below a folder of the same storage."""
+    return path.removeprefix(root + "/") if is_remote(path) else os.path.relpath(path, root)
+
+
 def read_input(place: str, start: int | None = None, end: int | None = None) -> bytes:
     """A file of the source, or a range of it, which ends where the file does. Raises OSError."""
     if is_remote(place):
@@ -81,6 +130,37 @@ def read_input(place: str, start: int | None = None, end: int | None = None) -> 
             return stream.read()
         stream.seek(start)
         return stream.read(end - start)
+
+
+def read_if_same(place: str, state: State, start: int | None = None, end: int | None = None) -> bytes | None:
+    """A file or a range of it, as `read_input`; None if its state is another one by now. Raises OSError."""
+    etag = state[2]
+    if etag and is_remote(place) and remote_read.reads_conditionally(place):
+        try:
+            return remote_read.read_if_match(place, etag, start, end)
+        except remote_read.Changed:
+            return None
+    return read_input(place, start, end) if kind_of(place).state_of(place) == state else None
+
+
+def path_named_in(file: str, value: str) -> str:
+    """The path or URI that a name in a file means: relative to the file, absolute, or a URI.
+
+    Raises:
+        ValueError: it is a URI that cannot be used, and why, by its looks alone.
+    """
+    if is_remote(file) and not value.startswith(("/", "file://")) and not is_remote(value):
+        value = uri.beside(file, value)
+    if not is_remote(value):
+        return os.path.join(os.path.dirname(file), value.removeprefix("file://"))
+    if problem := uri.problem_with(value):
+        raise ValueError(problem)
+    return value
+
+
+def reads_ahead(root: str) -> int:
+    """How many files are read ahead of their use: from object storage many at once, from a disk none."""
+    return READS_AT_ONCE if is_remote(root) else 0
 
 
 def map_ahead(pool: Executor, function: Callable[[T], U], values: Iterable[T], ahead: int) -> Iterator[U]:

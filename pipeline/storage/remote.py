@@ -20,13 +20,10 @@ from typing import Any
 import fsspec
 
 from ..errors import RequestError
+from .local import State
+from .uri import S3, WHOLE_OBJECTS, problem_with, scheme_of
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-HOSTS = ("http", "https", "ftp", "git", "github", "data", "reference", "generic", "dir", "zip", "tar")
-# Where an object appears only when all of it is there. Elsewhere it is written beside, then renamed.
-WHOLE_OBJECTS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss")
-S3 = ("s3", "s3a")
-GCS = ("gs", "gcs")
 # A range larger than this is read in several requests: one that fails is asked for again by itself.
 RANGE_BYTES = 64 << 20
 
@@ -46,28 +43,6 @@ def check_uri(field: str, uri: str) -> None:
         client_of(uri)
     except OSError as error:
         raise RequestError(f"{field}: {error}") from error
-
-
-def problem_with(uri: str) -> str:
-    """What is wrong with a URI by its looks alone; never repeats what may be a secret."""
-    scheme, _, rest = uri.partition("://")
-    place = rest.partition("/")[0]
-    if "::" in scheme:
-        return "a URI with a chain of protocols: name the files themselves"
-    if scheme in HOSTS:
-        host = place.rpartition("@")[2]
-        return f"{scheme}://{host}/… is a URL: visionbake fetches nothing from hosts; download it first"
-    # A secret key may hold slashes: whatever has a colon or an @ where a bucket is, or before an @ further on.
-    if (scheme in S3 + GCS and (":" in place or "@" in place)) or (":" in place and "@" in rest):
-        return (
-            f"{scheme}://… is a URI with credentials; they belong into the environment or a profile, as the storage's "
-            "own tools read them"
-        )
-    if not place or "//" in rest or ".." in rest.split("/"):
-        return f"{uri}: an empty name or .. in a path cannot be told from another object's"
-    if scheme not in fsspec.available_protocols():
-        return f"{uri}: no storage is known as {scheme}://"
-    return ""
 
 
 def client_of(uri: str) -> tuple[Any, str]:
@@ -174,14 +149,14 @@ def is_folder(uri: str) -> bool:
         return False
 
 
-def state_of(uri: str) -> tuple[int, int, str]:
+def state_of(uri: str) -> State:
     """Size, mtime in ns, and ETag, of which an object has one. Raises OSError."""
     client, path = client_of(uri)
     with named(uri):
         return state_of_info(client.info(path))
 
 
-def state_of_info(info: dict[str, Any]) -> tuple[int, int, str]:
+def state_of_info(info: dict[str, Any]) -> State:
     """The same, of an entry of a listing."""
     size = int(info["size"] or 0)
     for name in ("ETag", "etag", "md5Hash"):
@@ -211,15 +186,25 @@ def entries(folder: str) -> list[dict[str, Any]]:
     return result
 
 
-def walk(folder: str) -> Iterator[tuple[str, tuple[int, int, str]]]:
+def walk(folder: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, State | None]]:
     """Every file below a folder: its path relative to it, and its state; in the order of the paths' code points.
 
-    On S3 a page of a thousand names at a time, elsewhere a folder at a time. Raises OSError.
+    Args:
+        suffixes: in lower case; of files with other ones the state is not said.
+
+    Raises:
+        OSError: it cannot be listed.
     """
+    for path, state in _walk(folder):
+        yield path, state if path.lower().endswith(suffixes) else None
+
+
+def _walk(folder: str) -> Iterator[tuple[str, State]]:
+    """On S3 a page of a thousand names at a time, elsewhere a folder at a time. Raises OSError."""
     if scheme_of(folder) not in S3:
         for entry in sorted(entries(folder), key=lambda entry: entry["name"]):
             if entry["name"].endswith("/"):
-                for path, state in walk(f"{folder}/{entry['name'].rstrip('/')}"):
+                for path, state in _walk(f"{folder}/{entry['name'].rstrip('/')}"):
                     yield entry["name"] + path, state
             else:
                 yield entry["name"], state_of_info(entry)
@@ -263,7 +248,7 @@ def lists_by_prefix(folder: str) -> bool:
     return scheme_of(folder) in WHOLE_OBJECTS
 
 
-def glob(pattern: str) -> dict[str, tuple[int, int, str]]:
+def glob(pattern: str) -> dict[str, State | None]:
     """The files that a pattern names: URI and state; of a plain name one request. Raises OSError."""
     client, path = client_of(pattern)
     if not has_magic(path):
@@ -285,12 +270,6 @@ def uri_of(example: str, path: str) -> str:
     return head + path
 
 
-def beside(uri: str, name: str) -> str:
-    """The URI that a relative name means in a file at this URI: `..` is no folder in an object store."""
-    scheme, _, path = uri.partition("://")
-    return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), name))}"  # problem_with sees a ..
-
-
 def read(uri: str, start: int | None = None, end: int | None = None) -> bytes:
     """An object, or a range of it: one request up to RANGE_BYTES, several at once above. Raises OSError."""
     client, path = client_of(uri)
@@ -305,7 +284,3 @@ def read(uri: str, start: int | None = None, end: int | None = None) -> bytes:
             ends = [min(first + RANGE_BYTES, end) for first in starts]
             data = b"".join(client.cat_ranges([path] * len(starts), starts, ends, on_error="raise"))
         return data
-
-
-def scheme_of(uri: str) -> str:
-    return uri.partition("://")[0]

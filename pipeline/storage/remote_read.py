@@ -11,7 +11,8 @@ from typing import Any
 
 from fsspec.asyn import sync
 
-from .remote import RANGE_BYTES, S3, RemotePath, client_of, named, names, read, scheme_of, state_of
+from .remote import RANGE_BYTES, RemotePath, client_of, named, names, read, state_of
+from .uri import S3, scheme_of
 
 READ_AHEAD_BYTES = 8 << 20
 PRECONDITION_FAILED = "PreconditionFailed"  # S3's code of an If-Match that does not

@@ -20,7 +20,7 @@ from pipeline.cli.status import encoder_line, pace_line
 from pipeline.config import Source
 from pipeline.errors import RequestError
 from pipeline.run.runner import run
-from pipeline.source.listing import files_of_output_in, resolve_source
+from pipeline.source.resolve import files_of_output_in, resolve_source
 
 Runner = Callable[..., subprocess.CompletedProcess[str]]
 

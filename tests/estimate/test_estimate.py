@@ -16,7 +16,7 @@ from pipeline.cli import main
 from pipeline.config import parse_config
 from pipeline.encode.dtypes import STORED, is_scaled
 from pipeline.estimate import estimate_plan as estimate_plan_module
-from pipeline.estimate import sampling, sampling_images
+from pipeline.estimate import sampling
 from pipeline.estimate.duplicates import Duplicates
 from pipeline.estimate.estimate import Rates, Writing
 from pipeline.estimate.estimate_plan import estimate_plan
@@ -26,6 +26,9 @@ from pipeline.index.read import hashes_of
 from pipeline.output.output_size import SCALED, VALUE_BYTES
 from pipeline.run.request import check_request
 from pipeline.run.runner import make_plan
+from pipeline.source.formats import FORMATS
+from pipeline.source.formats.parquet import Parquet
+from pipeline.source.named_image import NamedImage
 
 PHOTOS = 260
 WRITING = Writing(
@@ -111,7 +114,7 @@ def test_the_whole_lies_in_the_interval_of_a_sample(
     door: Any, photos: dict[str, bytes], model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(sampling, "FOOTERS_READ", 20)
+    monkeypatch.setitem(FORMATS, "parquet", Parquet(footers_read=20))
     source = door(photos, tmp_path / "in")
     path = write_config(tmp_path / "c.yaml", config_for(source, tmp_path / "out", model_path))
 
@@ -149,8 +152,8 @@ def test_a_sample_of_a_manifest_reads_no_more_images_than_it_needs(
     source.write_text("\n".join(lines * 100))
     request = check_request(config_for(source, tmp_path / "out", model_path))
     read: list[object] = []
-    real = sampling_images.read_place
-    monkeypatch.setattr(sampling_images, "read_place", lambda place: read.append(place) or real(place))
+    real = NamedImage.read
+    monkeypatch.setattr(NamedImage, "read", lambda image: read.append(image) or real(image))
     draws = sampling.draw(request.listed(), 320, 1, "image")
     assert 250 < len(read) < 2 * 320
     assert len(read) == draws.samples

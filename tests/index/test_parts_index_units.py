@@ -14,12 +14,17 @@ from pipeline import rejects
 from pipeline.config import Source
 from pipeline.errors import DamagedPart, RequestError, SourceError
 from pipeline.grid import Geometry
+from pipeline.index.headers import PlainReader
 from pipeline.index.read import read_index_arrays, read_index_rows
 from pipeline.index.units import MAX_UNIT_SAMPLES, cut_units
 from pipeline.index.write import index_part, index_samples
-from pipeline.source.listing import Listing, list_files, resolve_source
+from pipeline.source.format import Columns
+from pipeline.source.formats import FORMATS
+from pipeline.source.formats.folder import Folder
+from pipeline.source.lister import list_files, list_source
 from pipeline.source.part import Part
 from pipeline.source.plan import Plan
+from pipeline.source.resolve import resolve_source
 from pipeline.storage.scratch import Scratch
 
 GEOMETRY = Geometry(
@@ -27,11 +32,15 @@ GEOMETRY = Geometry(
 )
 
 
+def indexed(plan: Plan, scratch: Scratch, **options: bool) -> int:
+    return index_part(plan.part(0), Columns(), plan.index_path(0), scratch, PlainReader(), **options)
+
+
 def planned(uri: Path | str, output: Path, **fields: object) -> Plan:
     source = Source(uri=str(uri), **fields)
     plan = Plan(output)
     with Scratch(output) as scratch:
-        plan.update(source, Listing(resolve_source(source)), scratch)
+        plan.update(source, list_source(resolve_source(source)), scratch)
     return plan
 
 
@@ -61,7 +70,7 @@ def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_parts_are_frozen_and_only_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.source.plan.FOLDER_PART_FILES", 5)
+    monkeypatch.setitem(FORMATS, "folder", Folder(files_per_part=5))
     source = make_folder(tmp_path / "in", 12)
     plan = planned(source, tmp_path / "out")
     before = parts_of(plan)
@@ -78,7 +87,7 @@ def test_parts_are_frozen_and_only_grow(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_many_lists_read_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.source.plan.FOLDER_PART_FILES", 2)
+    monkeypatch.setitem(FORMATS, "folder", Folder(files_per_part=2))
     monkeypatch.setattr("pipeline.source.plan.FILES_PER_LIST", 4)
     source = make_folder(tmp_path / "in", 11)
     plan = planned(source, tmp_path / "out")
@@ -148,7 +157,7 @@ def test_facts_of_a_folder(tmp_path: Path) -> None:
     (source / "broken.png").write_bytes(b"\x89PNG....")
     (source / "empty.jpg").write_bytes(b"")
     (part,) = parts_of(planned(source, tmp_path / "out"))
-    samples = list(index_samples(part, "image"))
+    samples = list(index_samples(part, Columns()))
     assert [sample.key for sample in samples] == [file.path for file in part.files]
     by_key = {sample.key: sample for sample in samples}
     assert by_key["broken.png"].status == rejects.UNIDENTIFIED
@@ -181,7 +190,7 @@ def test_samples_of_a_tar(suffix: str, tmp_path: Path) -> None:
         "w:gz" if suffix.endswith("gz") else "w",
     )
     (part,) = parts_of(planned(path, tmp_path / "out"))
-    samples = list(index_samples(part, "image"))
+    samples = list(index_samples(part, Columns()))
     found = {(sample.key, sample.status) for sample in samples}
     assert found == {
         ("dir.v1/a", rejects.OK),
@@ -197,7 +206,7 @@ def test_samples_of_a_tar(suffix: str, tmp_path: Path) -> None:
     (two,) = [sample for sample in samples if sample.key == "c"]
     assert "left.jpg, right.jpg" in str(two.error)
     for column, image in (("left", 1), ("right.jpg", 2)):
-        (chosen,) = [sample for sample in index_samples(part, column) if sample.key == "c"]
+        (chosen,) = [sample for sample in index_samples(part, Columns(image=column)) if sample.key == "c"]
         assert chosen.sha256 == hashlib.sha256(images[image]).hexdigest()
     dots = [sample.member for sample in samples if sample.key == "dir.v1/a"]
     assert dots == ["dir.v1/a.jpg"]
@@ -208,12 +217,12 @@ def test_an_index_is_written_once_and_read_by_range(tmp_path: Path, monkeypatch:
     output = tmp_path / "out"
     plan = planned(make_folder(tmp_path / "in", 10), output)
     with Scratch(output) as scratch:
-        assert index_part(plan.part(0), "image", "fail", str(output), scratch) == 10
+        assert indexed(plan, scratch) == 10
         before = stamp(plan.index_path(0))
-        assert index_part(plan.part(0), "image", "fail", str(output), scratch) == 10
+        assert indexed(plan, scratch) == 10
     assert stamp(plan.index_path(0)) == before
     assert plan.indexed_parts() == {0}
-    expected = list(index_samples(plan.part(0), "image"))
+    expected = list(index_samples(plan.part(0), Columns()))
     assert read_index_rows(plan.index_path(0), 0, 10) == expected
     assert read_index_rows(plan.index_path(0), 3, 6) == expected[3:9]
 
@@ -225,9 +234,9 @@ def test_a_damaged_tar_fails_its_part_or_is_skipped(tmp_path: Path) -> None:
     plan = planned(whole, output)
     with Scratch(output) as scratch:
         with pytest.raises(DamagedPart, match=r"s\.tar"):
-            index_part(plan.part(0), "image", "fail", str(output), scratch)
+            indexed(plan, scratch)
         assert plan.indexed_parts() == set()
-        assert index_part(plan.part(0), "image", "skip", str(output), scratch) == 0
+        assert indexed(plan, scratch, skip_damaged=True) == 0
     assert "s.tar" in read_index_arrays(plan.index_path(0)).damaged
 
 
@@ -236,14 +245,14 @@ def test_a_file_that_changes_under_the_index_is_a_failure(tmp_path: Path) -> Non
     plan = planned(source, tmp_path / "out")
     (source / "1" / "0001.jpg").write_bytes(b"other")
     with pytest.raises(SourceError, match=r"1/0001\.jpg"):
-        list(index_samples(plan.part(0), "image"))
+        list(index_samples(plan.part(0), Columns()))
 
 
 def test_units_hold_every_sample_once_and_close_before_their_limit(tmp_path: Path) -> None:
     output = tmp_path / "out"
     plan = planned(make_folder(tmp_path / "in", 40), output)
     with Scratch(output) as scratch:
-        index_part(plan.part(0), "image", "fail", str(output), scratch)
+        indexed(plan, scratch)
     index = read_index_arrays(plan.index_path(0))
     units = cut_units(0, index, GEOMETRY, shard_tokens=60)
     assert len(units) > 5

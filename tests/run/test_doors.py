@@ -14,8 +14,10 @@ import pytest
 from conftest import IMAGES, config_for, embeddings, encoded, make_tar, noise, run_here
 from doors import DOORS, as_large_bytes, as_lists, as_tar, captions
 
-import pipeline.prepare.unit_reader as unit_reader
+import pipeline.source.formats.webdataset as webdataset_module
 from pipeline.errors import RequestError
+from pipeline.source.formats import FORMATS
+from pipeline.source.formats.parquet import Parquet
 
 
 def samples(output: Path) -> list[dict[str, Any]]:
@@ -146,7 +148,7 @@ def test_an_image_file_that_vanishes_is_a_failure_and_one_that_changes_a_checksu
 def test_parts_and_units_of_parquet_fall_on_row_groups(
     images: dict[str, bytes], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.source.rows.PART_ROWS", 6)
+    monkeypatch.setitem(FORMATS, "parquet", Parquet(rows_per_part=6))
     source = tmp_path / "a.parquet"
     cells = [encoded(np.zeros((56, 56, 3), np.uint8) + number) for number in range(16)]  # 4 tokens each
     pq.write_table(pa.table({"image": cells}), source, row_group_size=3)
@@ -214,14 +216,14 @@ def test_a_tar_is_read_in_one_range_with_what_is_carried(
     members += [("filler.bin", bytes(5000)), ("late.png", images["000.png"]), ("000.cls", b"far behind")]
     source = make_tar(tmp_path / "a.tar.gz", members, "w:gz")
     opened: list[Path] = []
-    stream = unit_reader.TarStream
+    stream = webdataset_module.TarStream
 
     class Counted(stream):  # type: ignore[misc, valid-type]
         def __init__(self, path: Path) -> None:
             opened.append(path)
             super().__init__(path)
 
-    monkeypatch.setattr(unit_reader, "TarStream", Counted)
+    monkeypatch.setattr(webdataset_module, "TarStream", Counted)
     run_here(config_for(source, tmp_path / "near", model_path, source={"carry": ["txt"]}))
     rows = {row["key"]: row["txt"] for row in samples(tmp_path / "near")}
     assert rows.pop("filler") is None  # a reject: there is no image
@@ -229,7 +231,7 @@ def test_a_tar_is_read_in_one_range_with_what_is_carried(
     units = len(list((tmp_path / "near" / "samples").iterdir()))
     assert units > 4
     assert len(opened) <= 2  # the last sample's text stands at the tar's start: one step back
-    monkeypatch.setattr(unit_reader, "BESIDE_BYTES", 100)
+    monkeypatch.setitem(FORMATS, "webdataset", webdataset_module.WebDataset(beside_bytes=100))
     run_here(config_for(source, tmp_path / "far", model_path, source={"carry": ["txt", "cls"]}))
     found = {row["key"]: (row["txt"], row["cls"]) for row in samples(tmp_path / "far")}
     assert found["late"] == ("far before", None)

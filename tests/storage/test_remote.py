@@ -42,8 +42,9 @@ from pipeline.output.verify import Verifier
 from pipeline.read.reader import EmbeddingDataset
 from pipeline.run.request import check_request
 from pipeline.run.runner import make_plan
-from pipeline.source.listing import Listing, list_files, resolve_source
+from pipeline.source.lister import list_files, list_source
 from pipeline.source.part import SourcePlace
+from pipeline.source.resolve import resolve_source
 from pipeline.storage import remote, remote_publish, remote_read
 from pipeline.storage.remote import RemotePath
 
@@ -309,7 +310,7 @@ def test_a_pattern_of_many_names_asks_once_for_each(s3: S3Server, tmp_path: Path
     for number in range(40):
         s3_files().pipe_file(f"{BUCKET}/in/{number:03d}.tar", b"x")
     s3.reset()
-    listed = Listing(resolve_source(Source(uri=f"{URI}/in/{{000..039}}.tar")))
+    listed = list_source(resolve_source(Source(uri=f"{URI}/in/{{000..039}}.tar")))
     assert listed.count == 40
     assert sum(s3.counts.requests.values()) <= 43
 

@@ -17,7 +17,8 @@ from ...index.read import find_index_row
 from ...output.dataset import read_dataset
 from ...prepare.guard import GuardedReader
 from ...prepare.patches import resize
-from ...prepare.unit_reader import UnitReader
+from ...source.format import Columns
+from ...source.formats import format_named
 from ...source.plan import Plan
 from ...source.sample import IndexedSample
 from ...storage.files import AnyPath, read_input, small_file
@@ -35,7 +36,8 @@ class Pictures:
         config = read_dataset(output)["config"]
         self._output, self._plan = output, Plan(output)
         self._info, self._dtype = read_dataset(output), config["output"]["dtype"]
-        self._reader = UnitReader(config["source"]["image_column"])
+        source_format = format_named(str((self._plan.identity or {})["format"]))
+        self._reader = source_format.reader(Columns(image=config["source"]["image_column"]))
         self._images = GuardedReader(config["limits"]["sample_seconds"])
 
     def __enter__(self) -> Pictures:
@@ -104,7 +106,7 @@ class Pictures:
         for number in known:
             sample = find_index_row(self._plan.index_path(number), row["source"], row["key"])
             if sample is not None:
-                data = self._reader.read(self._plan.part(number), [sample])[0]
+                data = self._reader.read(self._plan.part(number), [sample]).encoded[0]
                 assert data is not None
                 return sample, data
         raise KeyError(f"{row['key']}: not found in the plan's first {PARTS_SEARCHED} parts")

@@ -1,0 +1,133 @@
+"""Format: what a kind of source must be able to do, once for all stages that ask.
+
+Listing, planning, indexing, preparing, carrying and sampling ask a format by name (`formats.format_named`), and never
+what it is. A new one is a module in `formats/` with a subclass, an entry in `formats.FORMATS`, and its tests.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import pyarrow as pa
+
+from ..errors import SourceError
+from .drawing import Drawing, Draws
+from .listing import Listing
+from .part import Part, SourceFile, SourcePlace
+from .planned import check_unchanged
+from .sample import IndexedSample
+
+# Completes a sample by the facts about its bytes; what is wrong with them becomes its status.
+Facts = Callable[[IndexedSample, bytes], IndexedSample]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which column, field or member is a sample's image, and which its key."""
+
+    image: str = "image"
+    key: str | None = None
+
+
+class UnitBytes(NamedTuple):
+    """The encoded bytes of some samples, None where one has no image; and of each its carried members by suffix."""
+
+    encoded: list[bytes | None]
+    members: list[dict[str, bytes]]
+
+
+class UnitReader(Protocol):
+    """Reads the bytes of one unit after another; may keep files open in between."""
+
+    def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
+        """Reads a unit's bytes, in as few requests as the format allows.
+
+        Args:
+            suffixes: of the members beside an image that are wanted, too.
+
+        Raises:
+            SourceError: a file changed since it was planned, or cannot be read.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class SourceFormat(ABC):
+    """One kind of source.
+
+    Attributes:
+        name: as the configuration spells it.
+        suffixes: of its files, in lower case.
+        has_columns: whether rows or lines have columns that can be keys.
+        takes_any_name: whether a file that is named in full is one of this format, whatever its suffix.
+        files_per_part: how many files of the listing form a part.
+    """
+
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+    has_columns: ClassVar[bool] = False
+    takes_any_name: ClassVar[bool] = True
+    files_per_part: int = 1
+
+    def refuses(self, path: str) -> str:
+        """Why a file of the source cannot be read, by its name; "" where nothing is wrong with it."""
+        return ""
+
+    @abstractmethod
+    def check(self, listing: Listing, columns: Columns, uri: str) -> None:
+        """Raises RequestError: the source holds no image, or lacks a column."""
+
+    def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
+        """Cuts a file into parts; at least one. Raises RequestError if it cannot be read as what it is."""
+        return [file]
+
+    @abstractmethod
+    def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
+        """Reads a part once and yields its samples, in the order in which their bytes stand.
+
+        Raises:
+            SourceError: a file changed since it was planned, or cannot be read.
+            DamagedPart: the list of samples cannot be trusted.
+        """
+
+    def check_unchanged(self, part: Part) -> None:
+        """Makes sure, after a part was read, that its files are still what was planned. Raises SourceError."""
+        for file in part.files:
+            check_unchanged(part.root, file)
+
+    @abstractmethod
+    def reader(self, columns: Columns) -> UnitReader:
+        """What reads the bytes of this format's units."""
+
+    @abstractmethod
+    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
+        """The types of carried columns. Raises RequestError: the source lacks one, or its values have no one type."""
+
+    @abstractmethod
+    def carried(
+        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
+    ) -> pa.Table:
+        """A row of carried values for each sample, null where the source has none. Raises SourceError."""
+
+    @abstractmethod
+    def draw(self, listing: Listing, drawing: Drawing) -> Draws:
+        """Draws samples for an estimate; each draw knows nothing of the others.
+
+        Raises:
+            OSError, DamagedPart, ArrowException, KeyError: a file cannot be read.
+        """
+
+
+def table_of(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: str) -> pa.Table:
+    """Carried values as a table. Raises SourceError: one is not of its column's type."""
+    columns = []
+    for field in schema:
+        try:
+            columns.append(pa.array([row.get(field.name) for row in rows], field.type))
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise SourceError(f"{path}: carried {field.name} is not always {field.type}: {error}") from error
+    return pa.table(columns, schema=schema)

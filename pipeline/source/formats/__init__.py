@@ -1,0 +1,25 @@
+"""The formats of sources, one module each: what it is to list, plan, index, read, carry from and draw from one.
+
+folder      image files below a folder
+webdataset  tars, by brace or glob: members of one key form a sample
+parquet     Parquet files: a range of row groups is a part
+jsonl       manifests, an object a line: a range of lines is a part
+
+To add one: a module with a subclass of `format.SourceFormat`, an entry in FORMATS, its name in `config.py`, how it is
+recognised in `resolve.py`, and a door in `tests/doors.py`.
+"""
+
+from __future__ import annotations
+
+from ..format import SourceFormat
+from .folder import Folder
+from .jsonl import Jsonl
+from .parquet import Parquet
+from .webdataset import WebDataset
+
+FORMATS: dict[str, SourceFormat] = {one.name: one for one in (Folder(), WebDataset(), Parquet(), Jsonl())}
+
+
+def format_named(name: str) -> SourceFormat:
+    """The format of a source or part, by the name that it keeps in the plan."""
+    return FORMATS[name]

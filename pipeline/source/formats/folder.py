@@ -1,0 +1,120 @@
+"""Folder: image files below a folder. Parts are runs of the sorted listing; a key is the path below the folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+
+import pyarrow as pa
+
+from ...errors import RequestError, SourceError
+from ...storage.files import READS_AT_ONCE, map_ahead, read_input, reads_ahead
+from ..drawing import DRAWS, Draw, Drawing, Draws
+from ..format import Columns, Facts, SourceFormat, UnitBytes, table_of
+from ..image_formats import EXTENSIONS
+from ..listing import Listing
+from ..members import members_schema, text_of
+from ..part import Part, SourceFile
+from ..planned import check_unchanged, read_planned
+from ..sample import IndexedSample
+
+FILES_PER_PART = 8192
+
+
+class Folder(SourceFormat):
+    """See the module."""
+
+    name = "folder"
+    suffixes = EXTENSIONS
+
+    def __init__(self, files_per_part: int = FILES_PER_PART) -> None:
+        self.files_per_part = files_per_part
+
+    def check(self, listing: Listing, columns: Columns, uri: str) -> None:
+        if listing.count:
+            return
+        ignored = listing.ignored
+        others = ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in ignored.most_common(3))
+        hint = f"; it holds {others}" if others else ": it is empty"
+        if ignored[".tar"] or ignored[".tgz"]:
+            hint += f"; for its tars write {uri.rstrip('/')}/*.tar"
+        raise RequestError(f"source.uri: {uri} holds no image ({', '.join(EXTENSIONS)}){hint}")
+
+    def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            read = map_ahead(pool, partial(read_planned, part.root), part.files, reads_ahead(part.root))
+            for file, data in zip(part.files, read, strict=True):
+                yield facts(IndexedSample(key=file.path, source=file.path, length=len(data)), data)
+
+    def check_unchanged(self, part: Part) -> None:
+        for file in part.files:
+            if not file.etag:  # an object that is read whole has the ETag that it had
+                check_unchanged(part.root, file)
+
+    def reader(self, columns: Columns) -> FolderReader:
+        return FolderReader()
+
+    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
+        return members_schema(names)
+
+    def carried(
+        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
+    ) -> pa.Table:
+        return table_of(text_of(part, samples, members, schema), schema, part.root)
+
+    def draw(self, listing: Listing, drawing: Drawing) -> Draws:
+        """Files, each as likely as any other; how many there are is known from the listing."""
+        generator, root = drawing.generator, listing.place.root
+        kept: list[SourceFile] = []
+        total = 0
+        for file in listing:  # each of the files so far is in `kept` with the same probability
+            total += 1
+            if len(kept) < drawing.count:
+                kept.append(file)
+            elif (number := generator.randrange(total)) < drawing.count:
+                kept[number] = file
+        generator.shuffle(kept)
+        if len(kept) < total:  # groups of one size: how many samples there are is then not uncertain
+            kept = kept[: len(kept) // DRAWS * DRAWS]
+        groups = [group for number in range(DRAWS) if (group := kept[number::DRAWS])]
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            paths = (os.path.join(root, file.path) for group in groups for file in group)
+            found = iter([drawing.headers.drawn(data) for data in map_ahead(pool, read_input, paths, READS_AT_ONCE)])
+        weight = total * len(groups) / max(1, len(kept))
+        draws = tuple(Draw(weight=weight, samples=tuple(islice(found, len(group)))) for group in groups)
+        return Draws(draws=draws, files=total, unseen=1 - len(kept) / total if total else 0.0)
+
+
+class FolderReader:
+    """Reads the files of samples, and those beside them with their names and other suffixes."""
+
+    def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
+        files = {file.path: file for file in part.files}
+        wanted = [sample for sample in samples if sample.sha256 is not None]
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            planned = (files[sample.source] for sample in wanted)
+            data = map_ahead(pool, partial(read_planned, part.root), planned, reads_ahead(part.root))
+            found = {id(sample): one for sample, one in zip(wanted, data, strict=True)}
+        return UnitBytes(
+            encoded=[found.get(id(sample)) for sample in samples],
+            members=[_read_beside(part, sample, suffixes) for sample in samples],
+        )
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _read_beside(part: Part, sample: IndexedSample, suffixes: Collection[str]) -> dict[str, bytes]:
+    stem = os.path.splitext(os.path.join(part.root, sample.source))[0]
+    found: dict[str, bytes] = {}
+    for suffix in suffixes:
+        try:
+            found[suffix] = read_input(f"{stem}.{suffix}")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise SourceError(f"{stem}.{suffix}: cannot be read: {error}") from error
+    return found

@@ -1,0 +1,168 @@
+"""WebDataset: tars, plain or gzipped, one a part. Members of one key form a sample, wherever they stand in the tar."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from ...errors import RequestError, SourceError
+from ..drawing import DRAWS, Draw, Drawing, Draws, wrapped
+from ..format import Columns, Facts, SourceFormat, UnitBytes, table_of
+from ..image_formats import EXTENSIONS
+from ..listing import Listing
+from ..members import members_schema, text_of
+from ..part import Part, SourceFile
+from ..planned import check_unchanged, read_planned
+from ..sample import IndexedSample
+from ..tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES, TarStream
+from ..tar_samples import may_hold_an_image, samples_in_range, samples_of_tar
+
+# How far from a unit's images a carried member may stand to be read in one range with them.
+BESIDE_BYTES = 16 << 20
+# How much of a tar is looked at to learn how large its samples are; and the least that is then read at a time.
+PILOT_BYTES, MIN_WINDOW_BYTES = 4 << 20, 64 << 10
+
+
+class WebDataset(SourceFormat):
+    """See the module."""
+
+    name = "webdataset"
+    suffixes = (".tar", *GZIP_SUFFIXES)
+    takes_any_name = False
+
+    def __init__(self, beside_bytes: int = BESIDE_BYTES) -> None:
+        self._beside_bytes = beside_bytes
+
+    def refuses(self, path: str) -> str:
+        unreadable = path.lower().endswith(COMPRESSED_ELSEWHERE)
+        return "of the compressed tars only .tar.gz and .tgz can be read" if unreadable else ""
+
+    def check(self, listing: Listing, columns: Columns, uri: str) -> None:
+        root = listing.place.root
+        if not any(may_hold_an_image(os.path.join(root, file.path), columns.image) for file in listing):
+            raise RequestError(f"source.uri: {uri} holds no image ({', '.join(EXTENSIONS)}) in any tar")
+
+    def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
+        for file in part.files:
+            check_unchanged(part.root, file)
+            yield from samples_of_tar(os.path.join(part.root, file.path), file.path, columns.image, facts)
+
+    def reader(self, columns: Columns) -> TarReader:
+        return TarReader(self._beside_bytes)
+
+    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
+        return members_schema(names)
+
+    def carried(
+        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
+    ) -> pa.Table:
+        return table_of(text_of(part, samples, members, schema), schema, os.path.join(part.root, part.files[0].path))
+
+    def draw(self, listing: Listing, drawing: Drawing) -> Draws:
+        """The members whose headers begin in a window of bytes, anywhere in any of the tars; compressed, whole tars.
+
+        Wherever a window starts, a byte of any file is in it with the same probability: it goes on at the start.
+        """
+        return Draws(draws=tuple(_draws(listing, drawing)), files=listing.count)
+
+
+def _window_bytes(path: str, file: SourceFile, drawing: Drawing) -> int:
+    """How much is read at a time: it follows from how many samples are in a first piece."""
+    pilot = min(file.size, PILOT_BYTES)
+    found = len(samples_in_range(path, 0, pilot, drawing))
+    return max(MIN_WINDOW_BYTES, int(drawing.count / DRAWS * pilot / max(1, found)))
+
+
+class TarReader:
+    """Reads one range of a tar per unit. Keeps a compressed tar open, so that the next unit reads on."""
+
+    def __init__(self, beside_bytes: int) -> None:
+        self._beside_bytes = beside_bytes
+        self._tar: TarStream | None = None
+
+    def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
+        (file,) = part.files
+        members = [[member for member in sample.members or () if member["suffix"] in suffixes] for sample in samples]
+        images = [(sample.offset, sample.length) for sample in samples if sample.sha256 is not None]
+        ranges = images + [(member["offset"], member["length"]) for some in members for member in some]
+        if not ranges:
+            check_unchanged(part.root, file)
+            return UnitBytes([None] * len(samples), [{} for _ in samples])
+        start, end = self._range(images or ranges[:1], ranges)
+        data = memoryview(self._read_range(part.root, file, start, end))
+
+        def bytes_at(offset: int, length: int) -> bytes:
+            if start <= offset and offset + length <= end:
+                return bytes(data[offset - start :][:length])
+            return self._read_range(part.root, file, offset, offset + length)  # a member far from its image
+
+        found = [
+            {member["suffix"]: bytes_at(member["offset"], member["length"]) for member in some} for some in members
+        ]
+        encoded = [None if sample.sha256 is None else bytes_at(sample.offset, sample.length) for sample in samples]
+        return UnitBytes(encoded, found)
+
+    def _range(self, images: Sequence[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """From the first to the last byte of the images, and of what stands beside them."""
+        start = min(offset for offset, _ in images)
+        end = max(offset + length for offset, length in images)
+        near = [
+            (offset, offset + length)
+            for offset, length in ranges
+            if start - self._beside_bytes <= offset and offset + length <= end + self._beside_bytes
+        ]
+        return min(start, *(first for first, _ in near)), max(end, *(last for _, last in near))
+
+    def _read_range(self, root: str, file: SourceFile, start: int, end: int) -> bytes:
+        """Raises SourceError: the file has changed, cannot be read, or ends before."""
+        path = os.path.join(root, file.path)
+        if path.lower().endswith(GZIP_SUFFIXES):
+            check_unchanged(root, file)
+            try:
+                tar = self._open(path, start)
+                tar.seek(start)
+                return tar.read_exactly(end - start, "a unit's range")
+            except SourceError as error:
+                self.close()  # where the stream stands is not known any more
+                raise SourceError(str(error)) from error  # the part was whole when it was indexed
+        data = read_planned(root, file, start, end)
+        if len(data) != end - start:
+            raise SourceError(f"{path}: ends at byte {start + len(data)}, inside a unit's range")
+        return data
+
+    def _open(self, path: str, start: int) -> TarStream:
+        if self._tar is not None and (self._tar.path != path or self._tar.position > start):
+            self.close()
+        if self._tar is None:
+            self._tar = TarStream(path)
+        return self._tar
+
+    def close(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+            self._tar = None
+
+
+def _draws(listing: Listing, drawing: Drawing) -> Iterator[Draw]:
+    files = [file for file in listing if file.size]
+    ends = np.cumsum([file.size for file in files], dtype=np.int64)
+    window = 0
+    for _ in range(DRAWS if len(ends) else 0):
+        file = files[drawing.one_of(ends)]
+        path = os.path.join(listing.place.root, file.path)
+        if not window:
+            window = _window_bytes(path, file, drawing)
+        if path.lower().endswith(GZIP_SUFFIXES):
+            found = samples_in_range(path, 0, 1 << 62, drawing)
+            yield Draw(weight=int(ends[-1]) / file.size, samples=tuple(found))
+            continue
+        start, length = drawing.generator.randrange(file.size), min(window, file.size)
+        samples = [
+            one
+            for first, last in wrapped(start, length, file.size)
+            for one in samples_in_range(path, first, last, drawing)
+        ]
+        yield Draw(weight=int(ends[-1]) / length, samples=tuple(samples))

@@ -1,0 +1,132 @@
+"""Named images: what the cell of a row, or the field of a line, gives or names as its image, or what is wrong with it.
+
+An image is given as bytes, as `{bytes, path}` (Hugging Face's layout), as a path, or as a list of those. Paths are
+relative to the file that names them, absolute, or URIs of object storage. Nothing is fetched from hosts.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .. import rejects
+from ..errors import SourceError
+from ..storage.files import path_named_in, read_input
+from .sample import IndexedSample
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedImage:
+    """One image of a row: `key` of the sample, `data` or `path`, or the `problem` with it.
+
+    Attributes:
+        offset: the row's number in a Parquet file, the line's first byte in a manifest.
+        item: the image's number in the row's list, or None.
+        group: the row group, -1 in a manifest.
+    """
+
+    key: str
+    offset: int
+    group: int = -1
+    item: int | None = None
+    data: bytes | None = None
+    path: str | None = None
+    problem: str = ""
+
+    def read(self) -> bytes | None:
+        """The image's bytes; None if its file is not there. Raises SourceError: it is there and cannot be read."""
+        if self.data is not None or self.path is None:
+            return self.data
+        return read_image_file(self.path)
+
+
+def named_images(value: Any, path: str, name: str, where: str) -> Iterator[NamedImage]:
+    """Every image of one cell.
+
+    Args:
+        value: the cell: an image, or a list of images.
+        path: the file that the cell stands in.
+        name: the row's key; the n-th image of a list gets `/n` behind it.
+        where: the row or line, for messages.
+    """
+    if isinstance(value, list):
+        if not value:
+            yield NamedImage(key=name, offset=0, problem=f"{where}: its list of images is empty")
+        for number, item in enumerate(value):
+            yield replace(_image(item, path, f"{name}/{number}", f"{where}, image {number}"), item=number)
+    else:
+        yield _image(value, path, name, where)
+
+
+def _image(value: Any, path: str, name: str, where: str) -> NamedImage:
+    image = NamedImage(key=name, offset=0)
+    if isinstance(value, dict):
+        data = value.get("bytes")
+        value = data if isinstance(data, bytes) else value.get("path")
+    if value is None or value == "":
+        return replace(image, problem=f"{where} has no image")
+    if isinstance(value, bytes):
+        return replace(image, data=value)
+    if isinstance(value, str) and not is_text(value):
+        return replace(image, problem=f"{where}: its image's path is not valid UTF-8")
+    if not isinstance(value, str):
+        return replace(image, problem=f"{where}: its image is a {type(value).__name__}, not a path")
+    try:
+        # Judged by its looks alone: a client that cannot be had is no property of these bytes.
+        return replace(image, path=path_named_in(path, value))
+    except ValueError as error:
+        return replace(image, problem=f"{where}: {error}")
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be stored: JSON can spell halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_image_file(path: str) -> bytes | None:
+    """An image's own file; None if it is not there. Raises SourceError: it cannot be read."""
+    try:
+        return read_input(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise SourceError(f"{path[:200]}: cannot be read: {error.strerror or error}") from error
+
+
+def reread_image_file(sample: IndexedSample) -> bytes:
+    """The file of an indexed sample that names one. Raises SourceError: it has vanished, or cannot be read."""
+    assert sample.path is not None
+    data = read_image_file(sample.path)
+    if data is None:
+        raise SourceError(f"{sample.path}, named by {sample.source}, has vanished since it was indexed")
+    return data
+
+
+def indexed(images: Iterator[NamedImage], source: str, facts: Any) -> Iterator[IndexedSample]:
+    """Named images as indexed samples; a second one with a key is a duplicate.
+
+    Args:
+        source: the file that names them.
+        facts: completes a sample by the facts about its bytes.
+    """
+    keys: set[str] = set()
+    for image in images:
+        sample = IndexedSample(
+            key=image.key, source=source, offset=image.offset, path=image.path, item=image.item, group=image.group
+        )
+        data = None if image.problem else image.read()
+        if image.key in keys:
+            yield sample.rejected(rejects.DUPLICATE_KEY, f"the key {image.key} stands in this part more than once")
+        elif data is None:
+            yield sample.rejected(rejects.MISSING_IMAGE, image.problem or f"there is no file {image.path}")
+        else:
+            yield facts(replace(sample, length=len(data)), data)
+        keys.add(image.key)

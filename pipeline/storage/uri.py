@@ -1,0 +1,45 @@
+"""URIs of remote storage, judged by their looks alone."""
+
+from __future__ import annotations
+
+import posixpath
+
+import fsspec
+
+HOSTS = ("http", "https", "ftp", "git", "github", "data", "reference", "generic", "dir", "zip", "tar")
+# Where an object appears only when all of it is there. Elsewhere it is written beside, then renamed.
+WHOLE_OBJECTS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss")
+S3 = ("s3", "s3a")
+GCS = ("gs", "gcs")
+
+
+def scheme_of(uri: str) -> str:
+    return uri.partition("://")[0]
+
+
+def problem_with(uri: str) -> str:
+    """What is wrong with a URI by its looks alone; never repeats what may be a secret."""
+    scheme, _, rest = uri.partition("://")
+    place = rest.partition("/")[0]
+    if "::" in scheme:
+        return "a URI with a chain of protocols: name the files themselves"
+    if scheme in HOSTS:
+        host = place.rpartition("@")[2]
+        return f"{scheme}://{host}/… is a URL: visionbake fetches nothing from hosts; download it first"
+    # A secret key may hold slashes: whatever has a colon or an @ where a bucket is, or before an @ further on.
+    if (scheme in S3 + GCS and (":" in place or "@" in place)) or (":" in place and "@" in rest):
+        return (
+            f"{scheme}://… is a URI with credentials; they belong into the environment or a profile, as the storage's "
+            "own tools read them"
+        )
+    if not place or "//" in rest or ".." in rest.split("/"):
+        return f"{uri}: an empty name or .. in a path cannot be told from another object's"
+    if scheme not in fsspec.available_protocols():
+        return f"{uri}: no storage is known as {scheme}://"
+    return ""
+
+
+def beside(uri: str, name: str) -> str:
+    """The URI that a relative name means in a file at this URI: `..` is no folder in an object store."""
+    scheme, _, path = uri.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), name))}"  # problem_with sees a ..
