@@ -72,9 +72,12 @@ def committed(output: Path) -> dict[Path, tuple[int, int, int]]:
 
 
 def kill_again_and_again(
-    words: list[str], output: Path, times: int, between: tuple[float, float], environment: dict[str, str] | None = None
+    words: list[str], output: Path, times: int, units: tuple[int, int], environment: dict[str, str] | None = None
 ) -> int:
-    """Starts the command and kills it at random moments; what is committed stays as it is. Returns units then."""
+    """Starts the command and kills it when it has committed some units; what is committed stays. Returns units then.
+
+    How many units is drawn, and then a moment within a unit: seconds from the start would be other moments elsewhere.
+    """
     generator = random.Random(SEED)
     kept: dict[Path, tuple[int, int, int]] = {}
     for _ in range(times):
@@ -82,8 +85,11 @@ def kill_again_and_again(
             words, cwd=REPOSITORY, env=os.environ | (environment or {}), stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        time.sleep(generator.uniform(*between))
-        assert process.poll() is None, "the run was over before it could be killed"
+        wanted = len(kept) // 2 + generator.randint(*units)
+        while len(list((output / "samples").glob("*.parquet"))) < wanted:
+            assert process.poll() is None, "the run was over before it could be killed"
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         now = committed(output)
@@ -97,7 +103,7 @@ def test_the_driver_is_killed_twenty_times(
 ) -> None:
     output = tmp_path / "out"
     words = command("jobs.run", write_config(tmp_path / "c.yaml", config_for(large, output, model_path)))
-    units = kill_again_and_again(words, output, 20, (2.5, 8))
+    units = kill_again_and_again(words, output, 20, (0, 15))
     print(f"{units} units committed after 20 kills")
     before = committed(output)
     assert subprocess.run(words, cwd=REPOSITORY, capture_output=True).returncode == 0
@@ -112,7 +118,7 @@ def test_the_driver_on_a_cluster_is_killed(
 ) -> None:
     output = tmp_path / "out"
     words = command("jobs.run", write_config(tmp_path / "c.yaml", on_ray(large, output, model_path)))
-    units = kill_again_and_again(words, output, 5, (12, 17), ray_nodes)
+    units = kill_again_and_again(words, output, 5, (0, 40), ray_nodes)
     print(f"{units} units committed after 5 kills")
     assert units > 0
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, env=os.environ | ray_nodes)

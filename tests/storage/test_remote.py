@@ -549,7 +549,7 @@ def test_a_listing_is_paged_and_in_the_order_of_local_ones(
         s3_files().pipe_file(f"{BUCKET}/in/{name}", b"x")
     s3_files().call_s3("put_object", Bucket=BUCKET, Key="in/a/", Body=b"")  # what consoles make for folders
     monkeypatch.setattr("moto.s3.responses.S3Response._get_default_max_keys", lambda *_: 3, raising=False)
-    ours = [path for path, _ in remote.walk(f"{URI}/in")]
+    ours = [path for path, _ in remote.walk(f"{URI}/in", (".png",))]
     places = (SourcePlace(format="folder", root=root, patterns=(root,)) for root in (str(tmp_path), f"{URI}/in"))
     local, far = ([file.path for file in list_files(place)] for place in places)
     assert far == local == ours == sorted(names)
