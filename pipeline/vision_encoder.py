@@ -55,10 +55,17 @@ class VisionEncoder:
 
     @classmethod
     def from_pretrained(
-        cls, path: str, dtype: str | torch.dtype = "bfloat16", device: str | torch.device | None = None, *,
-        revision: str | None = None, min_pixels: int = 3136, max_pixels: int = 12_845_056, max_patches: int = 32_768,
+        cls,
+        path: str,
+        dtype: str | torch.dtype = "bfloat16",
+        device: str | torch.device | None = None,
+        *,
+        revision: str | None = None,
+        min_pixels: int = 3136,
+        max_pixels: int = 12_845_056,
+        max_patches: int = 32_768,
         max_image_pixels: int = 178_956_970,
-    ) -> VisionEncoder:  # fmt: skip
+    ) -> VisionEncoder:
         """Loads a tower.
 
         Args:
@@ -77,10 +84,13 @@ class VisionEncoder:
         checkpoint = Checkpoint(path, revision)
         config = checkpoint.config
         geometry = Geometry(
-            patch_size=config.patch_size, merge_size=config.merge_size,
-            temporal_patch_size=config.temporal_patch_size, min_pixels=min_pixels, max_pixels=max_pixels,
+            patch_size=config.patch_size,
+            merge_size=config.merge_size,
+            temporal_patch_size=config.temporal_patch_size,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
             max_image_pixels=max_image_pixels,
-        )  # fmt: skip
+        )
         tower = Tower(checkpoint, dtype, chosen, compile_blocks=chosen.type == "cuda")
         return cls(tower, geometry, max_patches)
 

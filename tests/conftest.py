@@ -244,8 +244,10 @@ def _start_node(words: list[str], environment: dict[str, str], log: Path) -> sub
     with open(log, "wb") as stream:
         node = subprocess.Popen(
             [RAY, "start", "--block", "--num-cpus", "1", "--object-store-memory", str(300 << 20), *words],
-            env=environment, stdout=stream, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            env=environment,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
     deadline = time.monotonic() + 120
     while "Ray runtime started" not in log.read_text():
         assert node.poll() is None, log.read_text()

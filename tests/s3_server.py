@@ -15,9 +15,13 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 BUCKET = "bucket"
-ANSWERS = {"403": ("403 Forbidden", "AccessDenied"), "500": ("500 Internal Server Error", "InternalError"),
-           "503": ("503 Service Unavailable", "SlowDown"), "409": ("409 Conflict", "ConditionalRequestConflict"),
-           "501": ("501 Not Implemented", "NotImplemented")}  # fmt: skip
+ANSWERS = {
+    "403": ("403 Forbidden", "AccessDenied"),
+    "500": ("500 Internal Server Error", "InternalError"),
+    "503": ("503 Service Unavailable", "SlowDown"),
+    "409": ("409 Conflict", "ConditionalRequestConflict"),
+    "501": ("501 Not Implemented", "NotImplemented"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +83,14 @@ class S3Server:
             number = self._seen[identity]
             self._seen[identity] += 1
             self.counts.requests[method, key] += 1
-        asked = Request(method=method, key=key, query=query, first=number == 0, number=number,
-                        conditional="HTTP_IF_NONE_MATCH" in environ)  # fmt: skip
+        asked = Request(
+            method=method,
+            key=key,
+            query=query,
+            first=number == 0,
+            number=number,
+            conditional="HTTP_IF_NONE_MATCH" in environ,
+        )
         fault = None if path.startswith("/moto-api") else self.fault(asked)
         if fault:
             with self._lock:

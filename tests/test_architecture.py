@@ -127,6 +127,27 @@ def test_a_planted_import_is_seen(module: str, line: str, says: str) -> None:
     assert any(says in violation for violation in violations(modules))
 
 
+def questions(name: str, text: str) -> list[str]:
+    """Where a module asks which format a source has, or whether bytes are local or remote."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        asks_format = isinstance(node, ast.Compare) and any(
+            isinstance(side, ast.Attribute) and side.attr == "format" and ast.unparse(side.value) != "image"
+            for side in (node.left, *node.comparators)
+        )
+        if asks_format and name != "source.resolve":
+            found.append(f"{name} asks for a format: {ast.unparse(node)}")
+        if isinstance(node, ast.Name) and node.id == "is_remote" and wing_of(name) != "storage":
+            found.append(f"{name} asks where bytes lie")
+    return found
+
+
+def test_format_and_storage_are_asked_where_they_are_chosen() -> None:
+    assert [found for name, text in sources().items() for found in questions(name, text)] == []
+    planted = "def f(part):\n    return part.format in ('parquet', 'jsonl') and is_remote(part.root)"
+    assert len(questions("prepare.unit", planted)) == 2
+
+
 def test_modules_are_short() -> None:
     lines = {path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     assert {name for name, count in lines.items() if count > MAX_LINES} == set()

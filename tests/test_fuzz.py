@@ -29,9 +29,12 @@ from pipeline.tower.checkpoint import Checkpoint
 
 EXAMPLES = int(os.environ.get("VISIONBAKE_FUZZ", "0"))
 fuzzed = settings(
-    max_examples=EXAMPLES or 150, derandomize=not EXAMPLES, deadline=None, database=None,
+    max_examples=EXAMPLES or 150,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    database=None,
     suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -135,9 +138,20 @@ def opened(folder: Path) -> None:
         assert named, error  # noqa: PT017 - both endings are right
 
 
-FIELDS = ("depth", "hidden_size", "num_heads", "intermediate_size", "out_hidden_size", "patch_size", "window_size",
-          "spatial_merge_size", "fullatt_block_indexes", "in_channels", "temporal_patch_size",
-          "hidden_act")  # fmt: skip
+FIELDS = (
+    "depth",
+    "hidden_size",
+    "num_heads",
+    "intermediate_size",
+    "out_hidden_size",
+    "patch_size",
+    "window_size",
+    "spatial_merge_size",
+    "fullatt_block_indexes",
+    "in_channels",
+    "temporal_patch_size",
+    "hidden_act",
+)
 
 
 @pytest.mark.slow
@@ -156,10 +170,24 @@ def test_vision_configs(model_path: Path, field: str, value: Any) -> None:
 @fuzzed
 @given(
     name=st.sampled_from(["config.json", "preprocessor_config.json", "model.safetensors.index.json"]),
-    field=st.sampled_from(["vision_config", "model_type", "weight_map", "image_mean", "image_std", "rescale_factor",
-                           "image_processor", "patch_size", "do_resize", "resample"]),
-    value=JSON, whole=st.booleans(), edits=EDITS,
-)  # fmt: skip
+    field=st.sampled_from(
+        [
+            "vision_config",
+            "model_type",
+            "weight_map",
+            "image_mean",
+            "image_std",
+            "rescale_factor",
+            "image_processor",
+            "patch_size",
+            "do_resize",
+            "resample",
+        ]
+    ),
+    value=JSON,
+    whole=st.booleans(),
+    edits=EDITS,
+)
 def test_json_files(
     model_path: Path, name: str, field: str, value: Any, whole: bool, edits: list[tuple[str, float, bytes]]
 ) -> None:

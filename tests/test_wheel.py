@@ -74,16 +74,22 @@ def test_installed_it_runs_inline_and_on_a_cluster_of_its_own(installed: Path, t
 
     def call(*words: str) -> str:
         done = subprocess.run(
-            [installed / "visionbake", *words], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            [installed / "visionbake", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
             timeout=300,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     config = {
-        "source": {"uri": str(PHOTOS)}, "preprocess": {"max_pixels": 100352},
-        "model": {"path": "random:tiny", "dtype": "float32"}, "output": {"uri": "out/ray", "shard_tokens": 600},
-    }  # fmt: skip
+        "source": {"uri": str(PHOTOS)},
+        "preprocess": {"max_pixels": 100352},
+        "model": {"path": "random:tiny", "dtype": "float32"},
+        "output": {"uri": "out/ray", "shard_tokens": 600},
+    }
     (tmp_path / "c.json").write_text(json.dumps(config))  # JSON is YAML
     on_ray = call("run", "c.json", "--json")
     inline = call("run", "c.json", "--json", "--set", "cluster.engine=inline", "--set", "output.uri=out/inline")

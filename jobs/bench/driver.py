@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,30 @@ from jobs.bench.mixes import GEOMETRY
 from jobs.bench.plan import write_indices
 from pipeline.index.units import Unit
 from pipeline.output.committed import Committed
+from pipeline.output.record import CommitRecord
 from pipeline.process import peak_memory_bytes
 from pipeline.run.driver import Driver, Event
+
+RECORD = CommitRecord(
+    schema_version=0,
+    unit="",
+    rows_in=1,
+    rows_out=1,
+    rejects={},
+    reject_examples={},
+    tokens=1,
+    encoded_tokens=1,
+    embedding_bytes=1,
+    data_size=1,
+    data_sha256="",
+    fingerprint="",
+    device="",
+    halvings=0,
+    overflows=0,
+    packs=[],
+    adopted=False,
+    seconds={"encode": 0.0},
+)
 
 
 class NullEngine:
@@ -40,11 +63,7 @@ class NullEngine:
         self._events.append(Event(kind="prepared", part=unit.part, unit=unit))
 
     def encode(self, unit: Unit, handle: Any) -> None:
-        record: dict[str, object] = {
-            "rows_in": 1, "rows_out": 1, "tokens": 1, "embedding_bytes": 1, "data_size": 1, "halvings": 0,
-            "rejects": {}, "reject_examples": {}, "seconds": {"encode": 0.0},
-        }  # fmt: skip
-        committed = Committed(unit=unit, record=record, fresh=True)
+        committed = Committed(unit=unit, record=replace(RECORD, unit=unit.id), fresh=True)
         self._events.append(Event(kind="committed", part=unit.part, unit=unit, committed=committed))
 
     def wait(self, timeout_seconds: float) -> list[Event]:
@@ -55,10 +74,18 @@ class NullEngine:
 def drive_nothing(parts: int, units_of: Callable[[int], list[Unit]]) -> int:
     """Drives all units of all parts through stages that do nothing; returns how many there were."""
     driver = Driver(
-        NullEngine(), parts=parts, indexed=set(), units_of=units_of, committed=lambda part, number: False,
-        unit_bytes=lambda unit: 1, in_flight_bytes=1000, attempts=3, max_rejected_fraction=1.0,
-        on_tick=lambda progress: None, on_start=lambda: None,
-    )  # fmt: skip
+        NullEngine(),
+        parts=parts,
+        indexed=set(),
+        units_of=units_of,
+        committed=lambda part, number: False,
+        unit_bytes=lambda unit: 1,
+        in_flight_bytes=1000,
+        attempts=3,
+        max_rejected_fraction=1.0,
+        on_tick=lambda progress: None,
+        on_start=lambda: None,
+    )
     return driver.run().totals.units
 
 

@@ -281,9 +281,15 @@ def _units(tower: Tower) -> dict[str, object]:
     patches = np.random.default_rng(SEED).integers(0, 256, (patches_of(grids), 588), dtype=np.uint8)
     encoder = UnitEncoder(tower, max_patches=PACK_PATCHES, stored_dtype="bfloat16")
     settings = ShardSettings(
-        fingerprint="", tower_sha256="", stage="merged", dtype="bfloat16", hidden_size=tower.config.out_width,
-        merge_size=tower.config.merge_size, row_group_bytes=32 << 20, device="",
-    )  # fmt: skip
+        fingerprint="",
+        tower_sha256="",
+        stage="merged",
+        dtype="bfloat16",
+        hidden_size=tower.config.out_width,
+        merge_size=tower.config.merge_size,
+        row_group_bytes=32 << 20,
+        device="",
+    )
 
     def unit(number: int) -> PreparedUnit:
         samples = tuple(

@@ -30,9 +30,13 @@ IDLE_UNITS = 20
 LARGE: Grid = (1, 256, 256)
 Call = Callable[[], Tensor]
 GEOMETRY = Geometry(
-    patch_size=14, merge_size=2, temporal_patch_size=2, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS,
+    patch_size=14,
+    merge_size=2,
+    temporal_patch_size=2,
+    min_pixels=MIN_PIXELS,
+    max_pixels=MAX_PIXELS,
     max_image_pixels=178_956_970,
-)  # fmt: skip
+)
 
 
 def log_normal_grids(count: int, median_mpx: float = 0.5, sigma: float = 0.5) -> list[Grid]:

@@ -24,9 +24,13 @@ def helped_reference(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.d
     extra: dict[str, Any] = {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
 
     def forward(
-        self: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, max_seqlen: Any = None,
+        self: Any,
+        hidden_states: Tensor,
+        cu_seqlens: Tensor,
+        position_embeddings: Any = None,
+        max_seqlen: Any = None,
         **_: Any,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         count = hidden_states.shape[0]
         q, k, v = self.qkv(hidden_states).reshape(count, 3, self.num_heads, -1).unbind(1)
         q, k = modeling.apply_rotary_pos_emb_vision(q, k, *position_embeddings)

@@ -16,7 +16,7 @@ SEED = 7
 def bench_write(arguments: argparse.Namespace) -> dict[str, object]:
     import os
 
-    from pipeline.output.shard import embedding_array, write_data_shard
+    from pipeline.output.shard import ShardRows, embedding_array, write_data_shard
 
     rows, row_bytes = 96, 600 * 3584 * 2
     payload = np.random.default_rng(SEED).integers(0, 256, rows * row_bytes, dtype=np.uint8)
@@ -35,7 +35,8 @@ def bench_write(arguments: argparse.Namespace) -> dict[str, object]:
 
         def ours() -> None:
             path = Path(folder, "shard")
-            write_data_shard(path, columns, embedding_array(payload, lengths), {}, 32 << 20)
+            rows = ShardRows(columns=columns, embedding=embedding_array(payload, lengths), metadata={})
+            write_data_shard(path, rows, 32 << 20)
             path.unlink()
 
         def raw() -> None:

@@ -64,9 +64,10 @@ def main(arguments: argparse.Namespace) -> int:
     request = check_request(config, weights=arguments.calibrate)
     writing = Writing.of(config, request.checkpoint.config.width_of(config.output.stage))
     rates = Rates(
-        tokens_per_second=arguments.tokens_per_second, price_per_hour=arguments.price_per_hour,
+        tokens_per_second=arguments.tokens_per_second,
+        price_per_hour=arguments.price_per_hour,
         price_per_terabyte=arguments.price_per_terabyte,
-    )  # fmt: skip
+    )
     measured: dict[str, Any] = {}
 
     def rates_of(height_N: npt.NDArray[np.int64], width_N: npt.NDArray[np.int64]) -> list[Rates]:

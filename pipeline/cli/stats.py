@@ -77,8 +77,9 @@ def statistics_of(output: AnyPath) -> dict[str, Any]:
     norms = connection.execute("SELECT avg(norm_mean), max(norm_max) FROM samples WHERE status = 'ok'").fetchone()
     stretches = timeline.stretches()
     seconds, encoder_seconds = (
-        sum(one.seconds for one in stretches), sum(one.seconds * one.encoders for one in stretches)
-    )  # fmt: skip
+        sum(one.seconds for one in stretches),
+        sum(one.seconds * one.encoders for one in stretches),
+    )
     return (
         written.as_dict(Writing.of(config, dataset["hidden_size"]), Rates())
         | totals.as_dict()
@@ -115,11 +116,17 @@ def written_of(connection: Any, config: Config, totals: Totals) -> Estimate:
 
     everywhere, within = again("sha256"), again("sha256, shard") if config.pack.deduplicate else (0, 0)
     return Estimate(
-        max_pixels=config.preprocess.max_pixels, samples=totals.samples, units=totals.units, rejects=totals.rejects,
-        histogram=histogram, branches=Counter(dict(zip(BRANCHES, shares, strict=True))),
-        duplicates=everywhere[0], duplicate_tokens=everywhere[1],
-        unit_duplicates=within[0], unit_duplicate_tokens=within[1],
-    )  # fmt: skip
+        max_pixels=config.preprocess.max_pixels,
+        samples=totals.samples,
+        units=totals.units,
+        rejects=totals.rejects,
+        histogram=histogram,
+        branches=Counter(dict(zip(BRANCHES, shares, strict=True))),
+        duplicates=everywhere[0],
+        duplicate_tokens=everywhere[1],
+        unit_duplicates=within[0],
+        unit_duplicate_tokens=within[1],
+    )
 
 
 def source_of(connection: Any) -> SourceFacts:

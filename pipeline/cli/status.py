@@ -20,8 +20,7 @@ from ..output.ledger import CommittedUnits
 from ..output.pace import Recent, Work, work_of
 from ..output.totals import Totals, read_records
 from ..source.plan import Plan
-from ..storage.files import READS_AT_ONCE, AnyPath, map_ahead
-from ..storage.remote import RemotePath
+from ..storage.files import READS_AT_ONCE, AnyPath, map_ahead, requests_at_once
 from .console import Interrupted, add_json_argument, bytes_text, output_of, print_json, say, seconds_text
 
 WATCH_SECONDS = 2.0
@@ -92,7 +91,7 @@ class Status:
     def _cut(self, plan: Plan, parts: list[int]) -> None:
         dataset = read_dataset(self._output)
         paths = [plan.index_path(part) for part in parts]
-        with ThreadPoolExecutor(READS_AT_ONCE if isinstance(self._output, RemotePath) else 1) as pool:
+        with ThreadPoolExecutor(requests_at_once(self._output)) as pool:
             for part, index in zip(parts, map_ahead(pool, read_index_arrays, paths, READS_AT_ONCE), strict=True):
                 units = cut_units(part, index, geometry_of(dataset), dataset["config"]["output"]["shard_tokens"])
                 self._unit_tokens[part] = np.array([unit.tokens for unit in units], np.int64)

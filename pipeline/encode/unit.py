@@ -50,9 +50,15 @@ class UnitEncoder:
     """
 
     def __init__(
-        self, tower: Tower, *, max_patches: int, stored_dtype: str, on_overflow: str = "fail", threads: int = 1,
+        self,
+        tower: Tower,
+        *,
+        max_patches: int,
+        stored_dtype: str,
+        on_overflow: str = "fail",
+        threads: int = 1,
         stage: Stage = "merged",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.tower = tower
         self.max_patches = max_patches
         self.stored_dtype = stored_dtype
@@ -278,7 +284,7 @@ def _all_of(true_M: npt.NDArray[np.bool_], state: _State, count: int) -> npt.NDA
     """Whether it holds for all tokens of each image."""
     if not count:
         return np.ones(0, np.bool_)
-    return np.logical_and.reduceat(true_M, state.token_ends[:-1])  # type: ignore[no-any-return]
+    return np.logical_and.reduceat(true_M, state.token_ends[:-1])
 
 
 def _relative_rms(error_M2: Tensor, finite_N: npt.NDArray[np.bool_], tokens: npt.NDArray[np.int64]) -> float:

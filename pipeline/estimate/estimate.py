@@ -41,9 +41,13 @@ class Writing:
         """As a configuration has it, of tokens that are so wide."""
         output = config.output
         return cls(
-            width=width, format=output.format, dtype=output.dtype, row_group_bytes=output.row_group_bytes,
-            shard_tokens=output.shard_tokens, deduplicate=config.pack.deduplicate,
-        )  # fmt: skip
+            width=width,
+            format=output.format,
+            dtype=output.dtype,
+            row_group_bytes=output.row_group_bytes,
+            shard_tokens=output.shard_tokens,
+            deduplicate=config.pack.deduplicate,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

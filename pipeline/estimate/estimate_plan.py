@@ -62,9 +62,7 @@ def estimate_parts(
             facts = replace(facts, hash_N=facts.hash_N * index.accepted_N)
             again = repeated(facts.hash_N) if writing.deduplicate else np.zeros(0, np.int64)
             for one in estimates:
-                one.merge(
-                    _of_budget(facts, replace(geometry, max_pixels=one.max_pixels), writing.shard_tokens, again)
-                )  # fmt: skip
+                one.merge(_of_budget(facts, replace(geometry, max_pixels=one.max_pixels), writing.shard_tokens, again))
             images.append((facts.hash_N, index.height_N * index.accepted_N, index.width_N * index.accepted_N))
     hash_N, height_N, width_N = (np.concatenate(columns) for columns in zip(*images, strict=True))
     return PartsEstimate(estimates=estimates, source=source, hash_N=hash_N, height_N=height_N, width_N=width_N)

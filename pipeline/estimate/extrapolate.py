@@ -82,9 +82,7 @@ def _of_budget(
         return interval(draws, images_N + shards_N * shard_bytes(kind))
 
     stored = size(writing.format, writing.dtype)
-    costs = {
-        name: rates.costs(getattr(total, name), getattr(stored, name)) for name in ("estimate", "low", "high")
-    }  # fmt: skip
+    costs = {name: rates.costs(getattr(total, name), getattr(stored, name)) for name in ("estimate", "low", "high")}
     large_N = width_N * height_N > geometry.max_image_pixels
     by_size = {rejects.TOO_MANY_PIXELS: large_N, rejects.ASPECT_RATIO: (height_N > 0) & ~usable & ~large_N}
     return {

@@ -71,7 +71,7 @@ def _read(path: AnyPath, columns: list[str]) -> pa.Table:
 
 def _arrays_of(table: pa.Table) -> IndexArrays:
     def numbers(name: str) -> npt.NDArray[np.int64]:
-        return table.column(name).fill_null(0).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]
+        return table.column(name).fill_null(0).cast(pa.int64()).to_numpy()
 
     return IndexArrays(
         width_N=numbers("width"),

@@ -1,11 +1,15 @@
 """Output: what a run leaves behind, and what it means.
 
 layout       where files lie in an output, and the schema's version
+metadata     the JSON in a shard's footer
+record       CommitRecord: what a samples shard's footer says
 settings     what every shard says about itself
 fingerprint  exactly what decides a byte
 shard        a data shard as Parquet; the samples shard
 shard_tar    a data shard as WebDataset
 committed    what a commit tells the driver
+shard_formats  the forms of data shards, by name
+unit_rows    a unit as the columns of its two shards, and its record
 commit       publish the data shard, then the samples shard: the commit
 ledger       which units are committed
 totals       sums over commit records

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..index.units import Unit
+from .record import CommitRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +13,6 @@ class Committed:
     """One committed unit, as the driver counts it. `fresh` is False where another process had committed it."""
 
     unit: Unit
-    record: dict[str, object]
+    record: CommitRecord
     fresh: bool
     peak_memory_bytes: int = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from typing import Any
 
@@ -13,10 +12,8 @@ from ..config import Config
 from ..errors import RequestError
 from ..grid import Geometry
 from ..source.carry import schema_of_text
-from ..storage import remote
-from ..storage.files import AnyPath, names_in
+from ..storage.files import AnyPath, can_be_written, names_at
 from ..storage.publish import publish_new, publish_over, remove_unfinished, write_text
-from ..storage.remote import RemotePath
 from ..storage.scratch import Scratch
 from .card import data_set_card
 from .fingerprint import fingerprint_of, version_of
@@ -29,13 +26,16 @@ RECORDED_PACKAGES = ("visionbake", "ray", "transformers", "numpy", "safetensors"
 def check_output(output: AnyPath, facts: dict[str, object]) -> None:
     """Raises RequestError if the output cannot take this run: a file, foreign, not writable, or another run's."""
     try:
-        names = _names_at(output)
+        names = names_at(output)
+    except NotADirectoryError as error:
+        raise RequestError(f"output.uri: {output} is a file") from error
     except OSError as error:
         raise RequestError(f"output.uri: {output} cannot be read: {error}") from error
+    if not can_be_written(output):
+        raise RequestError(f"output.uri: {output} is not writable")
     foreign = names - {"plan", "_tmp"}  # all that a run writes before dataset.json
-    if "plan" in names and "dataset.json" not in names and not (output / "plan" / "plan.json").exists():
-        inside = names_in(output / "plan")
-        foreign |= {"plan"} if inside else set()
+    if "plan" in names and not (output / "plan" / "plan.json").exists() and names_at(output / "plan"):
+        foreign.add("plan")  # an empty one is what a run leaves that was killed before it could describe it
     if foreign and "dataset.json" not in names:
         raise RequestError(f"output.uri: {output} is not empty and not an output of visionbake ({sorted(foreign)[0]})")
     stored = stored_facts(output)
@@ -45,25 +45,6 @@ def check_output(output: AnyPath, facts: dict[str, object]) -> None:
                 f"output.uri: {output} is another run's: {name} is {stored.get(name)!r} there and {value!r} here; use "
                 "another output.uri"
             )
-
-
-def _names_at(output: AnyPath) -> set[str]:
-    """What stands in the output. Raises RequestError: it is a file or, on a local file system, cannot be written to."""
-    if isinstance(output, RemotePath):
-        if output.exists():
-            raise RequestError(f"output.uri: {output} is a file")
-        try:
-            return {entry["name"].rstrip("/") for entry in remote.entries(output.uri)}
-        except FileNotFoundError:
-            return set()
-    if output.exists() and not output.is_dir():
-        raise RequestError(f"output.uri: {output} is a file")
-    folder = output
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise RequestError(f"output.uri: {output} is not writable")
-    return set(os.listdir(output)) if output.is_dir() else set()
 
 
 def stored_facts(output: AnyPath) -> dict[str, object] | None:
@@ -93,10 +74,13 @@ def geometry_of(dataset: dict[str, Any]) -> Geometry:
     """What decided the grids of an output, from its dataset.json."""
     config = dataset["config"]
     return Geometry(
-        patch_size=dataset["patch_size"], merge_size=dataset["merge_size"], temporal_patch_size=2,
-        min_pixels=config["preprocess"]["min_pixels"], max_pixels=config["preprocess"]["max_pixels"],
+        patch_size=dataset["patch_size"],
+        merge_size=dataset["merge_size"],
+        temporal_patch_size=2,
+        min_pixels=config["preprocess"]["min_pixels"],
+        max_pixels=config["preprocess"]["max_pixels"],
         max_image_pixels=config["limits"]["max_image_pixels"],
-    )  # fmt: skip
+    )
 
 
 def stored_carry(output: AnyPath) -> pa.Schema | None:

@@ -1,15 +1,23 @@
-"""Layout: where things lie in an output."""
+"""Layout: where things lie in an output, and the version of what they hold."""
 
 from __future__ import annotations
 
 from ..storage.files import AnyPath
 
 SCHEMA_VERSION = 1
+SUFFIXES = {"parquet": "parquet", "webdataset": "tar"}  # of data shards
 
 
 def data_path(output: AnyPath, unit_id: str, kind: str = "parquet") -> AnyPath:
-    return output / "data" / f"part-{unit_id}.{'tar' if kind == 'webdataset' else 'parquet'}"
+    """A unit's data shard. `kind`: a key of SUFFIXES."""
+    return output / "data" / f"part-{unit_id}.{SUFFIXES[kind]}"
 
 
 def samples_path(output: AnyPath, unit_id: str) -> AnyPath:
+    """A unit's samples shard."""
     return output / "samples" / f"part-{unit_id}.parquet"
+
+
+def unit_id_of(name: str) -> str:
+    """The unit that a shard's file name says, whatever its suffix."""
+    return name.removeprefix("part-").partition(".")[0]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from ..storage.files import AnyPath, lists_by_prefix, names_in
-from .totals import READS_AT_ONCE
+from ..storage.files import REQUESTS_AT_ONCE, AnyPath, lists_by_prefix, names_in
 
 
 class CommittedUnits:
@@ -18,7 +17,7 @@ class CommittedUnits:
         # An object store lists by prefix: a thousand parts at a time, so that no listing is of all shards.
         split = parts is not None and lists_by_prefix(output)
         prefixes = [f"part-{first:03d}" for first in range(-(-(parts or 0) // 1000))] if split else ["part-"]
-        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             for names in pool.map(lambda prefix: names_in(output / "samples", prefix), prefixes):
                 for name in names:
                     part, _, number = name.removeprefix("part-").removesuffix(".parquet").partition("-")

@@ -9,10 +9,11 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .record import CommitRecord
 
 RECENT_SECONDS = 60.0
 PAUSE_SECONDS = 120.0  # and 4 times the longest unit: a run that was interrupted, and given again
@@ -30,14 +31,17 @@ class Work:
     tokens: int
 
 
-def work_of(record: dict[str, Any]) -> Work | None:
-    """None of a record that does not say it."""
-    if "encoded_at" not in record:
+def work_of(record: CommitRecord) -> Work | None:
+    """What a record says of its encoder; None of one that does not say it."""
+    if not record.encoded_at:
         return None
     return Work(
-        encoder=int(record["encoder"]), ended=float(record["encoded_at"]), seconds=float(record["seconds"]["encode"]),
-        images=int(record["rows_out"]), tokens=int(record["tokens"]),
-    )  # fmt: skip
+        encoder=record.encoder,
+        ended=record.encoded_at,
+        seconds=record.seconds["encode"],
+        images=record.rows_out,
+        tokens=record.tokens,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

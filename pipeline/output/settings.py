@@ -18,3 +18,24 @@ class ShardSettings:
     row_group_bytes: int
     device: str
     format: str = "parquet"
+
+    def describe(self, unit_id: str, schema_version: int) -> dict[str, object]:
+        """The metadata of one unit's data shard."""
+        return {
+            "schema_version": schema_version,
+            "unit": unit_id,
+            "fingerprint": self.fingerprint,
+            "tower_sha256": self.tower_sha256,
+            "stage": self.stage,
+            "dtype": self.dtype,
+            "hidden_size": self.hidden_size,
+            "merge_size": self.merge_size,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Who encoded a unit, for its record: a number for the encoder, and when it had; Unix seconds."""
+
+    encoder: int = 0
+    encoded_at: float = 0.0

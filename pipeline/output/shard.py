@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import OutputError
-from ..storage.files import AnyPath, open_input
+from .metadata import METADATA_KEY, read_metadata
+from .record import CommitRecord
 
-METADATA_KEY = b"visionbake"
 LENGTH_PREFIX_BYTES = 4  # Parquet's PLAIN encoding of BYTE_ARRAY
 EMBEDDING = "embedding"
 _SCALARS = [
@@ -117,6 +117,81 @@ class DataShard:
     lengths_N: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardRows:
+    """What goes into a data shard: N accepted samples.
+
+    Attributes:
+        columns: of DATA_SCHEMA but the embedding, N values each.
+        embedding: large_binary [N].
+        metadata: what the shard says about itself.
+        carried: N rows of carried columns.
+    """
+
+    columns: dict[str, list[Any]]
+    embedding: pa.LargeBinaryArray
+    metadata: dict[str, object]
+    carried: pa.Table | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardContent:
+    """What a published data shard holds: N rows. `scales` are None where they lie behind the embeddings."""
+
+    metadata: dict[str, Any]
+    keys: list[str]
+    offsets_N: npt.NDArray[np.int64]
+    scales: list[bytes | None]
+
+
+class ShardFormat(Protocol):
+    """A form of data shards: one implementation each, chosen by `shard_formats.shard_format`."""
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    own_members: ClassVar[tuple[str, ...]]  # names that a carried value cannot have
+
+    def write(self, path: Path, rows: ShardRows, row_group_bytes: int) -> DataShard:
+        """Writes and checks a complete shard at a scratch path.
+
+        Raises:
+            OutputError: the file cannot be written, or does not hold what was written.
+        """
+        ...
+
+    def read(self, path: Path, lengths_N: npt.NDArray[np.int64] | None = None) -> ShardContent:
+        """What a shard holds.
+
+        Args:
+            lengths_N: bytes that its embeddings must have; None if only its wholeness is asked for.
+
+        Raises:
+            OutputError: it is not complete, or has other rows or lengths.
+        """
+        ...
+
+
+class ParquetShards:
+    """Data shards as Parquet."""
+
+    name: ClassVar[str] = "parquet"
+    suffix: ClassVar[str] = "parquet"
+    own_members: ClassVar[tuple[str, ...]] = ()
+
+    def write(self, path: Path, rows: ShardRows, row_group_bytes: int) -> DataShard:
+        return write_data_shard(path, rows, row_group_bytes)
+
+    def read(self, path: Path, lengths_N: npt.NDArray[np.int64] | None = None) -> ShardContent:
+        try:
+            metadata = read_metadata(path)
+            table = pq.read_table(path, columns=["key", "scale"])
+            offsets_N = np.empty(0, np.int64) if lengths_N is None else embedding_offsets(path, lengths_N)
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(f"{path}: not a complete shard: {error}") from error
+        keys, scales = table.column("key").to_pylist(), table.column("scale").to_pylist()
+        return ShardContent(metadata=metadata, keys=keys, offsets_N=offsets_N, scales=scales)
+
+
 def embedding_array(tokens: memoryview | bytes | np.ndarray, lengths_N: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
     """large_binary [N] over a contiguous buffer, without copying it. Lengths in bytes."""
     offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64)
@@ -138,31 +213,19 @@ def row_groups(lengths_N: npt.NDArray[np.int64], row_group_bytes: int) -> list[t
     return groups or [(0, 0)]
 
 
-def write_data_shard(
-    path: Path, columns: dict[str, list[object]], embedding: pa.LargeBinaryArray, metadata: dict[str, object],
-    row_group_bytes: int, carried: pa.Table | None = None,
-) -> DataShard:  # fmt: skip
-    """Writes and checks a complete shard at a scratch path.
-
-    Args:
-        columns: of DATA_SCHEMA but the embedding, N values each.
-        embedding: large_binary [N].
-        carried: N rows of carried columns.
-        metadata: goes into the file's key-value metadata as JSON.
-
-    Raises:
-        OutputError: the file cannot be written, or does not hold what was written.
-    """
-    schema = DATA_SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+def write_data_shard(path: Path, rows: ShardRows, row_group_bytes: int) -> DataShard:
+    """Writes a shard as Parquet; see `ShardFormat.write`."""
+    columns, embedding = rows.columns, rows.embedding
+    schema = DATA_SCHEMA.with_metadata({METADATA_KEY: json.dumps(rows.metadata, sort_keys=True)})
     arrays = [
         embedding if field.name == EMBEDDING else pa.array(columns[field.name], field.type) for field in DATA_SCHEMA
     ]
-    table = with_carried(pa.Table.from_arrays(arrays, schema=schema), carried)
+    table = with_carried(pa.Table.from_arrays(arrays, schema=schema), rows.carried)
     lengths_N = np.diff(np.frombuffer(embedding.buffers()[1], np.int64)[: len(embedding) + 1])
     compression = {name: "NONE" if name == EMBEDDING else "ZSTD" for name in table.schema.names}
     try:
         with open(path, "xb", buffering=0) as stream:
-            sink = HashingFile(stream)  # type: ignore[arg-type]
+            sink = HashingFile(stream)
             writer = pq.ParquetWriter(
                 sink,
                 table.schema,
@@ -221,10 +284,10 @@ def with_carried(table: pa.Table, carried: pa.Table | None) -> pa.Table:
 
 
 def write_samples_shard(
-    path: Path, columns: dict[str, list[object]], record: dict[str, object], carried: pa.Table | None = None
+    path: Path, columns: dict[str, list[object]], record: CommitRecord, carried: pa.Table | None = None
 ) -> None:
     """Writes a complete samples shard at a scratch path; its footer holds the commit record. Raises OutputError."""
-    schema = SAMPLES_SCHEMA.with_metadata({METADATA_KEY: json.dumps(record, sort_keys=True)})
+    schema = SAMPLES_SCHEMA.with_metadata({METADATA_KEY: json.dumps(record.to_json(), sort_keys=True)})
     table = pa.Table.from_pydict({field.name: columns[field.name] for field in SAMPLES_SCHEMA}, schema=schema)
     table = with_carried(table, carried)
     try:
@@ -233,13 +296,3 @@ def write_samples_shard(
             os.fsync(stream.fileno())
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error}") from error
-
-
-def read_metadata(path: AnyPath) -> dict[str, object]:
-    """The JSON in a shard's footer. Raises OutputError if it is not one of ours."""
-    try:
-        with open_input(path, forwards=False) as stream:
-            metadata = pq.read_metadata(stream).metadata or {}
-        return dict(json.loads(metadata[METADATA_KEY]))
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise OutputError(f"{path}: not a complete shard: {error}") from error

@@ -16,15 +16,14 @@ import os
 import struct
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from ..errors import DamagedPart, OutputError, SourceError
 from ..source.tar import TarStream, walk
-from .shard import DATA_SCHEMA, EMBEDDING, DataShard, HashingFile
+from .shard import DATA_SCHEMA, EMBEDDING, DataShard, HashingFile, ShardContent, ShardRows
 
 SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "I8", "fp8": "F8_E4M3"}
 PAX_KEY = "VISIONBAKE.shard"
@@ -41,23 +40,42 @@ def true_key(name: str) -> str:
     return name.replace("%2F", "/").replace("%5C", "\\").replace("%2E", ".").replace("%25", "%")
 
 
-def write_tar_shard(
-    path: Path, columns: dict[str, list[Any]], embedding: pa.LargeBinaryArray, metadata: dict[str, object],
-    carried: pa.Table | None = None,
-) -> DataShard:  # fmt: skip
-    """Writes and checks a complete shard at a scratch path; arguments and errors as of `write_data_shard`."""
+class TarShards:
+    """Data shards as WebDataset."""
+
+    name: ClassVar[str] = "webdataset"
+    suffix: ClassVar[str] = "tar"
+    own_members: ClassVar[tuple[str, ...]] = ("json", "safetensors")
+
+    def write(self, path: Path, rows: ShardRows, row_group_bytes: int) -> DataShard:
+        return write_tar_shard(path, rows)
+
+    def read(self, path: Path, lengths_N: npt.NDArray[np.int64] | None = None) -> ShardContent:
+        metadata, found = read_tar_shard(path)
+        if lengths_N is not None and [length for _, _, length in found] != lengths_N.tolist():
+            raise OutputError(f"{path} has other rows than its record")
+        return ShardContent(
+            metadata=metadata,
+            keys=[key for key, _, _ in found],
+            offsets_N=np.array([offset for _, offset, _ in found], np.int64),
+            scales=[None] * len(found),
+        )
+
+
+def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
+    """Writes a shard as WebDataset; see `ShardFormat.write`."""
+    columns, embedding, metadata = rows.columns, rows.embedding, rows.metadata
     bounds = np.frombuffer(embedding.buffers()[1], np.int64)[: len(embedding) + 1]
     buffer = embedding.buffers()[2]
     values = memoryview(buffer).cast("B") if buffer is not None else memoryview(b"")
-    rows = carried.to_pylist() if carried is not None else [{}] * len(embedding)
+    carried = rows.carried.to_pylist() if rows.carried is not None else [{}] * len(embedding)
     offsets: list[int] = []
     try:
         with open(path, "xb", buffering=0) as stream:
-            sink = HashingFile(stream)  # type: ignore[arg-type]
+            sink = HashingFile(stream)
             header = {PAX_KEY: json.dumps(metadata, sort_keys=True)}
-            with tarfile.TarFile(
-                fileobj=sink, mode="w", format=tarfile.PAX_FORMAT, pax_headers=header  # type: ignore[arg-type]
-            ) as tar:  # fmt: skip
+            target = cast("BinaryIO", sink)  # of a file it is only written to
+            with tarfile.TarFile(fileobj=target, mode="w", format=tarfile.PAX_FORMAT, pax_headers=header) as tar:
                 for row in range(len(embedding)):
                     name = member_key(str(columns["key"][row]))
                     head, tail = _safetensors(columns, row, int(bounds[row + 1] - bounds[row]))
@@ -67,7 +85,7 @@ def write_tar_shard(
                     facts = {
                         field: columns[field][row] for field in DATA_SCHEMA.names if field not in (EMBEDDING, "scale")
                     }
-                    for field, value in rows[row].items():
+                    for field, value in carried[row].items():
                         if isinstance(value, str | bytes):
                             raw = value.encode() if isinstance(value, str) else value
                             _add(tar, f"{name}.{field}", _Joined([raw]))
@@ -111,14 +129,6 @@ def read_tar_shard(path: Path) -> tuple[dict[str, Any], list[tuple[str, int, int
     return metadata, places
 
 
-def tar_offsets(path: Path, lengths_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each embedding lies. Raises OutputError: other rows or lengths than these."""
-    _, places = read_tar_shard(path)
-    if [length for _, _, length in places] != lengths_N.tolist():
-        raise OutputError(f"{path} has other rows than its record")
-    return np.array([offset for _, offset, _ in places], np.int64)
-
-
 def _safetensors(columns: dict[str, list[Any]], row: int, length: int) -> tuple[bytes, bytes]:
     """What stands before and behind the embedding's bytes. Source: the safetensors format, version 0.4 and later."""
     tokens = columns["num_tokens"][row]
@@ -160,5 +170,5 @@ def _add(tar: tarfile.TarFile, name: str, data: _Joined) -> int:
     """Adds a regular member; returns where its data starts."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = data.size, 0o644
-    tar.addfile(info, data)  # type: ignore[arg-type]
+    tar.addfile(info, data)
     return tar.offset - -(-data.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -7,14 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
-from ..storage.files import AnyPath
-from ..storage.remote import RemotePath
+from ..storage.files import AnyPath, requests_at_once
 from .layout import samples_path
-from .shard import read_metadata
-
-READS_AT_ONCE = 32
+from .record import CommitRecord, read_record
 
 
 @dataclass(kw_only=True)
@@ -32,19 +28,20 @@ class Totals:
     reject_examples: dict[str, list[str]] = field(default_factory=dict)
     seconds: Counter[str] = field(default_factory=Counter)
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, record: CommitRecord) -> None:
+        """Adds one committed unit."""
         self.merge(
             Totals(
                 units=1,
-                samples=record["rows_in"],
-                rows=record["rows_out"],
-                tokens=record["tokens"],
-                embedding_bytes=record["embedding_bytes"],
-                data_bytes=record["data_size"],
-                halvings=record["halvings"],
-                rejects=Counter(record["rejects"]),
-                reject_examples=record["reject_examples"],
-                seconds=Counter(record["seconds"]),
+                samples=record.rows_in,
+                rows=record.rows_out,
+                tokens=record.tokens,
+                embedding_bytes=record.embedding_bytes,
+                data_bytes=record.data_size,
+                halvings=record.halvings,
+                rejects=Counter(record.rejects),
+                reject_examples=record.reject_examples,
+                seconds=Counter(record.seconds),
             )
         )
 
@@ -80,12 +77,12 @@ class Totals:
         }
 
 
-def read_records(output: AnyPath, unit_ids: Iterable[str]) -> Iterator[dict[str, Any]]:
+def read_records(output: AnyPath, unit_ids: Iterable[str]) -> Iterator[CommitRecord]:
     """The records of committed units, footer by footer. Raises OutputError."""
     remaining = iter(unit_ids)
-    with ThreadPoolExecutor(READS_AT_ONCE if isinstance(output, RemotePath) else 1) as pool:
+    with ThreadPoolExecutor(requests_at_once(output)) as pool:
         while run := list(itertools.islice(remaining, 1024)):
-            yield from pool.map(lambda unit_id: read_metadata(samples_path(output, unit_id)), run)
+            yield from pool.map(lambda unit_id: read_record(samples_path(output, unit_id)), run)
 
 
 def totals_of(output: AnyPath, unit_ids: Iterable[str]) -> Totals:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,8 +34,8 @@ from ..storage.scratch import local_copy
 from .dataset import geometry_of, read_dataset
 from .fingerprint import fingerprint_of
 from .layout import data_path, samples_path
-from .shard import embedding_offsets, read_metadata
-from .shard_tar import read_tar_shard
+from .record import CommitRecord, read_record
+from .shard_formats import shard_format
 from .totals import Totals
 
 BLOCK_BYTES = 1 << 22
@@ -74,6 +73,7 @@ class Verifier:
         config = self.dataset["config"]
         self.dtype: str = config["output"]["dtype"]
         self.format: str = config["output"]["format"]
+        self._shards = shard_format(self.format)
         self.hidden_size: int = self.dataset["hidden_size"]
         self.geometry = geometry_of(self.dataset)
         self.shard_tokens: int = config["output"]["shard_tokens"]
@@ -119,7 +119,7 @@ class Verifier:
             return []
         return cut_units(part, index, self.geometry, self.shard_tokens)
 
-    def _unit(self, unit: Unit) -> tuple[list[str], dict[str, Any] | None, int]:
+    def _unit(self, unit: Unit) -> tuple[list[str], CommitRecord | None, int]:
         """A unit's problems, its record if it is committed and readable, and the bytes that were read."""
         samples = samples_path(self.output, unit.id)
         data = data_path(self.output, unit.id, self.format)
@@ -127,7 +127,7 @@ class Verifier:
             return [], None, 0
         problems: list[str] = []
         try:
-            record = read_metadata(samples)
+            record = read_record(samples)
             table = pq.read_table(small_file(samples))
             problems += self._check_samples(unit, record, table)
             accepted = table.filter(pc.equal(table.column("status"), rejects.OK))
@@ -136,14 +136,12 @@ class Verifier:
                     problems += self._check_data(copy, unit, record, accepted)
             else:
                 problems.append(f"{data.name} is missing")
-            totals = Totals()
-            totals.add(record)  # everything that sums need is there
         except (OSError, pa.ArrowException, OutputError, KeyError, TypeError, ValueError) as error:
             return [*problems, str(error).partition("\n")[0] or type(error).__name__], None, 0
-        return problems, record, int(record["data_size"])  # type: ignore[call-overload]
+        return problems, record, record.data_size
 
-    def _check_samples(self, unit: Unit, record: dict[str, Any], table: pa.Table) -> Iterator[str]:
-        if record["unit"] != unit.id or record["fingerprint"] != self.dataset["fingerprint"]:
+    def _check_samples(self, unit: Unit, record: CommitRecord, table: pa.Table) -> Iterator[str]:
+        if record.unit != unit.id or record.fingerprint != self.dataset["fingerprint"]:
             yield "its record is of another unit or another run (fingerprint)"
         columns = ["key", "source", "sha256", "status"]
         index = pq.read_table(small_file(self.plan.index_path(unit.part)), columns=columns)
@@ -156,41 +154,33 @@ class Verifier:
             if now not in (rejects.OK, *rejects.REASONS) or (was != rejects.OK and now != was):
                 yield f"sample {row}: status {now}, where the index says {was}"
         counts = Counter(status for status in table.column("status").to_pylist() if status != rejects.OK)
-        if dict(counts) != record["rejects"]:
-            yield f"its rejects are {dict(counts)}, its record says {record['rejects']}"
-        if record["rows_in"] != table.num_rows or record["rows_out"] != table.num_rows - sum(counts.values()):
-            stated = f"{record['rows_in']} in, {record['rows_out']} out"
+        if dict(counts) != record.rejects:
+            yield f"its rejects are {dict(counts)}, its record says {record.rejects}"
+        if record.rows_in != table.num_rows or record.rows_out != table.num_rows - sum(counts.values()):
+            stated = f"{record.rows_in} in, {record.rows_out} out"
             yield f"{table.num_rows} samples with {sum(counts.values())} rejects; its record says {stated}"
 
-    def _check_data(self, path: Path, unit: Unit, record: dict[str, Any], accepted: pa.Table) -> Iterator[str]:
+    def _check_data(self, path: Path, unit: Unit, record: CommitRecord, accepted: pa.Table) -> Iterator[str]:
         size = path.stat().st_size
-        if size != record["data_size"]:
-            yield f"{path.name} has {size} bytes, its record says {record['data_size']}"
+        if size != record.data_size:
+            yield f"{path.name} has {size} bytes, its record says {record.data_size}"
             return
-        if _sha256(path) != record["data_sha256"]:
+        if _sha256(path) != record.data_sha256:
             yield f"{path.name}: its sha256 is not the recorded one"
         lengths = accepted.column("length").to_numpy()
         keys = accepted.column("key").to_pylist()
-        scales: list[bytes | None] = [None] * len(keys)
-        if path.suffix == ".tar":
-            metadata, places = read_tar_shard(path)
-            found, offsets = [key for key, _, _ in places], [offset for _, offset, _ in places]
-        else:
-            metadata = read_metadata(path)
-            offsets = embedding_offsets(path, lengths).tolist()
-            table = pq.read_table(path, columns=["key", "scale"])
-            found, scales = table.column("key").to_pylist(), table.column("scale").to_pylist()
-        if metadata["unit"] != unit.id or metadata["fingerprint"] != self.dataset["fingerprint"]:
+        content = self._shards.read(path, lengths)
+        if content.metadata["unit"] != unit.id or content.metadata["fingerprint"] != self.dataset["fingerprint"]:
             yield f"{path.name} is of another unit or another run"
-        if found != keys:
+        if content.keys != keys:
             yield f"the keys of {path.name} are not those of the accepted samples"
-        if offsets != accepted.column("offset").to_pylist():
+        if content.offsets_N.tolist() != accepted.column("offset").to_pylist():
             yield f"embeddings of {path.name} are not at the recorded offsets"
             return
         tokens = sum(accepted.column("num_tokens").to_pylist())
-        if int(lengths.sum()) != record["embedding_bytes"] or tokens != record["tokens"]:
+        if int(lengths.sum()) != record.embedding_bytes or tokens != record.tokens:
             yield "its tokens or bytes are not those of its record"
-        yield from self._check_values(path, accepted, scales)
+        yield from self._check_values(path, accepted, content.scales)
 
     def _check_values(self, path: Path, accepted: pa.Table, scales: list[bytes | None]) -> Iterator[str]:
         itemsize = STORED[self.dtype].itemsize
@@ -216,9 +206,8 @@ class Verifier:
 
     def _strangers(self, expected: set[str], report: Report) -> None:
         """Files that no unit accounts for. A complete data shard without a record is what a crash may leave."""
-        suffix = "tar" if self.format == "webdataset" else "parquet"
         committed = set(names_in(self.output / "samples"))
-        for folder, ending in (("data", suffix), ("samples", "parquet")):
+        for folder, ending in (("data", self._shards.suffix), ("samples", "parquet")):
             for name in sorted(names_in(self.output / folder)):
                 unit = name.removeprefix("part-").removesuffix(f".{ending}")
                 if name != f"part-{unit}.{ending}" or unit not in expected:
@@ -226,7 +215,7 @@ class Verifier:
                 elif folder == "data" and f"part-{unit}.parquet" not in committed:
                     try:
                         with local_copy(self.output / folder / name) as path:
-                            read_tar_shard(path) if ending == "tar" else read_metadata(path)
+                            self._shards.read(path)
                         report.uncommitted.append(f"data/{name}")
                     except OutputError as error:
                         report.problems.append(str(error))

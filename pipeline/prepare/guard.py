@@ -35,9 +35,15 @@ ALONE_PATIENCE = 3  # times sample_seconds that it has then: a busy machine must
 START_SECONDS = 120.0
 # What a decoder can do to its process. Every other death, and every other signal, came from outside.
 OWN_DEATHS = (
-    signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP,
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGILL,
+    signal.SIGFPE,
+    signal.SIGABRT,
+    signal.SIGSYS,
+    signal.SIGTRAP,
     signal.SIGALRM,
-)  # fmt: skip
+)
 HELLO = b"visionbake"
 # Where this package lies: the parent may have found it through the current directory, which is '' in sys.path.
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
@@ -101,10 +107,10 @@ class GuardedReader(ImageReader):
         self._child: subprocess.Popen[bytes] | None = None
 
     def header(self, key: str, data: bytes) -> Header:
-        return self._call("header", key, data)  # type: ignore[no-any-return]
+        return self._call("header", key, data)
 
     def pixels(self, key: str, data: bytes, orientation: int) -> Uint8:
-        return self._call("pixels", key, data, orientation)  # type: ignore[no-any-return]
+        return self._call("pixels", key, data, orientation)
 
     def _call(self, method: str, key: str, *arguments: Any) -> Any:
         try:

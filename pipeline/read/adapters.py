@@ -118,9 +118,13 @@ class CachedProcessor:
         return getattr(self._processor, name)
 
     def __call__(
-        self, images: Any = None, text: str | list[str] | None = None, *, return_tensors: str | None = "pt",
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        *,
+        return_tensors: str | None = "pt",
         **options: Any,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """As the processor, with keys for images.
 
         Returns:
@@ -157,9 +161,15 @@ class CachedProcessor:
         return BatchFeature(encoded | (transformers_inputs(items) if items else {}))
 
     def apply_chat_template(
-        self, conversation: list[Any], *, tokenize: bool = False, return_dict: bool = False,
-        add_generation_prompt: bool = False, processor_kwargs: dict[str, Any] | None = None, **options: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        conversation: list[Any],
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        add_generation_prompt: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
         """As the processor's. Messages are chat messages or LLaVA records; one conversation or a list of them."""
         batch = [conversation] if conversation and _is_message(conversation[0]) else conversation
         chats = [from_llava(one) if isinstance(one, dict) else one for one in batch]

@@ -26,7 +26,8 @@ from torch.utils.data import Dataset
 from ..encode.dtypes import STORED, is_scaled
 from ..errors import OutputError, RequestError
 from ..output.dataset import read_dataset
-from ..output.shard import SAMPLES_SCHEMA, read_metadata
+from ..output.record import read_record
+from ..output.shard import SAMPLES_SCHEMA
 from ..storage import remote
 from ..storage.files import AnyPath, absolute, names_in, open_input, small_file
 from ..storage.remote import RemotePath, check_uri
@@ -97,7 +98,7 @@ class EmbeddingDataset(Dataset[Item]):
             os.close(descriptor)
 
     def _rows_out(self, unit: AnyPath) -> int:
-        return int(str(read_metadata(unit)["rows_out"]))
+        return read_record(unit).rows_out
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -132,7 +133,7 @@ class EmbeddingDataset(Dataset[Item]):
         if self._hashes is None:
             self._hashes = self._hash_keys()
         hashes, order = self._hashes
-        first, last = (int(np.searchsorted(hashes, hash(name), side=side)) for side in ("left", "right"))  # type: ignore[call-overload]
+        first, last = (int(np.searchsorted(hashes, hash(name), side=side)) for side in ("left", "right"))
         found = []
         for number in order[first:last].tolist():
             unit, row = self._place(number)

@@ -37,9 +37,14 @@ class EmbeddingStream(IterableDataset[Item]):
     """
 
     def __init__(
-        self, dataset: Rows, *, shuffle_seed: int | None = None, shuffle_buffer: int = 10_000,
-        rank: int | None = None, world_size: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        dataset: Rows,
+        *,
+        shuffle_seed: int | None = None,
+        shuffle_buffer: int = 10_000,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
         if (rank is None) != (world_size is None):
             raise RequestError("rank and world_size belong together")
         if rank is not None and world_size is not None and not 0 <= rank < world_size:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def _introduction(stage: PrepareStage | EncodeStage, probe: str) -> tuple[str, bool, dict[str, object]]:
     """A process's node, whether it sees a file that the driver wrote, and what decides bits there."""
-    return ray.get_runtime_context().get_node_id(), not probe or os.path.exists(probe), stage.identity()  # type: ignore[attr-defined]
+    return ray.get_runtime_context().get_node_id(), not probe or os.path.exists(probe), stage.identity()
 
 
 class PrepareActor:

@@ -105,10 +105,20 @@ class Driver:
     """
 
     def __init__(
-        self, engine: Engine, *, parts: int, indexed: set[int], units_of: Callable[[int], list[Unit]],
-        committed: Callable[[int, int], bool], unit_bytes: Callable[[Unit], int], in_flight_bytes: int, attempts: int,
-        max_rejected_fraction: float, on_tick: Callable[[Progress], None], on_start: Callable[[], None],
-    ) -> None:  # fmt: skip
+        self,
+        engine: Engine,
+        *,
+        parts: int,
+        indexed: set[int],
+        units_of: Callable[[int], list[Unit]],
+        committed: Callable[[int, int], bool],
+        unit_bytes: Callable[[Unit], int],
+        in_flight_bytes: int,
+        attempts: int,
+        max_rejected_fraction: float,
+        on_tick: Callable[[Progress], None],
+        on_start: Callable[[], None],
+    ) -> None:
         self._engine = engine
         self._to_index = deque(part for part in range(parts) if part not in indexed)
         self._indexed = deque(sorted(indexed))

@@ -13,7 +13,7 @@ from ..errors import OutputError
 from ..fault import fault_point
 from ..output.commit import commit_unit
 from ..output.committed import Committed
-from ..output.settings import ShardSettings
+from ..output.settings import Encoding, ShardSettings
 from ..prepare.unit import PreparedUnit
 from ..process import keep_freed_memory, peak_memory_bytes
 from ..storage.files import as_path
@@ -95,10 +95,9 @@ class EncodeStage:
             self._warm_up_seconds = 0.0
         fault_point("after_encode")
         try:
-            committed = commit_unit(
-                prepared, encoded, as_path(self._settings.output), self._scratch, shard_settings, self._number,
-                encoded_at,
-            )  # fmt: skip
+            encoding = Encoding(encoder=self._number, encoded_at=encoded_at)
+            output = as_path(self._settings.output)
+            committed = commit_unit(prepared, encoded, output, self._scratch, shard_settings, encoding)
         except OSError as error:
             raise OutputError(f"cannot write to {self._settings.output}: {error}") from error
         return replace(committed, peak_memory_bytes=peak_memory_bytes())

@@ -21,8 +21,8 @@ from ..config import Cluster
 from ..errors import RequestError, RunFailed
 from ..index.units import Unit
 from ..output.settings import ShardSettings
+from ..storage.files import is_on_a_disk
 from ..storage.publish import write_text
-from ..storage.remote import is_remote
 from ..storage.scratch import Scratch
 from .actors import EncodeActor, PrepareActor
 from .driver import Event, Progress, whose_fault
@@ -89,9 +89,14 @@ class RayEngine:
     """
 
     def __init__(
-        self, settings: StageSettings, cluster: Cluster, scratch: Scratch, say: Callable[[str], None], *,
+        self,
+        settings: StageSettings,
+        cluster: Cluster,
+        scratch: Scratch,
+        say: Callable[[str], None],
+        *,
         encoding: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._settings, self._cluster, self._say = settings, cluster, say
         self._admit: Callable[[list[dict[str, object]]], ShardSettings] | None = None
         self._shards: ShardSettings | None = None
@@ -102,7 +107,7 @@ class RayEngine:
         self._deaths_in_a_row = 0
         self._metrics: Metrics | None = None
         self._probe = ""
-        if not is_remote(settings.output):
+        if is_on_a_disk(settings.output):
             self._probe = str(scratch.path("probe"))
             write_text(Path(self._probe), settings.nonce)
         self._started_cluster = connect(cluster.address, say)
@@ -135,7 +140,7 @@ class RayEngine:
         stage = EncodeActor if kind == "encoder" else PrepareActor
         options = self._options[kind]
         known = {"number": number} if kind == "encoder" else {}
-        handle: Any = ray.remote(stage).options(**options).remote(self._settings, **known)  # type: ignore[attr-defined]
+        handle: Any = ray.remote(stage).options(**options).remote(self._settings, **known)
         process = _Process(kind=kind, number=number, handle=handle)
         self._processes.append(process)
         self._calls[handle.introduce.remote(self._probe)] = _Call(process=process, kind="ready")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import PIL
@@ -21,7 +20,7 @@ from ..source.format import Columns, UnitReader
 from ..source.formats import format_named
 from ..source.part import Part
 from ..source.plan import Plan
-from ..storage.remote import is_remote
+from ..storage.files import has_vanished, small_file
 from ..storage.scratch import Scratch
 from .settings import StageSettings
 
@@ -45,7 +44,7 @@ class PrepareStage:
         self._reader: UnitReader | None = None
         self._plan: Plan | None = None
         self._part: Part | None = None
-        self._index: tuple[int, bytes] | None = None
+        self._index: tuple[int, Any] | None = None
         keep_freed_memory()
 
     def identity(self) -> dict[str, object]:
@@ -85,7 +84,7 @@ class PrepareStage:
             part = self._load(unit.part)
             samples = read_index_rows(self._index_of(unit.part), unit.first, unit.count)
         except OSError as error:
-            if not is_remote(settings.output) and not Path(settings.output).exists():
+            if has_vanished(settings.output):
                 raise OutputError(f"{settings.output} has vanished: {error}") from error
             raise
         try:
@@ -108,12 +107,12 @@ class PrepareStage:
     def _index_of(self, number: int) -> Any:
         """Of an output in object storage the part's whole index, fetched once for all its units."""
         assert self._plan is not None
-        path = self._plan.index_path(number)
-        if isinstance(path, Path):
-            return path
         if self._index is None or self._index[0] != number:
-            self._index = (number, path.read_bytes())
-        return io.BytesIO(self._index[1])
+            self._index = (number, small_file(self._plan.index_path(number)))
+        file = self._index[1]
+        if isinstance(file, io.BytesIO):
+            file.seek(0)
+        return file
 
     def _load(self, number: int) -> Part:
         if self._part is None or self._part.number != number:

@@ -15,6 +15,7 @@ from ..errors import RequestError
 from ..grid import Geometry
 from ..output.dataset import stored_carry
 from ..output.shard import RESERVED_COLUMNS
+from ..output.shard_formats import shard_format
 from ..process import in_background
 from ..source.carry import carried_schema
 from ..source.format import Columns
@@ -23,8 +24,8 @@ from ..source.lister import list_source
 from ..source.listing import Listing
 from ..source.part import SourcePlace
 from ..source.resolve import files_of_output_in, resolve_source
-from ..storage.files import AnyPath, absolute
-from ..storage.remote import check_uri, is_remote
+from ..storage.files import AnyPath, absolute, is_relative
+from ..storage.remote import check_uri
 from ..tower.checkpoint import Checkpoint
 from .settings import StageSettings
 
@@ -61,12 +62,7 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
         RequestError: naming the field.
     """
     check_uri("output.uri", config.output.uri)
-    local = not is_remote(config.output.uri)
-    if (
-        os.environ.get(JOB_VARIABLE)
-        and local
-        and not os.path.isabs(os.path.expanduser(config.output.uri.removeprefix("file://")))
-    ):
+    if os.environ.get(JOB_VARIABLE) and is_relative(config.output.uri):
         raise RequestError(
             f"output.uri: {config.output.uri} is relative: in a Ray job it would land in a temporary copy of the "
             "working directory; give an absolute path"
@@ -81,7 +77,7 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     if config.source.key_column is not None and not format_named(place.format).has_columns:
         raise RequestError(f"source.key_column: a source of format {place.format} has no columns")
     for name in config.source.carry:
-        if config.output.format == "webdataset" and name.lower() in ("json", "safetensors"):
+        if name.lower() in shard_format(config.output.format).own_members:
             raise RequestError(f"source.carry: {name} is a member that WebDataset shards have already; leave it out")
     listing = in_background(partial(_list, config.source, place))
     checkpoint = Checkpoint(config.model.path, config.model.revision, weights=weights)
@@ -130,7 +126,8 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         on_damaged=config.source.on_damaged,
         geometry=request.geometry,
         deduplicate=config.pack.deduplicate,
-        model_path=os.path.abspath(local) if (local := Path(config.model.path).expanduser()).is_dir()
+        model_path=os.path.abspath(local)
+        if (local := Path(config.model.path).expanduser()).is_dir()
         else config.model.path,
         model_revision=request.checkpoint.revision,
         dtype=config.model.dtype,
@@ -142,4 +139,4 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         on_overflow=config.output.on_overflow,
         threads=config.cluster.threads_per_encoder,
         sample_seconds=config.limits.sample_seconds,
-    )  # fmt: skip
+    )

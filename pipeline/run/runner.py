@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 from ..config import Config
@@ -22,6 +21,7 @@ from ..output.totals import totals_of
 from ..process import in_background, peak_memory_bytes
 from ..source.carry import schema_text
 from ..source.plan import Plan
+from ..storage.files import make_folder
 from ..storage.scratch import Scratch
 from .driver import Driver, Engine, Progress, check_rejected_fraction
 from .request import Request, check_request, stage_settings
@@ -206,9 +206,8 @@ class Run:
         sizes = {"hidden_size": hidden_size, "merge_size": tower.merge_size, "patch_size": tower.patch_size}
         carried = {"carried_schema": schema_text(self._request.carry)}
         write_dataset(output, config, facts, sizes | carried, scratch)
-        if isinstance(output, Path):
-            for folder in ("data", "samples"):
-                (output / folder).mkdir(exist_ok=True)
+        for folder in ("data", "samples"):
+            make_folder(output / folder)
         self._started = time.monotonic()
         return ShardSettings(
             fingerprint=fingerprint_of(facts),

@@ -6,6 +6,7 @@ object stores by one PUT or one completed multipart upload, create-if-absent.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections import deque
@@ -22,6 +23,7 @@ AnyPath = Path | RemotePath
 T = TypeVar("T")
 U = TypeVar("U")
 READS_AT_ONCE = 16
+REQUESTS_AT_ONCE = 32
 
 
 class Kind(Protocol):
@@ -156,6 +158,56 @@ def path_named_in(file: str, value: str) -> str:
     if problem := uri.problem_with(value):
         raise ValueError(problem)
     return value
+
+
+def names_at(folder: AnyPath) -> set[str]:
+    """The names of files and folders in a folder; none where there is none. Raises OSError, NotADirectoryError."""
+    if isinstance(folder, RemotePath):
+        if folder.exists():
+            raise NotADirectoryError(errno.ENOTDIR, "is a file", folder.uri)
+        try:
+            return {entry["name"].rstrip("/") for entry in remote.entries(folder.uri)}
+        except FileNotFoundError:
+            return set()
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
+
+
+def can_be_written(folder: AnyPath) -> bool:
+    """Whether a folder, or the nearest one above it that exists, takes files. Of an object store it is not known."""
+    if isinstance(folder, RemotePath):
+        return True
+    while not folder.exists():
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def has_vanished(folder: str) -> bool:
+    """Whether a local folder is not there, or not any more."""
+    return not is_remote(folder) and not Path(folder).exists()
+
+
+def is_on_a_disk(place: str | AnyPath) -> bool:
+    """Whether a place lies on a file system, which other nodes may not see, and not in object storage, which all do."""
+    return not is_remote(place)
+
+
+def is_relative(uri: str) -> bool:
+    """Whether a place is meant relative to the current directory."""
+    return not is_remote(uri) and not os.path.isabs(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def make_folder(folder: AnyPath) -> None:
+    """Makes a folder where storage has folders. Raises OSError."""
+    if isinstance(folder, Path):
+        folder.mkdir(exist_ok=True)
+
+
+def requests_at_once(place: AnyPath) -> int:
+    """How many small files are read at a time: of an object store many, each waits for its answer."""
+    return REQUESTS_AT_ONCE if isinstance(place, RemotePath) else 1
 
 
 def reads_ahead(root: str) -> int:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import OutputError
+from ..fault import fault_point
 from . import remote_publish
 from .files import AnyPath
 from .remote import RemotePath
@@ -46,6 +47,7 @@ def publish_new(scratch: Path, final: AnyPath) -> bool:
             scratch.unlink()
             return True
         _make_folder(final.parent)
+        fault_point(f"publish={final.name}")
         try:
             os.link(scratch, final)
         except FileExistsError:

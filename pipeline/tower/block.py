@@ -48,9 +48,15 @@ def rotate(x_PHE: Tensor, cos_PE: Tensor, sin_PE: Tensor) -> Tensor:
 
 
 def before_attention(
-    x_PD: Tensor, norm: Tensor, weight: Weight, bias: Tensor, cos_PE: Tensor, sin_PE: Tensor, num_heads: int,
+    x_PD: Tensor,
+    norm: Tensor,
+    weight: Weight,
+    bias: Tensor,
+    cos_PE: Tensor,
+    sin_PE: Tensor,
+    num_heads: int,
     linear: Linear = functional.linear,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     """Norm, qkv and rotary: three [P, H, E] tensors; the values are a view of the qkv product."""
     qkv = linear(rms_norm(x_PD, norm), weight, bias).view(x_PD.shape[0], 3, num_heads, -1)
     turned = rotate(qkv[:, :2], cos_PE, sin_PE)
@@ -58,9 +64,17 @@ def before_attention(
 
 
 def after_attention(
-    x_PD: Tensor, attended_PD: Tensor, proj: Weight, proj_bias: Tensor, norm: Tensor, gate_up: Weight,
-    gate_up_bias: Tensor, down: Weight, down_bias: Tensor, linear: Linear = functional.linear,
-) -> Tensor:  # fmt: skip
+    x_PD: Tensor,
+    attended_PD: Tensor,
+    proj: Weight,
+    proj_bias: Tensor,
+    norm: Tensor,
+    gate_up: Weight,
+    gate_up_bias: Tensor,
+    down: Weight,
+    down_bias: Tensor,
+    linear: Linear = functional.linear,
+) -> Tensor:
     """Projection, residual, and the SiLU-gated MLP with its residual."""
     x_PD = x_PD + linear(attended_PD, proj, proj_bias)
     gate, up = linear(rms_norm(x_PD, norm), gate_up, gate_up_bias).chunk(2, dim=-1)

@@ -21,9 +21,15 @@ SILU_BLOCK = 1024
 
 @triton.jit
 def _add_rms_norm(
-    x_ptr, y_ptr, weight_ptr, out_ptr, width, eps,
-    ADD: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    y_ptr,
+    weight_ptr,
+    out_ptr,
+    width,
+    eps,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -41,9 +47,15 @@ def _add_rms_norm(
 
 @triton.jit
 def _rotate(
-    qkv_ptr, cos_ptr, sin_ptr, row_stride, vectors, half,
-    VECTORS: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
+    qkv_ptr,
+    cos_ptr,
+    sin_ptr,
+    row_stride,
+    vectors,
+    half,
+    VECTORS: tl.constexpr,
+    HALF: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     vector = tl.arange(0, VECTORS)[:, None]
     pair = tl.arange(0, HALF)[None, :]
@@ -72,9 +84,15 @@ def _silu_mul(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def _normalize(
-    patches_ptr, mean_ptr, std_ptr, out_ptr, values, channel_values, padded,
+    patches_ptr,
+    mean_ptr,
+    std_ptr,
+    out_ptr,
+    values,
+    channel_values,
+    padded,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < values
@@ -91,9 +109,16 @@ def add_rms_norm(x_PD: Tensor, y_PD: Tensor | None, weight_D: Tensor, eps: float
     rows, width = x_PD.shape
     out_PD = torch.empty_like(x_PD)
     _add_rms_norm[(rows,)](
-        x_PD, x_PD if y_PD is None else y_PD, weight_D, out_PD, width, eps, ADD=y_PD is not None,
-        BLOCK=triton.next_power_of_2(width), num_warps=4,
-    )  # fmt: skip
+        x_PD,
+        x_PD if y_PD is None else y_PD,
+        weight_D,
+        out_PD,
+        width,
+        eps,
+        ADD=y_PD is not None,
+        BLOCK=triton.next_power_of_2(width),
+        num_warps=4,
+    )
     return out_PD
 
 
@@ -101,9 +126,16 @@ def rotate_(qkv_PX: Tensor, cos_PE: Tensor, sin_PE: Tensor, num_heads: int) -> N
     """Rotary positions on the queries and keys of [P, 3·D], in place."""
     vectors, half = 2 * num_heads, cos_PE.shape[1]
     _rotate[(qkv_PX.shape[0],)](
-        qkv_PX, cos_PE, sin_PE, qkv_PX.stride(0), vectors, half, VECTORS=triton.next_power_of_2(vectors),
-        HALF=triton.next_power_of_2(half), num_warps=4,
-    )  # fmt: skip
+        qkv_PX,
+        cos_PE,
+        sin_PE,
+        qkv_PX.stride(0),
+        vectors,
+        half,
+        VECTORS=triton.next_power_of_2(vectors),
+        HALF=triton.next_power_of_2(half),
+        num_warps=4,
+    )
 
 
 def silu_mul(gate_up_PX: Tensor) -> Tensor:
@@ -119,7 +151,14 @@ def normalize(patches_PC: Tensor, mean: Tensor, std: Tensor, padded: int, dtype:
     rows, values = patches_PC.shape
     out_PC = torch.empty(rows, padded, dtype=dtype, device=patches_PC.device)
     _normalize[(rows,)](
-        patches_PC, mean, std, out_PC, values, values // len(mean), padded, BLOCK=triton.next_power_of_2(padded),
+        patches_PC,
+        mean,
+        std,
+        out_PC,
+        values,
+        values // len(mean),
+        padded,
+        BLOCK=triton.next_power_of_2(padded),
         num_warps=4,
-    )  # fmt: skip
+    )
     return out_PC

@@ -91,9 +91,14 @@ def fp8_linear(x_RK: Tensor, weight: Fp8Weight, bias_N: Tensor | None = None) ->
     """bfloat16 in and out; K and N must be multiples of 16."""
     x8_RK, scale_R1 = quantize_rows(x_RK)
     return torch._scaled_mm(
-        x8_RK, weight.values_NK.t(), scale_a=scale_R1, scale_b=weight.scale_N1.t(), bias=bias_N, out_dtype=x_RK.dtype,
+        x8_RK,
+        weight.values_NK.t(),
+        scale_a=scale_R1,
+        scale_b=weight.scale_N1.t(),
+        bias=bias_N,
+        out_dtype=x_RK.dtype,
         use_fast_accum=True,
-    )  # fmt: skip
+    )
 
 
 def laid_out(weight_NK: Tensor, kernel: LinearKernel) -> Weight:
@@ -130,7 +135,7 @@ def cpu_vendor() -> str:
 
 @cache
 def _controller() -> ThreadpoolController:
-    return ThreadpoolController().select(internal_api="openblas")  # type: ignore[no-any-return]
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 @cache

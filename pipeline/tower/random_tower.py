@@ -31,10 +31,20 @@ def random_config(
     *, depth: int, width: int, num_heads: int, intermediate: int, out_width: int, full: tuple[int, ...]
 ) -> TowerConfig:
     return TowerConfig(
-        depth=depth, width=width, num_heads=num_heads, intermediate=intermediate, out_width=out_width, in_channels=3,
-        patch_size=14, merge_size=2, temporal_patch_size=2, window_pixels=112, full_attention_blocks=full,
-        image_mean=CLIP_MEAN, image_std=CLIP_STD,
-    )  # fmt: skip
+        depth=depth,
+        width=width,
+        num_heads=num_heads,
+        intermediate=intermediate,
+        out_width=out_width,
+        in_channels=3,
+        patch_size=14,
+        merge_size=2,
+        temporal_patch_size=2,
+        window_pixels=112,
+        full_attention_blocks=full,
+        image_mean=CLIP_MEAN,
+        image_std=CLIP_STD,
+    )
 
 
 SIZES = {
@@ -44,13 +54,9 @@ SIZES = {
     # For benchmarks on a CPU: the published width, and a full block in eight, as published.
     "wide": random_config(depth=8, width=1280, num_heads=16, intermediate=3420, out_width=3584, full=(7,)),
     # The published dimensions of Qwen2.5-VL-3B and -7B.
-    "3b": random_config(
-        depth=32, width=1280, num_heads=16, intermediate=3420, out_width=2048, full=(7, 15, 23, 31)
-    ),
-    "7b": random_config(
-        depth=32, width=1280, num_heads=16, intermediate=3420, out_width=3584, full=(7, 15, 23, 31)
-    ),
-}  # fmt: skip
+    "3b": random_config(depth=32, width=1280, num_heads=16, intermediate=3420, out_width=2048, full=(7, 15, 23, 31)),
+    "7b": random_config(depth=32, width=1280, num_heads=16, intermediate=3420, out_width=3584, full=(7, 15, 23, 31)),
+}
 
 
 def make_random_tower(size: str, cache: Path | None = None) -> Path:

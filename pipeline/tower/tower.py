@@ -39,9 +39,14 @@ class Tower:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, compile_blocks: bool = False,
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        compile_blocks: bool = False,
         linear: str = "exact",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.checkpoint = checkpoint.config, checkpoint
         self.dtype, self.device = dtype, device
         self.kernel: Kernel = choose_kernel(device, dtype)
@@ -166,15 +171,29 @@ class Tower:
 
     def _queries(self, x_PD: Tensor, block: _Block, plan: PackPlan, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         return self._before(
-            x_PD[rows], block.norm1, block.qkv, block.qkv_bias, plan.cos_PE[rows], plan.sin_PE[rows],
-            self.config.num_heads, self._linear,
-        )  # fmt: skip
+            x_PD[rows],
+            block.norm1,
+            block.qkv,
+            block.qkv_bias,
+            plan.cos_PE[rows],
+            plan.sin_PE[rows],
+            self.config.num_heads,
+            self._linear,
+        )
 
     def _finish(self, x_PD: Tensor, attended_PD: Tensor, block: _Block) -> Tensor:
         return self._after(
-            x_PD, attended_PD, block.proj, block.proj_bias, block.norm2, block.gate_up, block.gate_up_bias, block.down,
-            block.down_bias, self._linear,
-        )  # fmt: skip
+            x_PD,
+            attended_PD,
+            block.proj,
+            block.proj_bias,
+            block.norm2,
+            block.gate_up,
+            block.gate_up_bias,
+            block.down,
+            block.down_bias,
+            self._linear,
+        )
 
 
 def aligned_values(count: int) -> int:

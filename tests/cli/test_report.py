@@ -24,9 +24,15 @@ def config(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "in" / "long.png").write_bytes(encoded(noise(2, 600, 1)))
     return write_config(
         folder / "c.yaml",
-        config_for(folder / "in", folder / "out", model_path, preprocess={"max_pixels": 300_000},
-                   output={"shard_tokens": 2000}, pack={"max_patches": 4096}),
-    )  # fmt: skip
+        config_for(
+            folder / "in",
+            folder / "out",
+            model_path,
+            preprocess={"max_pixels": 300_000},
+            output={"shard_tokens": 2000},
+            pack={"max_patches": 4096},
+        ),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -111,9 +111,13 @@ def as_jsonl(photos: dict[str, bytes], place: Path) -> Path:
     "door", [as_folder, as_tars, as_tars_of_pairs, as_gzipped_tars, as_parquet, as_many_parquet, as_jsonl]
 )
 def test_the_whole_lies_in_the_interval_of_a_sample(
-    door: Any, photos: dict[str, bytes], model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    door: Any,
+    photos: dict[str, bytes],
+    model_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setitem(FORMATS, "parquet", Parquet(footers_read=20))
     source = door(photos, tmp_path / "in")
     path = write_config(tmp_path / "c.yaml", config_for(source, tmp_path / "out", model_path))
@@ -205,9 +209,21 @@ def test_a_plan_is_what_is_written(
     )
     plan, wrote = planned_and_written(path, tmp_path / "out", capsys)
     (said,) = plan["budgets"]
-    for name in ("tokens", "samples", "units", "embedding_bytes", "tokens_p5", "tokens_p99", "tokens_max",
-                 "tokens_histogram", "language_model_tokens", "duplicates", "duplicate_tokens",
-                 "duplicates_within_units", "duplicate_tokens_within_units"):  # fmt: skip
+    for name in (
+        "tokens",
+        "samples",
+        "units",
+        "embedding_bytes",
+        "tokens_p5",
+        "tokens_p99",
+        "tokens_max",
+        "tokens_histogram",
+        "language_model_tokens",
+        "duplicates",
+        "duplicate_tokens",
+        "duplicates_within_units",
+        "duplicate_tokens_within_units",
+    ):
         assert said[name] == wrote[name], name
     for name in ("tokens_mean", "share_clamped_min", "share_clamped_max", "share_scaled_up"):
         assert said[name] == pytest.approx(wrote[name]), name
@@ -238,10 +254,13 @@ def test_the_bytes_of_the_files_are_foreseen(
     distinct = {data: name for name, data in photos.items()}
     large = {distinct[data]: data for data in sorted(distinct, key=len)[10:]}
     config = config_for(
-        as_folder(large, tmp_path / "in"), tmp_path / "out", Path("random:tiny"),
-        preprocess={"max_pixels": 160_000}, pack={"max_patches": 4096},
+        as_folder(large, tmp_path / "in"),
+        tmp_path / "out",
+        Path("random:tiny"),
+        preprocess={"max_pixels": 160_000},
+        pack={"max_patches": 4096},
         output={"format": kind, "dtype": dtype, "shard_tokens": 4096, "row_group_bytes": 1 << 20},
-    )  # fmt: skip
+    )
     plan, wrote = planned_and_written(write_config(tmp_path / "c.yaml", config), tmp_path / "out", capsys)
     (said,) = plan["budgets"]
     assert said["data_bytes"] == said[f"{kind}_bytes_by_dtype"][dtype]
@@ -331,8 +350,11 @@ def test_costs() -> None:
     """Two terabytes that take a hundred hours of 2 each: keeping them for 100 pays from one and a half epochs on."""
     rates = Rates(tokens_per_second=1000, price_per_hour=2, price_per_terabyte=50)
     assert rates.costs(100 * 3600 * 1000, 2e12) == {
-        "device_hours": 100, "price": 200, "break_even_price_per_terabyte": 100, "break_even_epochs": 1.5,
-    }  # fmt: skip
+        "device_hours": 100,
+        "price": 200,
+        "break_even_price_per_terabyte": 100,
+        "break_even_epochs": 1.5,
+    }
     assert Rates(tokens_per_second=1000).costs(3600 * 1000, 1.0) == {"device_hours": 1}
     assert Rates(price_per_hour=1).costs(3600, 1.0) == {}
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from conftest import encoded, make_folder, make_tar, noise, stamp
 
 from pipeline import rejects
 from pipeline.config import Source
-from pipeline.errors import DamagedPart, RequestError, SourceError
+from pipeline.errors import DamagedPart, OutputError, RequestError, SourceError
 from pipeline.grid import Geometry
 from pipeline.index.headers import PlainReader
 from pipeline.index.read import read_index_arrays, read_index_rows
@@ -238,6 +240,22 @@ def test_a_damaged_tar_fails_its_part_or_is_skipped(tmp_path: Path) -> None:
         assert plan.indexed_parts() == set()
         assert indexed(plan, scratch, skip_damaged=True) == 0
     assert "s.tar" in read_index_arrays(plan.index_path(0)).damaged
+
+
+def test_a_full_disk_under_the_index_of_a_damaged_part_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the output's failure, not the part's: no other part's index could be written either."""
+    whole = make_tar(tmp_path / "s.tar", [("a.jpg", encoded(noise(60, 60))), ("b.jpg", encoded(noise(70, 60)))])
+    whole.write_bytes(whole.read_bytes()[:-9000])
+    plan = planned(whole, tmp_path / "out")
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with Scratch(tmp_path / "out") as scratch, pytest.raises(OutputError, match=r"cannot write .*No space left"):
+        indexed(plan, scratch, skip_damaged=True)
 
 
 def test_a_file_that_changes_under_the_index_is_a_failure(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from pipeline.index.units import Unit
 from pipeline.output.commit import commit_unit
 from pipeline.output.committed import Committed
 from pipeline.output.layout import data_path, samples_path
+from pipeline.output.metadata import read_metadata
 from pipeline.output.settings import ShardSettings
-from pipeline.output.shard import read_metadata
 from pipeline.prepare.patches import patches_of_pixels
 from pipeline.prepare.unit import PreparedSample, PreparedUnit
 from pipeline.source.sample import IndexedSample
@@ -198,9 +198,15 @@ def test_fp8_products_say_what_they_cost(checkpoint: Checkpoint) -> None:
 
 def settings_for(dtype: str = "float32", row_group_bytes: int = 4000) -> ShardSettings:
     return ShardSettings(
-        fingerprint="f" * 64, tower_sha256="t", stage="merged", dtype=dtype, hidden_size=48, merge_size=2,
-        row_group_bytes=row_group_bytes, device="cpu",
-    )  # fmt: skip
+        fingerprint="f" * 64,
+        tower_sha256="t",
+        stage="merged",
+        dtype=dtype,
+        hidden_size=48,
+        merge_size=2,
+        row_group_bytes=row_group_bytes,
+        device="cpu",
+    )
 
 
 def commit(tower: Tower, output: Path, prepared: PreparedUnit, dtype: str = "float32") -> Committed:
@@ -242,7 +248,7 @@ def test_a_committed_unit_says_where_each_embedding_lies(dtype: str, tower: Towe
         assert row["grid_thw"] == stored["grid_thw"] == list(prepared.grids[sample.image])
         assert row["norm_max"] == stored["norm_max"] == pytest.approx(float(read.float().norm(dim=-1).max()), rel=1e-3)
     record = read_metadata(samples_path(tmp_path, "000003-0001"))
-    assert record == committed.record
+    assert record == committed.record.to_json()
     assert (record["rows_in"], record["rows_out"], record["rejects"]) == (8, 6, {"corrupt": 1, "truncated": 1})
     import hashlib
 
@@ -252,7 +258,7 @@ def test_a_committed_unit_says_where_each_embedding_lies(dtype: str, tower: Towe
 
 def test_a_unit_of_rejects_has_a_data_shard_of_no_rows(tower: Tower, tmp_path: Path) -> None:
     committed = commit(tower, tmp_path, prepared_unit([0, 1], {0: rejects.CORRUPT, 1: rejects.CORRUPT}))
-    assert (committed.record["rows_out"], committed.record["tokens"]) == (0, 0)
+    assert (committed.record.rows_out, committed.record.tokens) == (0, 0)
     assert pq.read_table(data_path(tmp_path, "000003-0001")).num_rows == 0
     assert pq.read_table(samples_path(tmp_path, "000003-0001")).num_rows == 2
 
@@ -287,7 +293,7 @@ def test_a_data_shard_without_its_samples_is_adopted(tower: Tower, tmp_path: Pat
     before, table = stamp(data), pq.read_table(samples)
     samples.unlink()
     committed = commit(tower, tmp_path, prepared)
-    assert committed.record["adopted"]
+    assert committed.record.adopted
     assert stamp(data) == before
     assert pq.read_table(samples).equals(table)
 
@@ -323,7 +329,7 @@ def test_a_data_shard_that_is_not_what_it_must_be_is_replaced(damage: str, tower
         data.write_bytes(made.read_bytes())
     assert data.read_bytes() != good
     committed = commit(tower, tmp_path, prepared)
-    assert not committed.record["adopted"]
+    assert not committed.record.adopted
     assert data.read_bytes() == good
 
 

@@ -102,8 +102,10 @@ def test_dtypes(dtype: str, folder: Path, parquet: Path, model_path: Path, tmp_p
         if member.name.endswith(".safetensors")
     ]
     assert {name for one in tensors for name in one} == {
-        "image_embeds", "image_grid_thw", *(["scale"] if dtype in ("int8", "fp8") else [])
-    }  # fmt: skip
+        "image_embeds",
+        "image_grid_thw",
+        *(["scale"] if dtype in ("int8", "fp8") else []),
+    }
 
 
 def test_carried_values_and_hostile_keys(model_path: Path, tmp_path: Path) -> None:
@@ -111,9 +113,12 @@ def test_carried_values_and_hostile_keys(model_path: Path, tmp_path: Path) -> No
     source = tmp_path / "a.parquet"
     cells = [encoded(noise(60 + 10 * number, 60, number)) for number in range(len(keys))]
     table = {
-        "image": cells, "id": keys, "caption": [f"of {key}" for key in keys], "n": range(len(keys)),
+        "image": cells,
+        "id": keys,
+        "caption": [f"of {key}" for key in keys],
+        "n": range(len(keys)),
         "raw": [bytes([number]) for number in range(len(keys))],
-    }  # fmt: skip
+    }
     pq.write_table(pa.table(table), source)
     fields: dict[str, Any] = {"key_column": "id", "carry": ["caption", "n", "raw"]}
     config = config_for(
@@ -196,9 +201,14 @@ def test_joined_by_key_in_energon(model_path: Path, tmp_path: Path, monkeypatch:
         cookers = (Cooker(lambda sample: sample),)
 
     dataset = get_train_dataset(
-        tmp_path / "joined.yaml", batch_size=None, shuffle_buffer_size=None, max_samples_per_sequence=None,
-        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0), task_encoder=AsTheyCome(), repeat=False,
-    )  # fmt: skip
+        tmp_path / "joined.yaml",
+        batch_size=None,
+        shuffle_buffer_size=None,
+        max_samples_per_sequence=None,
+        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
+        task_encoder=AsTheyCome(),
+        repeat=False,
+    )
     found = {}
     for sample in get_loader(dataset):
         assert sample["txt"] == f"a caption of {sample['__key__']}"

@@ -192,9 +192,14 @@ def test_a_child_goes_with_its_parent(guarded: GuardedReader) -> None:
 @pytest.mark.parametrize("point", ["header", "decode"])
 @pytest.mark.parametrize("action", ["exit", "sleep=100"])
 def test_inline(
-    point: str, action: str, source: Path, model_path: Path, undisturbed: Path, tmp_path: Path,
+    point: str,
+    action: str,
+    source: Path,
+    model_path: Path,
+    undisturbed: Path,
+    tmp_path: Path,
     arm: Callable[[str], Path],
-) -> None:  # fmt: skip
+) -> None:
     fired = arm(f"{point}={VICTIM}:{action}")
     config = config_for(source, tmp_path / "out", model_path, limits={"sample_seconds": 0.7})
     assert run_here(config).complete

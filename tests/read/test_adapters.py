@@ -57,9 +57,12 @@ def processor() -> Any:
     bare = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     bare.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bare, pad_token="<|endoftext|>", eos_token="<|im_end|>", unk_token="<unk>",
+        tokenizer_object=bare,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        unk_token="<unk>",
         additional_special_tokens=SPECIAL[1:7],
-    )  # fmt: skip
+    )
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(min_pixels=3136, max_pixels=MAX_PIXELS),
         tokenizer=tokenizer,
@@ -77,19 +80,33 @@ def model_folder(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
     ids = {name: processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
     config = Qwen2_5_VLConfig(
         text_config={
-            "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "intermediate_size": 96, "vocab_size": len(processor.tokenizer), "max_position_embeddings": 2048,
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 96,
+            "vocab_size": len(processor.tokenizer),
+            "max_position_embeddings": 2048,
             "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 10000.0},
-            "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
         },
         vision_config={
-            "depth": 4, "hidden_size": 64, "num_heads": 2, "intermediate_size": 100, "out_hidden_size": 48,
-            "fullatt_block_indexes": [1, 3], "patch_size": 14, "in_channels": 3,
+            "depth": 4,
+            "hidden_size": 64,
+            "num_heads": 2,
+            "intermediate_size": 100,
+            "out_hidden_size": 48,
+            "fullatt_block_indexes": [1, 3],
+            "patch_size": 14,
+            "in_channels": 3,
         },
-        image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
         vision_start_token_id=processor.tokenizer.convert_tokens_to_ids("<|vision_start|>"),
         vision_end_token_id=processor.tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-    )  # fmt: skip
+    )
     model = Qwen2_5_VLForConditionalGeneration(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -217,10 +234,19 @@ def test_a_trainer_takes_the_same_steps(
             return inputs
 
         arguments = TrainingArguments(
-            output_dir=str(tmp_path / name), max_steps=4, per_device_train_batch_size=2, learning_rate=1e-2,
-            logging_steps=1, report_to=[], save_strategy="no", remove_unused_columns=False, use_cpu=True, seed=3,
-            disable_tqdm=True, dataloader_pin_memory=False,
-        )  # fmt: skip
+            output_dir=str(tmp_path / name),
+            max_steps=4,
+            per_device_train_batch_size=2,
+            learning_rate=1e-2,
+            logging_steps=1,
+            report_to=[],
+            save_strategy="no",
+            remove_unused_columns=False,
+            use_cpu=True,
+            seed=3,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
         trainer = Trainer(model=model, args=arguments, train_dataset=CHATS * 3, data_collator=batch)
         trainer.train()
         return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -82,9 +82,12 @@ def kill_again_and_again(
     kept: dict[Path, tuple[int, int, int]] = {}
     for _ in range(times):
         process = subprocess.Popen(
-            words, cwd=REPOSITORY, env=os.environ | (environment or {}), stdout=subprocess.DEVNULL,
+            words,
+            cwd=REPOSITORY,
+            env=os.environ | (environment or {}),
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         wanted = len(kept) // 2 + generator.randint(*units)
         while len(list((output / "samples").glob("*.parquet"))) < wanted:
             assert process.poll() is None, "the run was over before it could be killed"
@@ -200,9 +203,14 @@ def test_a_small_object_store_makes_it_slower_and_no_more(own_cluster: Any, mode
         import ray
 
         config = config_for(
-            photos, tmp_path / "out", model_path, cluster={"engine": "ray", "encoders": 1, "preprocessors": 2},
-            preprocess={"max_pixels": 1_003_520}, output={"shard_tokens": 8000}, pack={"max_patches": 8192},
-        )  # fmt: skip
+            photos,
+            tmp_path / "out",
+            model_path,
+            cluster={"engine": "ray", "encoders": 1, "preprocessors": 2},
+            preprocess={"max_pixels": 1_003_520},
+            output={"shard_tokens": 8000},
+            pack={"max_patches": 8192},
+        )
         summary = run_here(config)
         session = Path(ray._private.worker._global_node.get_session_dir_path())
     assert summary.complete
@@ -231,9 +239,12 @@ def test_a_slow_twin_writes_over_nothing(source: Path, model_path: Path, undistu
     output, marker = tmp_path / "out", tmp_path / "fired"
     words = command("jobs.run", write_config(tmp_path / "c.yaml", config_for(source, output, model_path)))
     slow = subprocess.Popen(
-        words, cwd=REPOSITORY, env=os.environ | {"VISIONBAKE_FAULT": f"after_data_write:sleep=25@{marker}"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        words,
+        cwd=REPOSITORY,
+        env=os.environ | {"VISIONBAKE_FAULT": f"after_data_write:sleep=25@{marker}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     while not marker.exists():
         assert slow.poll() is None
         time.sleep(0.05)
@@ -273,9 +284,14 @@ def test_the_disk_is_full(large: Path, model_path: Path, large_undisturbed: Path
 
 def started_and_stalled(words: list[str], marker: Path, **options: Any) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"VISIONBAKE_FAULT": f"before_encode:sleep=6@{marker}"}, **options,
-    )  # fmt: skip
+        words,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"VISIONBAKE_FAULT": f"before_encode:sleep=6@{marker}"},
+        **options,
+    )
     while not marker.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -340,9 +356,13 @@ def test_pillows_own_images(model_path: Path, tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.monotonic()
     config = config_for(
-        source, tmp_path / "out", model_path, preprocess={"max_pixels": 200_000}, output={"shard_tokens": 4000},
+        source,
+        tmp_path / "out",
+        model_path,
+        preprocess={"max_pixels": 200_000},
+        output={"shard_tokens": 4000},
         pack={"max_patches": 4096},
-    )  # fmt: skip
+    )
     assert run_here(config).complete
     seconds = time.monotonic() - started
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10

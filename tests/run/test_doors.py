@@ -117,8 +117,10 @@ def test_keys_that_repeat_are_rejects(images: dict[str, bytes], model_path: Path
     pq.write_table(pa.table({"image": list(images.values())[:3], "id": [5, 6, 5]}), source)
     run_here(config_for(source, tmp_path / "out", model_path, source={"key_column": "id"}))
     assert [(row["key"], row["status"]) for row in samples(tmp_path / "out")] == [
-        ("5", "ok"), ("6", "ok"), ("5", "duplicate_key"),
-    ]  # fmt: skip
+        ("5", "ok"),
+        ("6", "ok"),
+        ("5", "duplicate_key"),
+    ]
 
 
 def test_an_image_file_that_vanishes_is_a_failure_and_one_that_changes_a_checksum(
@@ -155,9 +157,12 @@ def test_parts_and_units_of_parquet_fall_on_row_groups(
     run_here(config_for(source, tmp_path / "out", model_path, output={"shard_tokens": 20}))  # 5 would fit
     units = {path.stem: pq.read_metadata(path).num_rows for path in sorted((tmp_path / "out" / "samples").iterdir())}
     assert units == {
-        "part-000000-0000": 3, "part-000000-0001": 3, "part-000001-0000": 3, "part-000001-0001": 3,
+        "part-000000-0000": 3,
+        "part-000000-0001": 3,
+        "part-000001-0000": 3,
+        "part-000001-0001": 3,
         "part-000002-0000": 4,
-    }  # fmt: skip
+    }
     assert [row["key"] for row in samples(tmp_path / "out")] == [f"a.parquet:{number}" for number in range(16)]
 
 
@@ -194,10 +199,14 @@ def test_tar_members_are_carried_whole(images: dict[str, bytes], model_path: Pat
     source = make_tar(
         tmp_path / "a.tar",
         [
-            ("a.json", b'{"x": 1}'), ("a.png", images["000.png"]), ("a.npy", array.getvalue()),
-            ("b.png", images["001.png"]), ("c.png", b"broken"), ("c.json", b"{}"),
+            ("a.json", b'{"x": 1}'),
+            ("a.png", images["000.png"]),
+            ("a.npy", array.getvalue()),
+            ("b.png", images["001.png"]),
+            ("c.png", b"broken"),
+            ("c.json", b"{}"),
         ],
-    )  # fmt: skip
+    )
     run_here(config_for(source, tmp_path / "out", model_path, source={"carry": ["json", "npy"]}))
     rows = samples(tmp_path / "out")
     assert [(row["key"], row["json"]) for row in rows] == [("a", '{"x": 1}'), ("b", None), ("c", "{}")]
@@ -250,8 +259,10 @@ def test_files_beside_an_image_are_carried(images: dict[str, bytes], model_path:
     config = config_for(tmp_path / "in", tmp_path / "out", model_path, source={"carry": ["txt", "npy"]})
     assert run_here(config).complete
     assert [(row["txt"], row["npy"]) for row in samples(tmp_path / "out")] == [
-        ("ein Fuß", None), (None, b"\xff\xfe"), ("", None)
-    ]  # fmt: skip
+        ("ein Fuß", None),
+        (None, b"\xff\xfe"),
+        ("", None),
+    ]
     (folder / "001.txt").write_bytes(b"\xff")
     config = config_for(tmp_path / "in", tmp_path / "bad", model_path, source={"carry": ["txt"]})
     summary = run_here(config)

@@ -18,10 +18,17 @@ def units_of(part: int) -> list[Unit]:
 
 def drive(engine: Any, parts: int = 3, **options: Any) -> Progress:
     settings: dict[str, Any] = {
-        "parts": parts, "indexed": set(), "units_of": units_of, "committed": lambda part, number: False,
-        "unit_bytes": lambda unit: 10, "in_flight_bytes": 40, "attempts": 3, "max_rejected_fraction": 1.0,
-        "on_tick": lambda progress: None, "on_start": lambda: None,
-    }  # fmt: skip
+        "parts": parts,
+        "indexed": set(),
+        "units_of": units_of,
+        "committed": lambda part, number: False,
+        "unit_bytes": lambda unit: 10,
+        "in_flight_bytes": 40,
+        "attempts": 3,
+        "max_rejected_fraction": 1.0,
+        "on_tick": lambda progress: None,
+        "on_start": lambda: None,
+    }
     return Driver(engine, **settings | options).run()
 
 

@@ -96,8 +96,9 @@ def test_a_device_that_is_too_small(
     assert not summary.complete
     too_large = [key for key, size in sizes.items() if size > limit]
     assert too_large
-    assert all(any(f"{key}: {sizes[key]} patches do not fit" in line for line in summary.problems)
-               for key in too_large[:1])  # fmt: skip
+    assert all(
+        any(f"{key}: {sizes[key]} patches do not fit" in line for line in summary.problems) for key in too_large[:1]
+    )
     assert summary.this_run.halvings
     assert not (output / "_SUCCESS").exists()
     monkeypatch.setattr(Tower, "forward_in_window_order", real)

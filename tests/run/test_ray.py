@@ -24,9 +24,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.mark.parametrize(("encoders", "preprocessors"), [(1, 1), (2, 3)])
 def test_bytes_do_not_depend_on_the_actors(
-    encoders: int, preprocessors: int, ray_nodes: dict[str, str], source: Path, model_path: Path, undisturbed: Path,
+    encoders: int,
+    preprocessors: int,
+    ray_nodes: dict[str, str],
+    source: Path,
+    model_path: Path,
+    undisturbed: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     output = tmp_path / "out"
     with connected(ray_nodes):
         summary = run_here(on_ray(source, output, model_path, encoders=encoders, preprocessors=preprocessors))

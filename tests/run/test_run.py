@@ -72,7 +72,7 @@ def test_identical_images_are_encoded_once_and_written_for_each(source: Path, mo
         assert_whole(output, keys_of(folder))
         rows = [row for path in (output / "data").iterdir() for row in pq.read_table(path).to_pylist()]
         bytes_by_setting.append([row["embedding"] for row in sorted(rows, key=lambda row: str(row["key"]))])
-        from pipeline.output.shard import read_metadata
+        from pipeline.output.metadata import read_metadata
 
         records = [read_metadata(path) for path in (output / "samples").iterdir()]
         encoded_tokens = sum(record["encoded_tokens"] for record in records)
@@ -82,9 +82,16 @@ def test_identical_images_are_encoded_once_and_written_for_each(source: Path, mo
 
 
 POINTS = [
-    "index", "prepare", "before_encode", "after_encode", "before_data_write", "after_data_write",
-    "after_data_publish", "after_samples_write", "after_samples_publish",
-]  # fmt: skip
+    "index",
+    "prepare",
+    "before_encode",
+    "after_encode",
+    "before_data_write",
+    "after_data_write",
+    "after_data_publish",
+    "after_samples_write",
+    "after_samples_publish",
+]
 
 
 @pytest.mark.slow
@@ -111,6 +118,15 @@ def test_killed_at_any_point_the_next_run_goes_on(
     shutil.rmtree(output / "_tmp")  # what the killed processes left: a day old it would have gone by itself
     assert_whole(output, keys_of(source))
     assert files_of(output / "data") == files_of(undisturbed / "data")
+
+
+def test_killed_before_its_plan_has_a_name_the_next_run_goes_on(source: Path, model_path: Path, tmp_path: Path) -> None:
+    """It leaves an empty `plan/`, which looks like anybody's folder."""
+    config, marker = config_for(source, tmp_path / "out", model_path), tmp_path / "fired"
+    assert run_in_a_fork(config, VISIONBAKE_FAULT=f"publish=plan.json:kill@{marker}") == -signal.SIGKILL
+    assert marker.exists()
+    assert list((tmp_path / "out" / "plan").iterdir()) == []
+    assert run_here(config).complete
 
 
 @pytest.mark.slow
@@ -194,10 +210,15 @@ def test_odd_images_are_rows_or_rejects(model_path: Path, tmp_path: Path) -> Non
     folder = make_folder(tmp_path / "in", 6)
     whole = encoded(noise(90, 90), "JPEG")
     odd = {
-        "empty.jpg": b"", "text.jpg": b"hello" * 50, "cut.jpg": whole[: len(whole) // 2],
-        "wrong_extension.png": whole, "long.png": encoded(noise(2, 500)), "dot.png": encoded(noise(1, 1)),
-        "large.png": encoded(noise(1100, 1000)), "eps.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n",
-    }  # fmt: skip
+        "empty.jpg": b"",
+        "text.jpg": b"hello" * 50,
+        "cut.jpg": whole[: len(whole) // 2],
+        "wrong_extension.png": whole,
+        "long.png": encoded(noise(2, 500)),
+        "dot.png": encoded(noise(1, 1)),
+        "large.png": encoded(noise(1100, 1000)),
+        "eps.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    }
     for name, data in odd.items():
         (folder / name).write_bytes(data)
     output = tmp_path / "out"
@@ -205,9 +226,15 @@ def test_odd_images_are_rows_or_rejects(model_path: Path, tmp_path: Path) -> Non
     assert_whole(output, keys_of(folder))
     status = {row["key"]: row["status"] for row in rows_of(output)}
     assert {name: status[name] for name in odd} == {
-        "empty.jpg": "truncated", "text.jpg": "unidentified", "cut.jpg": "truncated", "wrong_extension.png": "ok",
-        "long.png": "aspect_ratio", "dot.png": "ok", "large.png": "too_many_pixels", "eps.jpg": "unidentified",
-    }  # fmt: skip
+        "empty.jpg": "truncated",
+        "text.jpg": "unidentified",
+        "cut.jpg": "truncated",
+        "wrong_extension.png": "ok",
+        "long.png": "aspect_ratio",
+        "dot.png": "ok",
+        "large.png": "too_many_pixels",
+        "eps.jpg": "unidentified",
+    }
     assert summary.totals.rejects["truncated"] == 2
     assert all(row["error"] for row in rows_of(output) if row["status"] != "ok")
 

@@ -19,10 +19,27 @@ def test_a_fresh_clone_submits_the_demo_to_two_nodes(ray_nodes: dict[str, str], 
 
     def submit(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [RAY, "job", "submit", "--address", ray_nodes["DASHBOARD"], "--working-dir", ".", "--", "python", "-m",
-             "jobs.run", "configs/demo.yaml", *words],
-            capture_output=True, text=True, cwd=clone, env=environment | changes, timeout=300,
-        )  # fmt: skip
+            [
+                RAY,
+                "job",
+                "submit",
+                "--address",
+                ray_nodes["DASHBOARD"],
+                "--working-dir",
+                ".",
+                "--",
+                "python",
+                "-m",
+                "jobs.run",
+                "configs/demo.yaml",
+                *words,
+            ],
+            capture_output=True,
+            text=True,
+            cwd=clone,
+            env=environment | changes,
+            timeout=300,
+        )
 
     photos = f"source.uri={clone / 'tests' / 'data' / 'photos'}"  # each node unpacks a working directory of its own
     done = submit("--set", f"output.uri={output}", "--set", photos, "--set", "cluster.encoders=2")

@@ -67,9 +67,14 @@ def fetched(uri: str, place: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("door", [None, *DOORS])
 def test_every_door_in_object_storage_gives_the_same_embeddings(
-    door: Any, images: dict[str, bytes], folder: Path, expected: list[bytes],
-    model_path: Path, tmp_path: Path, s3: S3Server,
-) -> None:  # fmt: skip
+    door: Any,
+    images: dict[str, bytes],
+    folder: Path,
+    expected: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
+    s3: S3Server,
+) -> None:
     s3_files().put(f"{folder}/", f"{BUCKET}/photos/", recursive=True)
     uri, fields = f"{URI}/photos", {}
     if door is not None:
@@ -124,9 +129,14 @@ def assert_whole(expected: list[bytes], place: Path) -> None:
 
 @pytest.mark.slow
 def test_the_first_requests_for_every_key_fail(
-    s3: S3Server, source: str, many_parts: None, quick_to_retry: None, expected: list[bytes],
-    model_path: Path, tmp_path: Path,
-) -> None:  # fmt: skip
+    s3: S3Server,
+    source: str,
+    many_parts: None,
+    quick_to_retry: None,
+    expected: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
+) -> None:
     kinds = ["503", "500", "cut"]
     s3.fault = lambda request: kinds[(request.number + len(request.key)) % 3] if request.number < 2 else None
     assert run_here(s3_config(source, model_path)).complete
@@ -138,9 +148,14 @@ def test_the_first_requests_for_every_key_fail(
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", ["one", "many"])
 def test_an_answer_that_never_arrives(
-    parts: str, s3: S3Server, source: str, expected: list[bytes], model_path: Path, tmp_path: Path,
+    parts: str,
+    s3: S3Server,
+    source: str,
+    expected: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
     request: pytest.FixtureRequest,
-) -> None:  # fmt: skip
+) -> None:
     """The object is there, and the client is told nothing: neither lost, nor taken for another driver's."""
     if parts == "many":
         request.getfixturevalue("many_parts")
@@ -155,9 +170,14 @@ def test_an_answer_that_never_arrives(
 
 @pytest.mark.slow
 def test_a_completion_that_never_arrives(
-    s3: S3Server, source: str, many_parts: None, quick_to_retry: None, expected: list[bytes],
-    model_path: Path, tmp_path: Path,
-) -> None:  # fmt: skip
+    s3: S3Server,
+    source: str,
+    many_parts: None,
+    quick_to_retry: None,
+    expected: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
+) -> None:
     s3.fault = lambda request: "cut" if request.completes and "/data/" in request.key else None
     with pytest.raises(OutputError, match=r"cannot publish s3://bucket/out/data/part-000000-0000\.parquet"):
         run_here(s3_config(source, model_path))
@@ -254,8 +274,10 @@ def test_a_unit_is_read_in_few_requests(
     kind: str, s3: S3Server, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes within 1.05 times the members' span, or the row groups."""
-    photos = {f"{number:03d}.png": encoded(np.random.default_rng(number).integers(0, 256, (300, 300, 3), np.uint8))
-              for number in range(24)}  # fmt: skip
+    photos = {
+        f"{number:03d}.png": encoded(np.random.default_rng(number).integers(0, 256, (300, 300, 3), np.uint8))
+        for number in range(24)
+    }
     name = f"in.{kind}"
     if kind == "tar":
         make_tar(tmp_path / name, list(photos.items()))
@@ -389,8 +411,13 @@ def test_uris_that_are_refused(field: str, uri: str, says: str, folder: Path, mo
 
 
 def test_a_manifest_names_no_hosts(folder: Path, model_path: Path, tmp_path: Path) -> None:
-    lines = ["https://example.org/a.png?sig=secret", "s3://me:secret@bucket/a.png", "unknown://a.png", "s3://[x//a.png",
-             str(folder / "000.png")]  # fmt: skip
+    lines = [
+        "https://example.org/a.png?sig=secret",
+        "s3://me:secret@bucket/a.png",
+        "unknown://a.png",
+        "s3://[x//a.png",
+        str(folder / "000.png"),
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"image": line}) for line in lines))
     run_here(config_for(tmp_path / "a.jsonl", tmp_path / "out", model_path))
     rows = pq.read_table(tmp_path / "out" / "samples").to_pylist()
@@ -402,9 +429,14 @@ def test_a_manifest_names_no_hosts(folder: Path, model_path: Path, tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["after_data_publish", "after_samples_write"])
 def test_killed_between_its_publications(
-    point: str, s3: S3Server, source: str, expected: list[bytes],
-    model_path: Path, tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:  # fmt: skip
+    point: str,
+    s3: S3Server,
+    source: str,
+    expected: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
+    run_job: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     config, marker = s3_config(source, model_path), tmp_path / "fired"
     path = write_config(tmp_path / "config.yaml", config)
     assert run_job("jobs.run", path, VISIONBAKE_FAULT=f"{point}:kill@{marker}").returncode == -signal.SIGKILL
@@ -433,9 +465,13 @@ def test_two_drivers_on_one_output(
 @pytest.mark.slow
 @pytest.mark.ray
 def test_on_ray(
-    s3: S3Server, ray_nodes: dict[str, str], source: str, expected: list[bytes],
-    model_path: Path, tmp_path: Path,
-) -> None:  # fmt: skip
+    s3: S3Server,
+    ray_nodes: dict[str, str],
+    source: str,
+    expected: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
+) -> None:
     """The clients of every process find the storage by the same variables, here those of the job."""
     variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     with connected(ray_nodes, **variables):
@@ -507,9 +543,15 @@ def test_a_broken_read_of_a_gzipped_tar_is_tried_again(
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", ["409", "501"])
 def test_stores_that_answer_a_condition_otherwise(
-    answer: str, s3: S3Server, source: str, quick_to_retry: None, expected: list[bytes], model_path: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    answer: str,
+    s3: S3Server,
+    source: str,
+    quick_to_retry: None,
+    expected: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("pipeline.storage.remote_publish.time.sleep", lambda seconds: None)
     s3.fault = lambda asked: answer if asked.conditional and (answer == "501" or asked.first) else None
     assert run_here(s3_config(source, model_path)).complete

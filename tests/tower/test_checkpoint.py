@@ -93,9 +93,14 @@ def test_a_wrong_config_is_named(copy: Path, changes: dict[str, object], says: s
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"resample": 2}, "resample"), ({"image_mean": [1, 2]}, "image_mean"), ({"merge_size": 4}, "merge_size"),
-     ({"do_normalize": False}, "do_normalize"), ({"rescale_factor": 1.0}, "rescale_factor")],
-)  # fmt: skip
+    [
+        ({"resample": 2}, "resample"),
+        ({"image_mean": [1, 2]}, "image_mean"),
+        ({"merge_size": 4}, "merge_size"),
+        ({"do_normalize": False}, "do_normalize"),
+        ({"rescale_factor": 1.0}, "rescale_factor"),
+    ],
+)
 def test_another_preprocessing_is_refused(copy: Path, changes: dict[str, object], says: str) -> None:
     edit(copy / "preprocessor_config.json", **changes)
     with pytest.raises(RequestError, match=says):

@@ -18,10 +18,13 @@ from pipeline.tower.block import RMS_NORM_EPS, rms_norm, rotate
 
 KERNELS = {
     "add_rms_norm": (
-        fused._add_rms_norm, "x_ptr:* y_ptr:* weight_ptr:* out_ptr:* width:i32 eps:fp32", {"ADD": True, "BLOCK": 2048}
+        fused._add_rms_norm,
+        "x_ptr:* y_ptr:* weight_ptr:* out_ptr:* width:i32 eps:fp32",
+        {"ADD": True, "BLOCK": 2048},
     ),
     "rotate": (
-        fused._rotate, "qkv_ptr:* cos_ptr:*fp32 sin_ptr:*fp32 row_stride:i32 vectors:i32 half:i32",
+        fused._rotate,
+        "qkv_ptr:* cos_ptr:*fp32 sin_ptr:*fp32 row_stride:i32 vectors:i32 half:i32",
         {"VECTORS": 32, "HALF": 64},
     ),
     "silu_mul": (fused._silu_mul, "gate_up_ptr:* out_ptr:* width:i32", {"BLOCK": fused.SILU_BLOCK}),
@@ -30,7 +33,7 @@ KERNELS = {
         "patches_ptr:*u8 mean_ptr:*fp32 std_ptr:*fp32 out_ptr:* values:i32 channel_values:i32 padded:i32",
         {"BLOCK": 1024},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("capability", [80, 90])

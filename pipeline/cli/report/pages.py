@@ -40,19 +40,47 @@ WORDS = {
 
 NUMBERS = {
     "Tokens": (
-        "tokens", "tokens_mean", "tokens_p5", "tokens_p50", "tokens_p95", "tokens_p99", "tokens_max",
-        "language_model_tokens", "norm_mean", "norm_max",
+        "tokens",
+        "tokens_mean",
+        "tokens_p5",
+        "tokens_p50",
+        "tokens_p95",
+        "tokens_p99",
+        "tokens_max",
+        "language_model_tokens",
+        "norm_mean",
+        "norm_max",
     ),
     "Images": (
-        "samples", "rows", "rejected", "non_finite", "duplicates", "duplicate_tokens", "duplicates_within_units",
-        "duplicate_tokens_within_units", "share_clamped_min", "share_clamped_max", "share_scaled_up", "megapixels_p5",
-        "megapixels_p50", "megapixels_p95", "megapixels_p99", "aspect_ratio_p50", "aspect_ratio_p95",
+        "samples",
+        "rows",
+        "rejected",
+        "non_finite",
+        "duplicates",
+        "duplicate_tokens",
+        "duplicates_within_units",
+        "duplicate_tokens_within_units",
+        "share_clamped_min",
+        "share_clamped_max",
+        "share_scaled_up",
+        "megapixels_p5",
+        "megapixels_p50",
+        "megapixels_p95",
+        "megapixels_p99",
+        "aspect_ratio_p50",
+        "aspect_ratio_p95",
         "aspect_ratio_p99",
     ),
     "Size and time": (
-        "units", "embedding_bytes", "data_bytes", "halvings", "device_hours", "images_per_second", "busy_share",
+        "units",
+        "embedding_bytes",
+        "data_bytes",
+        "halvings",
+        "device_hours",
+        "images_per_second",
+        "busy_share",
     ),
-}  # fmt: skip
+}
 
 
 def _words(name: str) -> str:
@@ -81,10 +109,11 @@ def plan_page(tree: dict[str, Any], source: str) -> str:
     ]
     sections = [
         Section(
-            title="What a run would give", wide=len(budgets) > 1,
+            title="What a run would give",
+            wide=len(budgets) > 1,
             body=table(rows, ["max_pixels", *(f"{one['max_pixels']:,}" for one in budgets)]),
         )
-    ]  # fmt: skip
+    ]
     for one in budgets:
         body = _sizes(one)
         sections.append(Section(title=f"Bytes of the output, max_pixels {one['max_pixels']:,}", body=body))
@@ -117,10 +146,7 @@ def _token_bars(tree: dict[str, Any]) -> str:
 
 def _sizes(tree: dict[str, Any]) -> str:
     """Bytes of the data shards by dtype and format."""
-    rows = [
-        [dtype, *(bytes_text(tree[f"{kind}_bytes_by_dtype"][dtype]) for kind in FORMATS)]
-        for dtype in VALUE_BYTES
-    ]  # fmt: skip
+    rows = [[dtype, *(bytes_text(tree[f"{kind}_bytes_by_dtype"][dtype]) for kind in FORMATS)] for dtype in VALUE_BYTES]
     return table(rows, ["output.dtype", *FORMATS])
 
 
@@ -201,9 +227,10 @@ def _gallery(output: AnyPath, connection: Any) -> str:
                 figures = "".join(_figure(row, pictures) for row in fresh)
                 parts.append(f"<h3>{title}</h3><div class=gallery>{figures}</div>")
     rejected = _rows(
-        connection, "key, status, error FROM (SELECT *, row_number() OVER (PARTITION BY status ORDER BY key) AS place "
-        f"FROM samples WHERE status <> 'ok') WHERE place <= {OF_A_KIND} ORDER BY status, key LIMIT {REJECTS_SHOWN}"
-    )  # fmt: skip
+        connection,
+        "key, status, error FROM (SELECT *, row_number() OVER (PARTITION BY status ORDER BY key) AS place "
+        f"FROM samples WHERE status <> 'ok') WHERE place <= {OF_A_KIND} ORDER BY status, key LIMIT {REJECTS_SHOWN}",
+    )
     if rejected:
         cells = [[str(cell) for cell in row.values()] for row in rejected]
         parts.append("<h3>Rejected</h3>" + table(cells, kind="text"))

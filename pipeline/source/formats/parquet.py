@@ -224,7 +224,7 @@ def _values(column: pa.Array) -> list[Any]:
             return _NO_TEXT
 
     try:
-        return column.to_pylist()  # type: ignore[no-any-return]
+        return column.to_pylist()
     except UnicodeDecodeError:
         return [value(cell) for cell in column]
 

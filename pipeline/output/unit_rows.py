@@ -1,0 +1,150 @@
+"""Unit rows: a prepared and encoded unit as the columns of its two shards, and its record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from .. import rejects
+from ..encode.encoded import EncodedUnit
+from ..prepare.unit import PreparedSample, PreparedUnit
+from .layout import SCHEMA_VERSION
+from .record import CommitRecord
+from .settings import Encoding, ShardSettings
+from .shard import DataShard, ShardRows, embedding_array
+
+EXAMPLES = 3  # of each reason
+ONLY_OF_ROWS = ("norm_mean", "norm_max", "num_patches", "num_tokens", "grid_thw")  # null in `samples` for a reject
+
+
+class UnitRows:
+    """The rows of one unit: all of its samples, and among them the accepted ones, in input order."""
+
+    def __init__(self, prepared: PreparedUnit, encoded: EncodedUnit) -> None:
+        self.prepared, self._encoded = prepared, encoded
+        self._statuses = [_status(sample, encoded) for sample in prepared.samples]
+        self._accepted = [index for index, (status, _) in enumerate(self._statuses) if status == rejects.OK]
+        self._starts = np.concatenate([[0], encoded.ends_N]).astype(np.int64)
+        self._row_bytes = encoded.tokens_MO.shape[1] * encoded.tokens_MO.element_size()
+
+    def shard_rows(self, settings: ShardSettings) -> ShardRows:
+        """What goes into the data shard."""
+        count = len(self._accepted)
+        columns = self._columns(self._accepted)
+        columns["dtype"], columns["hidden_size"] = [settings.dtype] * count, [settings.hidden_size] * count
+        columns["scale"] = self._scales()
+        carried = self.prepared.carried
+        return ShardRows(
+            columns=columns,
+            embedding=self._embedding,
+            metadata=settings.describe(self.prepared.unit.id, SCHEMA_VERSION),
+            carried=None if carried is None else carried.take(self._accepted),
+        )
+
+    def sample_columns(self, shard: DataShard, name: str) -> dict[str, list[object]]:
+        """The columns of the samples shard. `name`: of the data shard, relative to the output."""
+        columns = self._columns(list(range(len(self._statuses))))
+        for column in ONLY_OF_ROWS:
+            for index, (status, _) in enumerate(self._statuses):
+                if status != rejects.OK:
+                    columns[column][index] = None
+        row_of = {index: row for row, index in enumerate(self._accepted)}
+        rows = [row_of.get(index) for index in range(len(self._statuses))]
+        columns["status"] = [status for status, _ in self._statuses]
+        columns["error"] = [error for _, error in self._statuses]
+        columns["shard"] = [None if row is None else name for row in rows]
+        columns["offset"] = [None if row is None else int(shard.offsets_N[row]) for row in rows]
+        columns["length"] = [None if row is None else int(shard.lengths_N[row]) for row in rows]
+        return columns
+
+    def record(
+        self, shard: DataShard, settings: ShardSettings, encoding: Encoding, seconds: dict[str, float], *, adopted: bool
+    ) -> CommitRecord:
+        """What the samples shard's footer says. `seconds`: by stage."""
+        encoded = self._encoded
+        counts = Counter(status for status, _ in self._statuses if status != rejects.OK)
+        examples: dict[str, list[str]] = {}
+        for sample, (status, _) in zip(self.prepared.samples, self._statuses, strict=True):
+            if status != rejects.OK and len(examples.setdefault(status, [])) < EXAMPLES:
+                examples[status].append(sample.facts.key)
+        return CommitRecord(
+            schema_version=SCHEMA_VERSION,
+            unit=self.prepared.unit.id,
+            rows_in=len(self._statuses),
+            rows_out=len(shard.lengths_N),
+            rejects=dict(sorted(counts.items())),
+            reject_examples=examples,
+            tokens=int(shard.lengths_N.sum()) // self._row_bytes,
+            encoded_tokens=encoded.tokens_MO.shape[0],
+            embedding_bytes=int(shard.lengths_N.sum()),
+            data_size=shard.size,
+            data_sha256=shard.sha256,
+            fingerprint=settings.fingerprint,
+            device=settings.device,
+            halvings=encoded.halvings,
+            overflows=encoded.overflows,
+            packs=list(encoded.packs),
+            adopted=adopted,
+            seconds={key: round(value, 4) for key, value in seconds.items()},
+            encoder=encoding.encoder,
+            encoded_at=round(encoding.encoded_at, 3),
+            errors=encoded.errors,
+        )
+
+    def _columns(self, chosen: list[int]) -> dict[str, list[object]]:
+        """The columns that data and samples shards share, for the chosen samples."""
+        samples = [self.prepared.samples[index] for index in chosen]
+        grids = [None if sample.image is None else self.prepared.grids[sample.image] for sample in samples]
+
+        def of_image(values: npt.NDArray[np.generic]) -> list[object]:
+            return [None if sample.image is None else values[sample.image].item() for sample in samples]
+
+        return {
+            "key": [sample.facts.key for sample in samples],
+            "source": [sample.facts.source for sample in samples],
+            "sha256": [sample.facts.sha256 for sample in samples],
+            "width": [sample.facts.width for sample in samples],
+            "height": [sample.facts.height for sample in samples],
+            "resized_width": [sample.resized_width for sample in samples],
+            "resized_height": [sample.resized_height for sample in samples],
+            "grid_thw": [None if grid is None else list(grid) for grid in grids],
+            "num_patches": [None if grid is None else grid[0] * grid[1] * grid[2] for grid in grids],
+            "num_tokens": of_image(np.diff(self._starts)),
+            "clamped": [sample.clamped for sample in samples],
+            "norm_mean": of_image(self._encoded.norm_mean_N),
+            "norm_max": of_image(self._encoded.norm_max_N),
+        }
+
+    @property
+    def _images(self) -> list[int]:
+        """The image of each accepted sample, by its number among the unit's distinct ones."""
+        return [image for index in self._accepted if (image := self.prepared.samples[index].image) is not None]
+
+    @cached_property
+    def _embedding(self) -> pa.LargeBinaryArray:
+        """The accepted samples' tokens; no copy where every image stands once and in order."""
+        images, starts, row_bytes = self._images, self._starts, self._row_bytes
+        lengths_N = np.array([(starts[image + 1] - starts[image]) * row_bytes for image in images], np.int64)
+        flat = self._encoded.tokens_MO.contiguous().view(-1).view(torch.uint8).numpy()
+        if images != list(range(len(self._encoded.ends_N))):
+            pieces = [flat[starts[image] * row_bytes : starts[image + 1] * row_bytes] for image in images]
+            flat = np.concatenate(pieces) if pieces else flat[:0]
+        return embedding_array(flat, lengths_N)
+
+    def _scales(self) -> list[object]:
+        """Of int8 and fp8: the little-endian float32 scales of each accepted sample's tokens."""
+        if self._encoded.scale_M is None:
+            return [None] * len(self._accepted)
+        scale_M = self._encoded.scale_M.astype("<f4")
+        return [scale_M[self._starts[image] : self._starts[image + 1]].tobytes() for image in self._images]
+
+
+def _status(sample: PreparedSample, encoded: EncodedUnit) -> tuple[str, str | None]:
+    if sample.status == rejects.OK and sample.image is not None and not encoded.finite_N[sample.image]:
+        return rejects.NON_FINITE, "its tokens are not finite, in its pack and alone"
+    return sample.status, sample.error
