@@ -1,4 +1,4 @@
-"""What a grid decides: the resized size, the window order, segment lengths and rotary positions.
+"""Grids, and all that they decide: the resized size, the window order, segment lengths and rotary positions.
 
 T frames (after temporal pairing), P patches, M merged tokens (P / merge_size²).
 All of it is integer arithmetic on the CPU, computed once per distinct grid and cached.
@@ -122,7 +122,7 @@ def grid_layout(grid: tuple[int, int, int], merge_size: int, window_merged: int)
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """What decides an image's grid: the checkpoint's sizes and the configuration's budgets. Pixels and patches."""
+    """The sizes that decide an image's grid: the checkpoint's, and the configuration's budgets. Pixels and patches."""
 
     patch_size: int
     merge_size: int

@@ -153,6 +153,50 @@ def test_modules_are_short() -> None:
     assert {name for name, count in lines.items() if count > MAX_LINES} == set()
 
 
+LONG = {"output.card.data_set_card": "the text of a page"}
+MANY = {
+    "tower.fused._add_rms_norm": "a kernel's arguments",
+    "tower.fused._rotate": "a kernel's arguments",
+    "tower.fused._normalize": "a kernel's arguments",
+    "vision_encoder.VisionEncoder.from_pretrained": "a public signature, by keyword",
+}
+
+
+def functions(name: str, tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef]]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            full = f"{prefix or name}.{node.name}"
+            if isinstance(node, ast.FunctionDef):
+                yield full, node
+            yield from functions(name, node, full)
+
+
+def test_functions_are_short_and_take_little_or_are_listed_with_a_reason() -> None:
+    long, many = set(), set()
+    for name, text in sources().items():
+        for full, node in functions(name, ast.parse(text)):
+            arguments = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            if node.end_lineno - node.lineno + 1 > 60:
+                long.add(full)
+            if len([one for one in arguments if one not in ("self", "cls")]) > 6:
+                many.add(full)
+    assert long == set(LONG)
+    assert many == set(MANY)
+
+
+UNCLEAR = ("Of", "What", "As", "Behind")  # of what, what of, as whom: unclear without the name below it
+
+
+def test_docstrings_say_what_a_thing_is_or_does() -> None:
+    for path in [*PACKAGE.rglob("*.py"), *REPOSITORY.glob("jobs/**/*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert "fmt: " + "skip" not in text, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                words = (ast.get_docstring(node) or "-").split()
+                assert words[0] not in UNCLEAR, f"{path}: {' '.join(words[:8])}"
+
+
 def test_every_wing_lists_its_modules() -> None:
     for wing in (*WINGS, "cli/report"):
         text = ast.get_docstring(ast.parse((PACKAGE / wing / "__init__.py").read_text())) or ""

@@ -20,7 +20,7 @@ from pipeline.index.units import Unit
 from pipeline.output.committed import Committed
 from pipeline.output.record import CommitRecord
 from pipeline.process import peak_memory_bytes
-from pipeline.run.driver import Driver, Event
+from pipeline.run.driver import Driver, DriverLimits, Event, Work
 
 RECORD = CommitRecord(
     schema_version=0,
@@ -73,19 +73,8 @@ class NullEngine:
 
 def drive_nothing(parts: int, units_of: Callable[[int], list[Unit]]) -> int:
     """Drives all units of all parts through stages that do nothing; returns how many there were."""
-    driver = Driver(
-        NullEngine(),
-        parts=parts,
-        indexed=set(),
-        units_of=units_of,
-        committed=lambda part, number: False,
-        unit_bytes=lambda unit: 1,
-        in_flight_bytes=1000,
-        attempts=3,
-        max_rejected_fraction=1.0,
-        on_tick=lambda progress: None,
-        on_start=lambda: None,
-    )
+    work = Work(parts=parts, indexed=set(), units_of=units_of, unit_bytes=lambda unit: 1)
+    driver = Driver(NullEngine(), work, DriverLimits(in_flight_bytes=1000, attempts=3))
     return driver.run().totals.units
 
 

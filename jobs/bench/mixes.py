@@ -1,4 +1,4 @@
-"""What benchmarks share: photos and mixes of image sizes, how much arithmetic they are, and timing side by side."""
+"""Mixes: photos and mixes of image sizes, how much arithmetic they are, and timing side by side."""
 
 from __future__ import annotations
 

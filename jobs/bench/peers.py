@@ -1,4 +1,4 @@
-"""What `bench` measures against: the plain Ray Data recipe around the reference implementation."""
+"""Peers: the plain Ray Data recipe around the reference implementation, which `bench` measures against."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RayDataTower:
 
 
 def run_ray_data_recipe(photos: Path, output: Path, model: str, min_pixels: int, max_pixels: int) -> int:
-    """What a user would write with Ray Data. Needs an initialised Ray; returns the number of rows written.
+    """Runs what a user would write with Ray Data, in an initialised Ray; returns the number of rows written.
 
     Each stage asks for half a CPU: with Ray's defaults the recipe hangs on 2 cores.
     """

@@ -1,4 +1,4 @@
-"""What one device of this machine encodes in a second, on images of the sizes that the source has."""
+"""Calibration: what one device of this machine encodes in a second, on images of the sizes that the source has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands share: signals, printing, arguments."""
+"""Console: what all commands share: signals, printing, arguments."""
 
 from __future__ import annotations
 

@@ -52,68 +52,90 @@ def budgets_of(config: Config, text: str | None) -> list[int]:
     return budgets
 
 
-def main(arguments: argparse.Namespace) -> int:
+class Planner:
+    """One `plan` command: the estimates for its budgets, from an index or from a sample."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self.config = config = load_config(arguments.config, arguments.overrides)
+        self.budgets = budgets_of(config, arguments.max_pixels)
+        self.request = check_request(config, weights=arguments.calibrate)
+        self.writing = Writing.of(config, self.request.checkpoint.config.width_of(config.output.stage))
+        self.measured: dict[str, Any] = {}  # what calibration found out beside the rates
+        self.rates: list[Rates] = []  # of each budget
+
+    def estimate(self) -> dict[str, Any]:
+        """The answer as JSON. Raises RequestError, RunFailed."""
+        tree = self._from_sample() if self._arguments.sample is not None else self._from_index()
+        return tree | self.measured | {"ignored_files": sum(self.request.listed().ignored.values())}
+
+    def _from_sample(self) -> dict[str, Any]:
+        arguments, listing = self._arguments, self.request.listed()
+        draws = draw(listing, arguments.sample, arguments.seed, self.config.source.image_column)
+        seen = [one for each in draws.draws for one in each.samples if one.status == rejects.OK]
+        self._rate(np.array([one.height for one in seen]), np.array([one.width for one in seen]))
+        return extrapolated(
+            draws, self.request.geometry, dict(zip(self.budgets, self.rates, strict=True)), self.writing
+        )
+
+    def _from_index(self) -> dict[str, Any]:
+        plan, failed = make_plan(self.request, say=(lambda line: None) if self._arguments.json else say)
+        for problem in failed:
+            print(f"FAILED  {problem}", file=sys.stderr)
+        if failed:
+            raise RunFailed(f"{len(failed)} of {plan.num_parts} parts could not be indexed")
+        estimates, source = estimate_plan(plan, self.request.geometry, self.budgets, self.writing)
+        self._rate(*some_sizes(plan))
+        return source.as_dict() | {
+            **({"duplicates_counted_in_one_of": one_of} if (one_of := source.duplicates_of_one_in) > 1 else {}),
+            "budgets": [one.as_dict(self.writing, each) for one, each in zip(estimates, self.rates, strict=True)],
+            "skipped_parts": source.skipped_parts,
+        }
+
+    def _rate(self, height_N: npt.NDArray[np.int64], width_N: npt.NDArray[np.int64]) -> None:
+        """Finds each budget's rates, from images of these sizes: large ones take more time for a token than small."""
+        arguments = self._arguments
+        rates = Rates(
+            tokens_per_second=arguments.tokens_per_second,
+            price_per_hour=arguments.price_per_hour,
+            price_per_terabyte=arguments.price_per_terabyte,
+        )
+        self.rates = [rates] * len(self.budgets)
+        if not arguments.calibrate:
+            return
+        from .calibrate import Calibrator
+
+        calibrator = Calibrator(self.request)
+        geometries = [replace(self.request.geometry, max_pixels=budget) for budget in self.budgets]
+        results = [calibrator.measure(grids_of(geometry, height_N, width_N)) for geometry in geometries]
+        self.measured["calibrated_on"] = results[0].device
+        self.rates = [replace(rates, tokens_per_second=result.tokens_per_second) for result in results]
+
+
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raises RequestError: a number that is none, or two ways of saying a rate."""
     if arguments.calibrate and arguments.tokens_per_second:
         raise RequestError("--calibrate: measures what --tokens-per-second states; give one of them")
     for name in ("tokens_per_second", "price_per_hour", "price_per_terabyte", "sample"):
         value = getattr(arguments, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise RequestError(f"--{name.replace('_', '-')}: must be a positive number")
-    config = load_config(arguments.config, arguments.overrides)
-    budgets = budgets_of(config, arguments.max_pixels)
-    request = check_request(config, weights=arguments.calibrate)
-    writing = Writing.of(config, request.checkpoint.config.width_of(config.output.stage))
-    rates = Rates(
-        tokens_per_second=arguments.tokens_per_second,
-        price_per_hour=arguments.price_per_hour,
-        price_per_terabyte=arguments.price_per_terabyte,
-    )
-    measured: dict[str, Any] = {}
 
-    def rates_of(height_N: npt.NDArray[np.int64], width_N: npt.NDArray[np.int64]) -> list[Rates]:
-        """For each budget: large images take more time for a token than small ones."""
-        if not arguments.calibrate:
-            return [rates] * len(budgets)
-        from .calibrate import Calibrator
 
-        calibrator = Calibrator(request)
-        results = [
-            calibrator.measure(grids_of(replace(request.geometry, max_pixels=budget), height_N, width_N))
-            for budget in budgets
-        ]
-        measured["calibrated_on"] = results[0].device
-        return [replace(rates, tokens_per_second=result.tokens_per_second) for result in results]
-
-    if arguments.sample is not None:
-        draws = draw(request.listed(), arguments.sample, arguments.seed, config.source.image_column)
-        seen = [one for each in draws.draws for one in each.samples if one.status == rejects.OK]
-        by_budget = rates_of(np.array([one.height for one in seen]), np.array([one.width for one in seen]))
-        tree = extrapolated(draws, request.geometry, dict(zip(budgets, by_budget, strict=True)), writing)
-    else:
-        plan, failed = make_plan(request, say=(lambda line: None) if arguments.json else say)
-        if failed:
-            for problem in failed:
-                print(f"FAILED  {problem}", file=sys.stderr)
-            raise RunFailed(f"{len(failed)} of {plan.num_parts} parts could not be indexed")
-        estimates, source = estimate_plan(plan, request.geometry, budgets, writing)
-        by_budget = rates_of(*some_sizes(plan))
-        tree = source.as_dict() | {
-            **({"duplicates_counted_in_one_of": one_of} if (one_of := source.duplicates_of_one_in) > 1 else {}),
-            "budgets": [one.as_dict(writing, each) for one, each in zip(estimates, by_budget, strict=True)],
-            "skipped_parts": source.skipped_parts,
-        }
-    tree |= measured
-    tree["ignored_files"] = sum(request.listed().ignored.values())
+def main(arguments: argparse.Namespace) -> int:
+    check_numbers(arguments)
+    planner = Planner(arguments)
+    tree = planner.estimate()
     if arguments.json:
         print_json(tree)
     else:
         _print(tree)
-    if not by_budget[0].tokens_per_second and not arguments.json:
-        say(f"{'device_hours':{COLUMN}}state --tokens-per-second (and --price-per-hour) to have them")
+        if not planner.rates[0].tokens_per_second:
+            say(f"{'device_hours':{COLUMN}}state --tokens-per-second (and --price-per-hour) to have them")
     if arguments.html:
         from .report.pages import plan_page
 
-        write_page(arguments.html, plan_page(tree, config.source.uri))
+        write_page(arguments.html, plan_page(tree, planner.config.source.uri))
     return 0
 
 

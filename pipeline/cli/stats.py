@@ -97,7 +97,7 @@ def statistics_of(output: AnyPath) -> dict[str, Any]:
 
 
 def written_of(connection: Any, config: Config, totals: Totals) -> Estimate:
-    """What an estimate would have said, had it known what was written."""
+    """Returns what an estimate would have said, had it known what was written."""
     counts = connection.execute("SELECT num_tokens, count(*) FROM samples WHERE status = 'ok' GROUP BY 1").fetchall()
     histogram = np.zeros(1 + max((tokens for tokens, _ in counts), default=0), np.int64)
     for tokens, images in counts:
@@ -196,7 +196,7 @@ def _run_query(connection: Any, arguments: argparse.Namespace) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: what it has no form for as text, what is no number as null."""
+    """Makes a value fit for JSON: what it has no form for becomes text, what is no number null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):

@@ -138,7 +138,7 @@ def encoder_line(encoders: list[dict[str, float]], complete: bool) -> str:
 
 
 def view_of(look: dict[str, Any]) -> list[str]:
-    """What is shown of a look."""
+    """Returns the lines that show a look."""
     lines = [line_of(look)]
     if look["pace"]:
         lines.append(pace_line(look))

@@ -249,7 +249,7 @@ class UnitEncoder:
         return total
 
     def _linear_error(self, prepared: PreparedUnit, state: _State, sizes: list[Size]) -> dict[str, object]:
-        """What fp8 products cost, on the unit's image of median size."""
+        """Measures what fp8 products cost, on the unit's image of median size."""
         image = sorted(range(len(sizes)), key=lambda number: sizes[number].patches)[len(sizes) // 2]
         patches_PC = prepared.patches_PC[state.patch_ends[image] : state.patch_ends[image + 1]]
         with self._turn:
@@ -288,7 +288,7 @@ def _all_of(true_M: npt.NDArray[np.bool_], state: _State, count: int) -> npt.NDA
 
 
 def _relative_rms(error_M2: Tensor, finite_N: npt.NDArray[np.bool_], tokens: npt.NDArray[np.int64]) -> float:
-    """Of storing, over the images that are finite: √(Σ error² / Σ value²)."""
+    """Returns the relative RMS of storing, over the images that are finite: √(Σ error² / Σ value²)."""
     squares = error_M2.numpy().astype(np.float64)[np.repeat(finite_N, tokens)] ** 2
     error, value = squares.sum(0) if len(squares) else (0.0, 0.0)
     return float(np.sqrt(error / value)) if value else 0.0

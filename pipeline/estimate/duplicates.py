@@ -23,7 +23,7 @@ SHARED_BY = 5  # which byte of a hash: not one that decides which hashes are hel
 
 
 class Duplicates:
-    """Of a whole source: a hash, a size and a count for each distinct image. Equal bytes are images of equal size.
+    """The distinct images of a whole source: a hash, a size and a count for each. Equal bytes are images of equal size.
 
     Args:
         most: how many are held.
@@ -91,7 +91,7 @@ class Duplicates:
         self._held = first
 
     def _joined(self) -> Iterator[tuple[Hashes, npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
-        """What is held, each distinct image once: a share at a time, which takes little memory beside them all."""
+        """Yields all that is held, each distinct image once, a share at a time: little memory beside them."""
         hash_N = self._hash[: self._held]
         for share in range(SHARES):
             places = np.flatnonzero(hash_N.view(np.uint8)[SHARED_BY::8] % SHARES == share)

@@ -27,7 +27,7 @@ BRANCHES = ("clamped_min", "clamped_max", "scaled_up")
 
 @dataclass(frozen=True, kw_only=True)
 class Writing:
-    """What is written of a token, and how it is cut into shards."""
+    """The form in which tokens are written, and how they are cut into shards."""
 
     width: int
     format: str
@@ -38,7 +38,7 @@ class Writing:
 
     @classmethod
     def of(cls, config: Config, width: int) -> Writing:
-        """As a configuration has it, of tokens that are so wide."""
+        """Returns the form that a configuration asks for, of tokens of this width."""
         output = config.output
         return cls(
             width=width,
@@ -52,7 +52,7 @@ class Writing:
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What turns tokens into time and money; None where it is not known.
+    """Rates and prices that turn tokens into time and money; None where one is not known.
 
     Attributes:
         tokens_per_second, price_per_hour: of one device.
@@ -106,7 +106,7 @@ class LogHistogram:
 
 @dataclass(kw_only=True)
 class Estimate:
-    """What one budget of pixels would give. `histogram` counts images by their number of tokens."""
+    """The totals that one budget of pixels would give. `histogram` counts images by their number of tokens."""
 
     max_pixels: int
     samples: int = 0
@@ -140,7 +140,7 @@ class Estimate:
         return int((self.histogram * np.arange(len(self.histogram))).sum())
 
     def percentile(self, percent: float) -> int:
-        """Of the tokens of an image."""
+        """The p-th percentile of the tokens of an image."""
         return int(np.searchsorted(np.cumsum(self.histogram), self.images * percent / 100)) if self.images else 0
 
     def bins(self, count: int = BINS) -> list[dict[str, float]]:
@@ -180,7 +180,7 @@ class Estimate:
 
 @dataclass(kw_only=True)
 class SourceFacts:
-    """What does not depend on a budget: sizes of the images as they are, and parts that were skipped."""
+    """Facts that no budget changes: sizes of the images as they are, and parts that were skipped."""
 
     megapixels: LogHistogram = field(default_factory=LogHistogram)  # of pixels
     aspect_ratios: LogHistogram = field(default_factory=LogHistogram)  # long side over short side
@@ -222,7 +222,7 @@ def bins_of(images_T: npt.NDArray[Any], count: int = BINS) -> list[dict[str, flo
 def branches_of(
     height_N: Int64, width_N: Int64, pixels_N: Int64, geometry: Geometry
 ) -> dict[str, npt.NDArray[np.bool_]]:
-    """Of BRANCHES, which ones images took that have `pixels_N` after resizing."""
+    """Returns which of BRANCHES each image took that has `pixels_N` after resizing."""
     factor = geometry.factor
     rounded_N = np.rint(height_N / factor) * np.rint(width_N / factor) * factor**2
     clamped_max_N = rounded_N > geometry.max_pixels

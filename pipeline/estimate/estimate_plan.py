@@ -36,7 +36,7 @@ MAX_PROCESSES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class PartsEstimate:
-    """What some parts add, and their images by hash and size (0×0 where the header is a reject)."""
+    """The sums over some parts, and their images by hash and size (0×0 where the header is a reject)."""
 
     estimates: list[Estimate]
     source: SourceFacts
@@ -98,7 +98,7 @@ def _of_budget(facts: IndexFacts, geometry: Geometry, shard_tokens: int, again: 
 def estimate_plan(
     plan: Plan, geometry: Geometry, budgets: Sequence[int], writing: Writing
 ) -> tuple[list[Estimate], SourceFacts]:
-    """Of all parts, on all cores where there are many. Raises RunFailed: one of its processes was killed."""
+    """Estimates all parts, on all cores where there are many. Raises RunFailed: one of its processes was killed."""
     estimates = [Estimate(max_pixels=budget) for budget in budgets]
     source, duplicates = SourceFacts(), Duplicates()
     paths = [plan.index_path(part) for part in range(plan.num_parts)]

@@ -37,7 +37,7 @@ class Interval:
 
 
 def extrapolated(draws: Draws, geometry: Geometry, budgets: Mapping[int, Rates], writing: Writing) -> dict[str, Any]:
-    """What `estimate_plan` counts, from some samples: totals with intervals, shares and percentiles without.
+    """Estimates from some samples what `estimate_plan` counts: totals with intervals, shares and percentiles without.
 
     Duplicates are not seen: device hours are those of encoding every image.
     """
@@ -46,6 +46,7 @@ def extrapolated(draws: Draws, geometry: Geometry, budgets: Mapping[int, Rates],
         np.array([getattr(sample, side) for one in draws.draws for sample in one.samples], np.int64)
         for side in ("height", "width")
     )
+    sizes = _Sizes(draws=draws, height_N=height_N, width_N=width_N, weights=weights)
     seen = height_N > 0
     shapes = {
         "megapixels": height_N * width_N / 1e6,
@@ -61,15 +62,23 @@ def extrapolated(draws: Draws, geometry: Geometry, budgets: Mapping[int, Rates],
             for percent in PERCENTILES
         },
         "budgets": [
-            _of_budget(draws, replace(geometry, max_pixels=budget), height_N, width_N, weights, writing, rates)
-            for budget, rates in budgets.items()
+            _of_budget(sizes, replace(geometry, max_pixels=budget), writing, rates) for budget, rates in budgets.items()
         ],
     }
 
 
-def _of_budget(
-    draws: Draws, geometry: Geometry, height_N: Int64, width_N: Int64, weights: Float64, writing: Writing, rates: Rates
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """The N samples that were drawn: their sizes, 0 for a reject, and how many of the source's each stands for."""
+
+    draws: Draws
+    height_N: Int64
+    width_N: Int64
+    weights: Float64
+
+
+def _of_budget(sizes: _Sizes, geometry: Geometry, writing: Writing, rates: Rates) -> dict[str, Any]:
+    draws, height_N, width_N, weights = sizes.draws, sizes.height_N, sizes.width_N, sizes.weights
     tokens_N = tokens_of_sizes(height_N, width_N, geometry)
     usable = tokens_N > 0
     total, images = interval(draws, tokens_N), interval(draws, usable)
@@ -111,7 +120,7 @@ def _of_budget(
 
 
 def interval(draws: Draws, values_N: npt.NDArray[Any]) -> Interval:
-    """Of a total over the source of what each sample has: the draws' mean of what each would have it be."""
+    """Estimates the source's total of a value that each sample has: the draws' mean of what each says it is."""
     ends = np.cumsum([len(one.samples) for one in draws.draws])[:-1]
     totals = np.array(
         [one.weight * float(values.sum()) for one, values in zip(draws.draws, np.split(values_N, ends), strict=True)]
@@ -140,7 +149,7 @@ def rejected(draws: Draws) -> dict[str, float]:
 
 
 def quantile(values_N: npt.NDArray[Any], weights: Float64, percent: float) -> float:
-    """Of values that each stand for `weight` of their kind; 0 where there is none."""
+    """Returns a percentile of values that each stand for `weight` of their kind; 0 where there is none."""
     if not len(values_N):
         return 0.0
     order = np.argsort(values_N)

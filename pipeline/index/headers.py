@@ -1,4 +1,4 @@
-"""What an encoded image's header says: format, size as displayed, orientation. No pixel is decoded.
+"""Headers of encoded images: format, size as displayed, orientation. No pixel is decoded.
 
 Pillow parses the headers, with the decoders of the allow-list and no other.
 """

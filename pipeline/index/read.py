@@ -86,7 +86,7 @@ def _arrays_of(table: pa.Table) -> IndexArrays:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexFacts:
-    """What an estimate asks of one part. N samples.
+    """The facts about one part that an estimate needs. N samples.
 
     Attributes:
         rejects: by reason, those of the bytes alone.

@@ -1,4 +1,4 @@
-"""What a commit tells the driver. Light: whoever only counts commits loads nothing that makes them."""
+"""Committed: the answer of a commit to the driver. Light: whoever only counts commits loads nothing that makes them."""
 
 from __future__ import annotations
 

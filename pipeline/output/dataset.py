@@ -71,7 +71,7 @@ def read_dataset(output: AnyPath) -> dict[str, Any]:
 
 
 def geometry_of(dataset: dict[str, Any]) -> Geometry:
-    """What decided the grids of an output, from its dataset.json."""
+    """Returns the geometry that decided the grids of an output, from its dataset.json."""
     config = dataset["config"]
     return Geometry(
         patch_size=dataset["patch_size"],

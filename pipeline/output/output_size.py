@@ -35,7 +35,7 @@ def image_bytes(tokens_N: npt.NDArray[np.int64], width: int, kind: str, dtype: s
 
 
 def shard_bytes(kind: str) -> int:
-    """What a shard takes beside its images."""
+    """Returns the bytes that a shard takes beside its images."""
     return TAR_RECORD if kind == "webdataset" else FILE_BYTES + ROW_GROUP_BYTES
 
 

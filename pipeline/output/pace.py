@@ -32,7 +32,7 @@ class Work:
 
 
 def work_of(record: CommitRecord) -> Work | None:
-    """What a record says of its encoder; None of one that does not say it."""
+    """Returns the work that a record tells of; None where it does not say whose it was."""
     if not record.encoded_at:
         return None
     return Work(
@@ -46,7 +46,7 @@ def work_of(record: CommitRecord) -> Work | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Of a run as a whole, in the last time that its records tell of. `busy_encoders`: seconds of encoding a second."""
+    """A run's pace in the last time that its records tell of. `busy_encoders`: seconds of encoding a second."""
 
     images_per_second: float
     tokens_per_second: float
@@ -62,7 +62,7 @@ class Recent:
         self._window_seconds = RECENT_SECONDS
 
     def add(self, works: Iterable[Work]) -> None:
-        """What was committed since the last time, in any order."""
+        """Adds what was committed since the last time, in any order."""
         for work in works:
             self._works[work.encoder].append(work)
             self._window_seconds = max(self._window_seconds, 4 * work.seconds)

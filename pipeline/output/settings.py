@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSettings:
-    """What a shard says about itself, the same for all shards of a run."""
+    """The part of a shard's metadata that is the same for all shards of a run."""
 
     fingerprint: str
     tower_sha256: str

@@ -119,7 +119,7 @@ class DataShard:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRows:
-    """What goes into a data shard: N accepted samples.
+    """The content of a data shard that is to be written: N accepted samples.
 
     Attributes:
         columns: of DATA_SCHEMA but the embedding, N values each.
@@ -136,7 +136,7 @@ class ShardRows:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardContent:
-    """What a published data shard holds: N rows. `scales` are None where they lie behind the embeddings."""
+    """The content of a published data shard: N rows. `scales` are None where they lie behind the embeddings."""
 
     metadata: dict[str, Any]
     keys: list[str]
@@ -160,7 +160,7 @@ class ShardFormat(Protocol):
         ...
 
     def read(self, path: Path, lengths_N: npt.NDArray[np.int64] | None = None) -> ShardContent:
-        """What a shard holds.
+        """Reads what a shard holds, without its embeddings.
 
         Args:
             lengths_N: bytes that its embeddings must have; None if only its wholeness is asked for.

@@ -130,7 +130,7 @@ def read_tar_shard(path: Path) -> tuple[dict[str, Any], list[tuple[str, int, int
 
 
 def _safetensors(columns: dict[str, list[Any]], row: int, length: int) -> tuple[bytes, bytes]:
-    """What stands before and behind the embedding's bytes. Source: the safetensors format, version 0.4 and later."""
+    """Returns what stands before and behind the embedding's bytes. Source: the safetensors format, version 0.4 on."""
     tokens = columns["num_tokens"][row]
     dtype = SAFETENSORS_DTYPES[columns["dtype"][row]]
     scale: bytes = columns["scale"][row] or b""

@@ -33,7 +33,7 @@ class UnitRows:
         self._row_bytes = encoded.tokens_MO.shape[1] * encoded.tokens_MO.element_size()
 
     def shard_rows(self, settings: ShardSettings) -> ShardRows:
-        """What goes into the data shard."""
+        """Returns the rows of the data shard."""
         count = len(self._accepted)
         columns = self._columns(self._accepted)
         columns["dtype"], columns["hidden_size"] = [settings.dtype] * count, [settings.hidden_size] * count
@@ -65,7 +65,7 @@ class UnitRows:
     def record(
         self, shard: DataShard, settings: ShardSettings, encoding: Encoding, seconds: dict[str, float], *, adopted: bool
     ) -> CommitRecord:
-        """What the samples shard's footer says. `seconds`: by stage."""
+        """Returns the record for the samples shard's footer. `seconds`: by stage."""
         encoded = self._encoded
         counts = Counter(status for status, _ in self._statuses if status != rejects.OK)
         examples: dict[str, list[str]] = {}
@@ -137,7 +137,7 @@ class UnitRows:
         return embedding_array(flat, lengths_N)
 
     def _scales(self) -> list[object]:
-        """Of int8 and fp8: the little-endian float32 scales of each accepted sample's tokens."""
+        """Returns the little-endian float32 scales of each accepted sample's tokens; of int8 and fp8 alone."""
         if self._encoded.scale_M is None:
             return [None] * len(self._accepted)
         scale_M = self._encoded.scale_M.astype("<f4")

@@ -44,7 +44,7 @@ NORM_TOLERANCE = 1e-3
 
 @dataclass(kw_only=True)
 class Report:
-    """What was checked and what is wrong. `missing` is what a run that goes on would still do."""
+    """The findings: what was checked, and what is wrong. `missing` is what a run that goes on would still do."""
 
     units: int = 0
     samples: int = 0

@@ -58,7 +58,7 @@ class PreparedUnit:
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """What it takes to prepare the units of one run in one process.
+    """The means to prepare the units of one run in one process.
 
     Attributes:
         deduplicate: whether identical bytes within a unit are prepared once.

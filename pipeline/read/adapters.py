@@ -125,7 +125,7 @@ class CachedProcessor:
         return_tensors: str | None = "pt",
         **options: Any,
     ) -> Any:
-        """As the processor, with keys for images.
+        """Calls the processor, with keys for images.
 
         Returns:
             A BatchFeature: `input_ids`, `attention_mask`, `mm_token_type_ids`, `image_grid_thw`, `mm_encoder_outputs`.
@@ -170,7 +170,7 @@ class CachedProcessor:
         processor_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """As the processor's. Messages are chat messages or LLaVA records; one conversation or a list of them."""
+        """Applies the processor's template to chat messages or LLaVA records, one conversation or a list of them."""
         batch = [conversation] if conversation and _is_message(conversation[0]) else conversation
         chats = [from_llava(one) if isinstance(one, dict) else one for one in batch]
         texts = self._processor.apply_chat_template(
@@ -215,7 +215,7 @@ def _flat(images: Any) -> list[str]:
 
 
 def image_names(messages: Sequence[dict[str, Any]]) -> list[str]:
-    """What a chat's image parts name, in order. Raises RequestError for a part that names nothing."""
+    """Lists what a chat's image parts name, in order. Raises RequestError for a part that names nothing."""
     names: list[str] = []
     for message in messages:
         content = message["content"]

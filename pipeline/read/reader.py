@@ -79,7 +79,7 @@ class EmbeddingDataset(Dataset[Item]):
         self._forget()
 
     def _forget(self) -> None:
-        """What belongs to this process alone."""
+        """Forgets what belongs to this process alone."""
         self._tables: OrderedDict[int, _Rows] = OrderedDict()
         self._files: OrderedDict[str, int] = OrderedDict()
         self._scales: OrderedDict[str, list[bytes]] = OrderedDict()

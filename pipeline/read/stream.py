@@ -15,7 +15,7 @@ Item = dict[str, Any]
 
 
 class Rows(Protocol):
-    """What a stream reads from: units of rows."""
+    """Rows in units, from which a stream reads."""
 
     def unit_lengths(self) -> list[int]: ...
 

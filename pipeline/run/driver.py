@@ -30,7 +30,7 @@ REJECTS_CHECKED_AFTER = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What came of one call. Exactly one of `error` and a result.
+    """The outcome of one call: exactly one of `error` and a result.
 
     Attributes:
         lost: the process died under the call: `process` by itself, `world` with its node, or killed from outside.
@@ -47,7 +47,7 @@ class Event:
 
 
 def whose_fault(error: BaseException) -> Literal["", "world"]:
-    """Of an error that a stage raised: a child that was killed from outside is no attempt."""
+    """Blames an error that a stage raised: a child that was killed from outside is no attempt."""
     return "world" if isinstance(error, ReaderLost) else ""
 
 
@@ -76,7 +76,7 @@ class Engine(Protocol):
 
 @dataclass(kw_only=True)
 class Progress:
-    """What the driver tells while it works."""
+    """The driver's account of its work."""
 
     totals: Totals = field(default_factory=Totals)
     parts: int = 0
@@ -91,41 +91,57 @@ class Progress:
     peak_memory_bytes: int = 0
 
 
-class Driver:
-    """Runs everything that is not committed yet.
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """All that a run may have to do.
 
-    Args:
-        units_of: cuts an indexed part.
-        committed: whether a unit is committed already.
+    Attributes:
+        parts: how many there are; `indexed`: those that are already.
+        units_of: cuts an indexed part. Raises DamagedPart.
+        committed: whether a unit, by part and number, is committed already.
         unit_bytes: what a prepared unit takes.
-        in_flight_bytes: bound of prepared patches; a single larger unit passes alone.
-        attempts: of a unit or part before it is set aside.
-        on_tick: called with the progress whenever something happened.
-        on_start: called once, before the first unit is encoded.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        parts: int,
-        indexed: set[int],
-        units_of: Callable[[int], list[Unit]],
-        committed: Callable[[int, int], bool],
-        unit_bytes: Callable[[Unit], int],
-        in_flight_bytes: int,
-        attempts: int,
-        max_rejected_fraction: float,
-        on_tick: Callable[[Progress], None],
-        on_start: Callable[[], None],
-    ) -> None:
-        self._engine = engine
-        self._to_index = deque(part for part in range(parts) if part not in indexed)
-        self._indexed = deque(sorted(indexed))
-        self._units_of, self._is_committed, self._unit_bytes = units_of, committed, unit_bytes
-        self._in_flight_limit, self._attempts_limit = in_flight_bytes, attempts
-        self._max_rejected_fraction = max_rejected_fraction
-        self._on_tick, self._on_start = on_tick, on_start
+    parts: int
+    indexed: set[int]
+    units_of: Callable[[int], list[Unit]]
+    committed: Callable[[int, int], bool] = lambda part, number: False
+    unit_bytes: Callable[[Unit], int] = lambda unit: 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriverLimits:
+    """The bounds that a driver keeps.
+
+    Attributes:
+        in_flight_bytes: of prepared patches that wait or are being encoded; a single larger unit passes alone.
+        attempts: of a unit or part before it is set aside.
+        max_rejected_fraction: share of samples that may be rejects.
+    """
+
+    in_flight_bytes: int
+    attempts: int
+    max_rejected_fraction: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observer:
+    """Callbacks of a driver: `on_tick` whenever something happened, `on_start` once, before the first encoding."""
+
+    on_tick: Callable[[Progress], None] = lambda progress: None
+    on_start: Callable[[], None] = lambda: None
+
+
+SILENT = Observer()
+
+
+class Driver:
+    """Runs everything that is not committed yet."""
+
+    def __init__(self, engine: Engine, work: Work, limits: DriverLimits, observer: Observer = SILENT) -> None:
+        self._engine, self._work, self._limits, self._observer = engine, work, limits, observer
+        self._to_index = deque(part for part in range(work.parts) if part not in work.indexed)
+        self._indexed = deque(sorted(work.indexed))
         self._cutting: Iterator[Unit] = iter(())
         self._next: Unit | None = None
         self._retry: deque[Unit] = deque()
@@ -138,7 +154,7 @@ class Driver:
         self._deaths_in_a_row = 0
         self._failures_in_a_row = 0
         self._started = False
-        self.progress = Progress(parts=parts, parts_indexed=len(indexed))
+        self.progress = Progress(parts=work.parts, parts_indexed=len(work.indexed))
 
     def run(self) -> Progress:
         """Works until nothing is left that can be done.
@@ -154,7 +170,7 @@ class Driver:
             for event in self._engine.wait(1.0):
                 self._handle(event)
             self.progress.prepared = len(self._prepared)
-            self._on_tick(self.progress)
+            self._observer.on_tick(self.progress)
 
     def _work_left(self) -> bool:
         """Whether anything waits for a process: all of them may have died and not be back yet."""
@@ -167,14 +183,14 @@ class Driver:
             unit, handle = self._prepared.popleft()
             if not self._started:
                 self._started = True
-                self._on_start()
+                self._observer.on_start()
             engine.encode(unit, handle)
             self._outstanding += 1
         while engine.free_preparers():
             unit_or_none = self._peek()
             if unit_or_none is not None and self._fits(unit_or_none):
                 self._take()
-                self._in_flight_bytes += self._unit_bytes(unit_or_none)
+                self._in_flight_bytes += self._work.unit_bytes(unit_or_none)
                 engine.prepare(unit_or_none, self._is_suspect(_name(unit_or_none.part, unit_or_none)))
             elif self._to_index:
                 part = self._to_index.popleft()
@@ -188,7 +204,10 @@ class Driver:
         return all_are or self._deaths[name] >= DEATHS_BEFORE_GUARD
 
     def _fits(self, unit: Unit) -> bool:
-        return not self._in_flight_bytes or self._in_flight_bytes + self._unit_bytes(unit) <= self._in_flight_limit
+        return (
+            not self._in_flight_bytes
+            or self._in_flight_bytes + self._work.unit_bytes(unit) <= self._limits.in_flight_bytes
+        )
 
     def _peek(self) -> Unit | None:
         """The next unit that is not committed, without taking it."""
@@ -199,7 +218,7 @@ class Driver:
                     return self._retry[0] if self._retry else None  # what failed comes last: the others finish
                 part = self._indexed.popleft()
                 try:
-                    units = self._units_of(part)
+                    units = self._work.units_of(part)
                 except DamagedPart as error:
                     self.progress.failed_parts[part] = f"part {part:06d}: {error}"
                     continue
@@ -207,7 +226,7 @@ class Driver:
                 self.progress.parts_cut += 1
                 self._cutting = iter(units)
                 continue
-            if self._is_committed(unit.part, unit.number):
+            if self._work.committed(unit.part, unit.number):
                 self.progress.units_before += 1
             else:
                 self._next = unit
@@ -245,7 +264,7 @@ class Driver:
             self._deaths_in_a_row = 0
 
     def _release(self, unit: Unit) -> None:
-        self._in_flight_bytes -= self._unit_bytes(unit)
+        self._in_flight_bytes -= self._work.unit_bytes(unit)
 
     def _handle_failure(self, event: Event) -> None:
         error = event.error
@@ -255,7 +274,7 @@ class Driver:
         name = _name(event.part, event.unit)
         if event.unit is not None:
             self._release(event.unit)
-        counter, limit = (self._attempts, self._attempts_limit)
+        counter, limit = (self._attempts, self._limits.attempts)
         if event.lost == "world":
             counter, limit = (self._losses, MAX_LOSSES)
         elif event.lost == "process" and event.kind != "committed" and not self._is_suspect(name):
@@ -282,7 +301,7 @@ class Driver:
     def _check_rejects(self) -> None:
         totals = self.progress.totals
         if totals.samples >= REJECTS_CHECKED_AFTER:
-            check_rejected_fraction(totals, self._max_rejected_fraction)
+            check_rejected_fraction(totals, self._limits.max_rejected_fraction)
 
 
 def check_rejected_fraction(totals: Totals, limit: float) -> None:

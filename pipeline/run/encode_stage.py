@@ -72,7 +72,7 @@ class EncodeStage:
         return time.perf_counter() - started
 
     def identity(self) -> dict[str, object]:
-        """What decides the tokens' bytes on this machine."""
+        """Says what decides the tokens' bytes on this machine."""
         tower = self._encoder.tower
         return {
             "tower_sha256": self._tower_sha256,

@@ -70,7 +70,7 @@ class _Prepared:
 
 
 def _last_line(error: BaseException) -> str:
-    """Of a Ray error: what was raised in the other process."""
+    """Returns what a Ray error says was raised in the other process."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 

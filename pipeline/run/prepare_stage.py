@@ -48,7 +48,7 @@ class PrepareStage:
         keep_freed_memory()
 
     def identity(self) -> dict[str, object]:
-        """What decides the patches' bytes on this machine."""
+        """Says what decides the patches' bytes on this machine."""
         return {
             "pillow": PIL.__version__,
             "jpeg_decoder": jpeg_decoder(),
@@ -105,7 +105,7 @@ class PrepareStage:
         )
 
     def _index_of(self, number: int) -> Any:
-        """Of an output in object storage the part's whole index, fetched once for all its units."""
+        """Opens a part's index; of an output in object storage it is fetched once for all of the part's units."""
         assert self._plan is not None
         if self._index is None or self._index[0] != number:
             self._index = (number, small_file(self._plan.index_path(number)))

@@ -23,7 +23,7 @@ from ..source.carry import schema_text
 from ..source.plan import Plan
 from ..storage.files import make_folder
 from ..storage.scratch import Scratch
-from .driver import Driver, Engine, Progress, check_rejected_fraction
+from .driver import Driver, DriverLimits, Engine, Observer, Progress, Work, check_rejected_fraction
 from .request import Request, check_request, stage_settings
 from .summary import Summary
 
@@ -66,7 +66,7 @@ def start_engine(
 
 
 def one_identity(identities: list[dict[str, object]], mixed_devices: bool) -> dict[str, object]:
-    """What all encoders agree on. Raises RequestError, naming what differs."""
+    """Returns what all encoders agree on. Raises RequestError, naming what differs."""
     first = identities[0]
     result = dict(first)
     for name in first:
@@ -172,19 +172,19 @@ class Run:
             engine.observe(progress, seconds)
             self._report(progress, seconds, engine.encoders)
 
-        driver = Driver(
-            engine,
+        work = Work(
             parts=plan.num_parts,
             indexed=plan.indexed_parts(),
             units_of=self._units_of,
             committed=committed.has,
             unit_bytes=lambda unit: unit.patches * patch_bytes,
+        )
+        limits = DriverLimits(
             in_flight_bytes=in_flight if isinstance(in_flight, int) else engine.in_flight_bytes(),
             attempts=config.limits.attempts,
             max_rejected_fraction=config.limits.max_rejected_fraction,
-            on_tick=tick,
-            on_start=lambda: remove_success(self._output),
         )
+        driver = Driver(engine, work, limits, Observer(on_tick=tick, on_start=lambda: remove_success(self._output)))
         return self._conclude(driver.run(), committed, scratch, encoders=engine.encoders)
 
     def _seconds(self) -> float:
@@ -285,19 +285,8 @@ def make_plan(request: Request, say: Callable[[str], None]) -> tuple[Plan, list[
         engine = start_engine(request, scratch, say, encoding=False)
         try:
             plan.update(config.source, listing, scratch, new_files)
-            driver = Driver(
-                engine,
-                parts=plan.num_parts,
-                indexed=plan.indexed_parts(),
-                units_of=lambda part: [],
-                committed=lambda *_: True,
-                unit_bytes=lambda unit: 0,
-                in_flight_bytes=1,
-                attempts=config.limits.attempts,
-                max_rejected_fraction=1.0,
-                on_tick=lambda progress: None,
-                on_start=lambda: None,
-            )
+            work = Work(parts=plan.num_parts, indexed=plan.indexed_parts(), units_of=lambda part: [])
+            driver = Driver(engine, work, DriverLimits(in_flight_bytes=1, attempts=config.limits.attempts))
             return plan, list(driver.run().failed_parts.values())
         finally:
             engine.shutdown()

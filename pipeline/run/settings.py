@@ -12,7 +12,7 @@ from ..tower.config import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """Of a run's processes."""
+    """Settings that every process of a run is given."""
 
     output: str
     nonce: str

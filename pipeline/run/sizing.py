@@ -14,7 +14,7 @@ PREPARERS_PER_GPU = 6
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterFacts:
-    """What a cluster has, as Ray says it."""
+    """The resources of a cluster, as Ray states them."""
 
     resources: dict[str, float]
     free_cpus: float

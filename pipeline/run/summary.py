@@ -9,7 +9,7 @@ from ..output.totals import Totals
 
 @dataclass(kw_only=True)
 class Summary:
-    """What a run did and what the output holds. Seconds are wall time unless they are by stage."""
+    """The outcome of a run: what it did, and what its output holds. Seconds are wall time unless they are by stage."""
 
     output: str
     complete: bool

@@ -101,7 +101,7 @@ class SourceFormat(ABC):
 
     @abstractmethod
     def reader(self, columns: Columns) -> UnitReader:
-        """What reads the bytes of this format's units."""
+        """Returns a reader of the bytes of this format's units."""
 
     @abstractmethod
     def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:

@@ -35,7 +35,7 @@ class SourceFile:
 
     @property
     def state(self) -> tuple[int, int, str]:
-        """What must not change."""
+        """The size, mtime and ETag, none of which may change."""
         return self.size, self.mtime_ns, self.etag
 
 

@@ -178,7 +178,7 @@ def _block(stream: TarStream) -> bytes | None:
 
 
 def _check_end(stream: TarStream, start: int) -> None:
-    """Behind one zero block must come another, and nothing but zeros after it."""
+    """Checks a tar's end: behind one zero block comes another, and nothing but zeros after it."""
     total = 0
     while data := stream.read(1 << 20):
         if any(data):

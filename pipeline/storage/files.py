@@ -27,7 +27,7 @@ REQUESTS_AT_ONCE = 32
 
 
 class Kind(Protocol):
-    """What a kind of storage answers: `local`, `remote`."""
+    """The questions that a kind of storage answers: `local`, `remote`."""
 
     def exists(self, place: str, /) -> bool: ...
 
@@ -78,7 +78,7 @@ def _names_here(folder: Path, prefix: str) -> Iterator[str]:
 
 
 def small_file(path: AnyPath) -> Any:
-    """What pyarrow opens of a file of ours: its path, or an object's bytes, in one request. Raises OSError."""
+    """Returns what pyarrow can open of a small file: its path, or an object's bytes, in one request. Raises OSError."""
     return io.BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path
 
 
@@ -95,7 +95,7 @@ def open_input(place: str | AnyPath, *, forwards: bool = True) -> IO[bytes]:
 
 
 def open_random(path: str) -> tuple[Any, bool]:
-    """What a library reads here and there in: a path, or an object as a file; and whether to join its reads."""
+    """Returns what a library can seek in, a path or an object as a file, and whether to join its reads."""
     return (open_input(path, forwards=False), True) if is_remote(path) else (path, False)
 
 
@@ -216,7 +216,7 @@ def reads_ahead(root: str) -> int:
 
 
 def map_ahead(pool: Executor, function: Callable[[T], U], values: Iterable[T], ahead: int) -> Iterator[U]:
-    """As `map`, with so many results at most under way."""
+    """Calls a function for each value, in order, with so many results at most under way."""
     waiting: deque[Future[U]] = deque()
     for value in values:
         waiting.append(pool.submit(function, value))

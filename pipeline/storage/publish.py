@@ -82,7 +82,7 @@ def publish_over(scratch: Path, final: AnyPath) -> None:
 
 
 def remove_unfinished(output: AnyPath, committed: Callable[[str], bool]) -> None:
-    """What killed processes, and twins that come too late, have left unfinished of shards that are committed.
+    """Removes what killed processes, and twins that came too late, left unfinished of shards that are committed.
 
     A local one's lies in their scratch.
     """

@@ -172,7 +172,7 @@ def state_of_info(info: dict[str, Any]) -> State:
 
 
 def entries(folder: str) -> list[dict[str, Any]]:
-    """What lies directly in a folder, with `name` relative to it; names of folders end in a slash. Raises OSError."""
+    """Lists what lies directly in a folder, `name` relative to it; names of folders end in a slash. Raises OSError."""
     client, path = client_of(folder)
     with named(folder):
         found = client.ls(path, detail=True)

@@ -85,7 +85,7 @@ class Scratch:
                 self.output.rmdir()
 
     def remove_stale(self) -> None:
-        """What processes that were killed more than a day ago have left here."""
+        """Removes what processes that were killed more than a day ago have left here."""
         with suppress(OSError):
             for entry in os.scandir(self.folder.parent):
                 if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SCRATCH_SECONDS:
@@ -101,7 +101,7 @@ class Scratch:
 
 
 def _node_scratch() -> Path:
-    """Of this user on this node."""
+    """Returns this user's folder for scratch on this node."""
     return Path(tempfile.gettempdir()) / f"visionbake-{os.getuid()}"
 
 

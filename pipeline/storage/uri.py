@@ -18,7 +18,7 @@ def scheme_of(uri: str) -> str:
 
 
 def problem_with(uri: str) -> str:
-    """What is wrong with a URI by its looks alone; never repeats what may be a secret."""
+    """Says what is wrong with a URI by its looks alone; never repeats what may be a secret."""
     scheme, _, rest = uri.partition("://")
     place = rest.partition("/")[0]
     if "::" in scheme:

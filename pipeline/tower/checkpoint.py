@@ -110,7 +110,7 @@ class Checkpoint:
                         yield name, tensors.get_tensor(stored)
 
     def sha256(self) -> str:
-        """Of the tower's tensors by name, dtype, shape and bytes: the same however the checkpoint is sharded.
+        """Returns the digest of the tower's tensors by name, dtype, shape and bytes, however the checkpoint is sharded.
 
         Reads the files themselves, so that a process which only compares checkpoints needs no torch.
         """
@@ -144,7 +144,7 @@ def _header(file: Path, state: tuple[int, int]) -> tuple[int, dict[str, Any]]:
 
 
 def _header_entry(file: Path, name: str, path: str) -> tuple[int, dict[str, Any]]:
-    """What a file's header says of a tensor, and where the file's data begin. Raises RequestError.
+    """Returns where a file's data begin, and what its header says of a tensor. Raises RequestError.
 
     Source: the format's description in safetensors' README: 8 bytes of length, a JSON header, the data.
     """

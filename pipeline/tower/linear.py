@@ -125,7 +125,7 @@ def pad_rows(tensor: Tensor, rows: int) -> Tensor:
 
 @cache
 def cpu_vendor() -> str:
-    """As /proc/cpuinfo spells it; empty where there is none."""
+    """Returns the CPU's vendor as /proc/cpuinfo spells it; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -144,7 +144,7 @@ def _has_openblas() -> bool:
 
 
 def openblas_version() -> str:
-    """Of numpy's own copy, and its kernels' name: both decide bits."""
+    """Returns the version of numpy's own copy, and its kernels' name: both decide bits."""
     library = next(library for library in _controller().lib_controllers if "numpy" in str(library.filepath))
     return f"openblas {library.version} {library.architecture}"
 

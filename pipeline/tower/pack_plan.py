@@ -35,7 +35,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Segments:
-    """What attention must not cross. `runs` for the dense kernel, `cu_seqlens` int32 [S + 1] for varlen."""
+    """Segments that attention must not cross. `runs` for the dense kernel, `cu_seqlens` int32 [S + 1] for varlen."""
 
     runs: tuple[Run, ...] = ()
     cu_seqlens: Tensor | None = None

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .attention import attend, choose_kernel
-from .block import RMS_NORM_EPS, _Block, after_attention, before_attention, rms_norm
+from .block import RMS_NORM_EPS, BlockWeights, project_and_mlp, queries_keys_values, rms_norm, take_block
 from .checkpoint import Checkpoint
 from .config import Stage
 from .linear import LinearKernel, choose_linear, laid_out, linear_of
@@ -65,7 +65,7 @@ class Tower:
         # A still image fills both frames of a patch with the same values: their weights can be summed, rounded once.
         self.patch_weight_still = patch_weight.sum(2).flatten(1).to(device=device, dtype=dtype)
         self.patch_weight_frames = patch_weight.flatten(1).to(device=device, dtype=dtype)
-        self.blocks = [_Block(weights, number, self.linear_kernel) for number in range(self.config.depth)]
+        self.blocks = [take_block(weights, number, self.linear_kernel) for number in range(self.config.depth)]
         self.merger_norm = weights.pop("merger.ln_q.weight")
         self.merger: list[Any] = []
         for layer in (0, 2):
@@ -73,11 +73,11 @@ class Tower:
             self.merger.append(weights.pop(f"merger.mlp.{layer}.bias"))
         self.mean = torch.tensor(self.config.image_mean, device=device) * (1 / (1 / 255))
         self.std = torch.tensor(self.config.image_std, device=device) * (1 / (1 / 255))
-        self._before, self._after = before_attention, after_attention
+        self._before, self._after = queries_keys_values, project_and_mlp
         if compile_blocks and not self.fused:
             # dynamic: packs differ in their number of rows. No autotuning: a choice by timing could change bits.
-            self._before = torch.compile(before_attention, dynamic=True, fullgraph=True)
-            self._after = torch.compile(after_attention, dynamic=True, fullgraph=True)
+            self._before = torch.compile(queries_keys_values, dynamic=True, fullgraph=True)
+            self._after = torch.compile(project_and_mlp, dynamic=True, fullgraph=True)
         if dtype == torch.float32 and device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -115,7 +115,7 @@ class Tower:
 
     @torch.inference_mode()
     def forward_in_window_order(self, patches_PC: Tensor, plan: PackPlan, stage: Stage = "merged") -> Tensor:
-        """As `forward`, but row i is input token `plan.order_M[i]`: for those who put rows in an order of their own."""
+        """Encodes one pack as `forward` does, but leaves row i being input token `plan.order_M[i]`."""
         merged = stage == "merged"
         x_PD = self._blocks_fused(patches_PC, plan, merged) if self.fused else self._blocks(patches_PC, plan, merged)
         x_MD = x_PD.view(-1, self.config.merge_size**2 * self.config.width)
@@ -169,31 +169,12 @@ class Tower:
         normed_PD = fused.add_rms_norm(x_PD, added_PD, self.merger_norm, RMS_NORM_EPS)
         return normed_PD if norm else x_PD
 
-    def _queries(self, x_PD: Tensor, block: _Block, plan: PackPlan, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        return self._before(
-            x_PD[rows],
-            block.norm1,
-            block.qkv,
-            block.qkv_bias,
-            plan.cos_PE[rows],
-            plan.sin_PE[rows],
-            self.config.num_heads,
-            self._linear,
-        )
+    def _queries(self, x_PD: Tensor, block: BlockWeights, plan: PackPlan, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        rotary = plan.cos_PE[rows], plan.sin_PE[rows]
+        return self._before(x_PD[rows], block, rotary, self.config.num_heads, self._linear)
 
-    def _finish(self, x_PD: Tensor, attended_PD: Tensor, block: _Block) -> Tensor:
-        return self._after(
-            x_PD,
-            attended_PD,
-            block.proj,
-            block.proj_bias,
-            block.norm2,
-            block.gate_up,
-            block.gate_up_bias,
-            block.down,
-            block.down_bias,
-            self._linear,
-        )
+    def _finish(self, x_PD: Tensor, attended_PD: Tensor, block: BlockWeights) -> Tensor:
+        return self._after(x_PD, attended_PD, block, self._linear)
 
 
 def aligned_values(count: int) -> int:

@@ -9,27 +9,19 @@ import pytest
 from jobs.bench.driver import NullEngine, drive_nothing
 from pipeline.errors import DamagedPart, OutputError, RunFailed, SourceError
 from pipeline.index.units import Unit
-from pipeline.run.driver import Driver, Event, Progress
+from pipeline.run.driver import Driver, DriverLimits, Event, Observer, Progress, Work
 
 
 def units_of(part: int) -> list[Unit]:
     return [Unit(part=part, number=number, first=number, count=1, tokens=1, patches=4) for number in range(5)]
 
 
-def drive(engine: Any, parts: int = 3, **options: Any) -> Progress:
-    settings: dict[str, Any] = {
-        "parts": parts,
-        "indexed": set(),
-        "units_of": units_of,
-        "committed": lambda part, number: False,
-        "unit_bytes": lambda unit: 10,
-        "in_flight_bytes": 40,
-        "attempts": 3,
-        "max_rejected_fraction": 1.0,
-        "on_tick": lambda progress: None,
-        "on_start": lambda: None,
-    }
-    return Driver(engine, **settings | options).run()
+def drive(engine: Any, parts: int = 3, on_start: Any = lambda: None, **options: Any) -> Progress:
+    work = {"indexed": set(), "units_of": units_of, "unit_bytes": lambda unit: 10}
+    limits = {"in_flight_bytes": 40, "attempts": 3}
+    for name, value in options.items():
+        (limits if name in DriverLimits.__dataclass_fields__ else work)[name] = value
+    return Driver(engine, Work(parts=parts, **work), DriverLimits(**limits), Observer(on_start=on_start)).run()
 
 
 class Faulty(NullEngine):

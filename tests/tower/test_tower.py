@@ -69,9 +69,7 @@ def test_attention_is_peaked_enough_to_show_mistakes(tower: Tower) -> None:
     plan = tower.plan(grids)
     x = tower.embed(patches)
     block = tower.blocks[0]
-    q, k, _ = block_module.before_attention(
-        x, block.norm1, block.qkv, block.qkv_bias, plan.cos_PE, plan.sin_PE, TINY.num_heads
-    )
+    q, k, _ = block_module.queries_keys_values(x, block, (plan.cos_PE, plan.sin_PE), TINY.num_heads)
     weights = torch.softmax(q.transpose(0, 1) @ k.permute(1, 2, 0) * TINY.head_dim**-0.5, -1)
     assert float(weights.max(-1).values.mean()) > 10 / weights.shape[-1]
 
@@ -135,7 +133,9 @@ def merge_two_frames(monkeypatch: pytest.MonkeyPatch, tower: Tower) -> None:
 
 
 def drop_a_bias(monkeypatch: pytest.MonkeyPatch, tower: Tower) -> None:
-    monkeypatch.setattr(tower.blocks[2], "proj_bias", torch.zeros_like(tower.blocks[2].proj_bias))
+    block = tower.blocks[2]
+    changed = block._replace(proj_bias=torch.zeros_like(block.proj_bias))
+    monkeypatch.setattr(tower, "blocks", [*tower.blocks[:2], changed, *tower.blocks[3:]])
 
 
 def use_tanh_gelu(monkeypatch: pytest.MonkeyPatch, tower: Tower) -> None:

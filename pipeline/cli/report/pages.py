@@ -151,7 +151,7 @@ def _sizes(tree: dict[str, Any]) -> str:
 
 
 def stats_page(output: AnyPath, connection: Any, result: dict[str, Any]) -> str:
-    """What was written: numbers, plots, and a few samples as the tower saw them."""
+    """Makes the page of an output: numbers, plots, and a few samples as the tower saw them."""
     dataset = read_dataset(output)
     config = dataset["config"]
     sections = [

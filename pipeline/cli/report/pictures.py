@@ -59,7 +59,7 @@ class Pictures:
         return Image.fromarray((colours * 255).astype(np.uint8).reshape(height // merge, width // merge, 3))
 
     def _norms(self, row: dict[str, Any]) -> np.ndarray:
-        """Of one row, from its own bytes: float32 [num_tokens]."""
+        """Computes one row's norms from its own bytes: float32 [num_tokens]."""
         place, first, last = self._output / row["shard"], row["offset"], row["offset"] + row["length"]
         data = read_input(str(place), first, last)
         if len(data) != row["length"]:

@@ -150,7 +150,7 @@ def _images_of_lines(path: str, file: SourceFile, columns: Columns) -> Iterator[
 
 
 def _images_in_range(path: str, first: int, last: int, image_column: str) -> list[NamedImage]:
-    """What the lines that begin in this range name."""
+    """Lists the images that the lines beginning in this range name."""
     images: list[NamedImage] = []
     with open_input(path) as stream:
         if first:
