@@ -20,7 +20,8 @@ from pipeline.index.units import Unit
 from pipeline.output.committed import Committed
 from pipeline.output.record import CommitRecord
 from pipeline.process import peak_memory_bytes
-from pipeline.run.driver import Driver, DriverLimits, Event, Work
+from pipeline.run.driver import Driver, DriverLimits, Work
+from pipeline.run.events import Event, PartIndexed, UnitCommitted, UnitPrepared
 
 RECORD = CommitRecord(
     schema_version=0,
@@ -57,14 +58,14 @@ class NullEngine:
         return 8 - len(self._events)
 
     def index(self, part: int, guarded: bool) -> None:
-        self._events.append(Event(kind="indexed", part=part))
+        self._events.append(PartIndexed(part=part))
 
     def prepare(self, unit: Unit, guarded: bool) -> None:
-        self._events.append(Event(kind="prepared", part=unit.part, unit=unit))
+        self._events.append(UnitPrepared(unit=unit, handle=None))
 
     def encode(self, unit: Unit, handle: Any) -> None:
         committed = Committed(unit=unit, record=replace(RECORD, unit=unit.id), fresh=True)
-        self._events.append(Event(kind="committed", part=unit.part, unit=unit, committed=committed))
+        self._events.append(UnitCommitted(unit=unit, committed=committed))
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         events, self._events = self._events, []

@@ -15,7 +15,7 @@ from .. import rejects
 from ..config import Config, parse_config
 from ..errors import OutputError, RequestError
 from ..estimate.estimate import BRANCHES, Estimate, Rates, SourceFacts, Writing
-from ..output.dataset import read_dataset
+from ..output.info import read_dataset
 from ..output.ledger import CommittedUnits
 from ..output.pace import Timeline, Work, work_of
 from ..output.totals import Totals, read_records
@@ -46,7 +46,7 @@ def connect(output: AnyPath) -> Any:
     if not any(name.endswith(".parquet") for name in names_in(output / "samples")):
         raise RequestError(f"{output}: nothing is committed yet")
     connection = duckdb.connect()
-    folders = ["samples"] + (["data"] if dataset["config"]["output"]["format"] == "parquet" else [])
+    folders = ["samples"] + (["data"] if dataset.config["output"]["format"] == "parquet" else [])
     for folder in folders:
         if isinstance(output, RemotePath):  # through the same client, credentials and retries as everything else
             connection.register(folder, dataset_of(output / folder))
@@ -63,7 +63,7 @@ def connect(output: AnyPath) -> Any:
 def statistics_of(output: AnyPath) -> dict[str, Any]:
     """The numbers of the committed units: those of `plan` by the same names, and what only a run can say."""
     connection, dataset = connect(output), read_dataset(output)
-    config = parse_config(dataset["config"])
+    config = parse_config(dataset.config)
     totals = Totals()
 
     def works() -> Iterator[Work]:
@@ -81,7 +81,7 @@ def statistics_of(output: AnyPath) -> dict[str, Any]:
         sum(one.seconds * one.encoders for one in stretches),
     )
     return (
-        written.as_dict(Writing.of(config, dataset["hidden_size"]), Rates())
+        written.as_dict(Writing.of(config, dataset.hidden_size), Rates())
         | totals.as_dict()
         | {"non_finite": totals.rejects[rejects.NON_FINITE], "norm_mean": norms[0], "norm_max": norms[1]}
         | source_of(connection).as_dict()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..index.read import read_index_arrays
 from ..index.units import cut_units
-from ..output.dataset import geometry_of, read_dataset
+from ..output.info import read_dataset
 from ..output.ledger import CommittedUnits
 from ..output.pace import Recent, Work, work_of
 from ..output.totals import Totals, read_records
@@ -93,7 +93,7 @@ class Status:
         paths = [plan.index_path(part) for part in parts]
         with ThreadPoolExecutor(requests_at_once(self._output)) as pool:
             for part, index in zip(parts, map_ahead(pool, read_index_arrays, paths, READS_AT_ONCE), strict=True):
-                units = cut_units(part, index, geometry_of(dataset), dataset["config"]["output"]["shard_tokens"])
+                units = cut_units(part, index, dataset.geometry, dataset.config["output"]["shard_tokens"])
                 self._unit_tokens[part] = np.array([unit.tokens for unit in units], np.int64)
                 self._tokens_left += sum(unit.tokens for unit in units)
 

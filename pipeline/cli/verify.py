@@ -83,14 +83,14 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
         from ..tower.checkpoint import Checkpoint
         from ..tower.reference import reference_processor, reference_tower, run_reference
 
-        config = verifier.dataset["config"]
+        config = verifier.dataset.config
         processor = reference_processor(config["preprocess"]["min_pixels"], config["preprocess"]["max_pixels"])
     except ImportError as error:
         raise RequestError(f"--sample: {error}; pip install 'visionbake[bench]'") from error
     if config["output"]["stage"] != "merged":
         raise RequestError("--sample compares merged tokens; this output is of stage pre_merger")
     checkpoint = Checkpoint(config["model"]["path"], config["model"]["revision"])
-    if checkpoint.sha256() != verifier.dataset["fingerprint_facts"]["tower_sha256"]:
+    if checkpoint.sha256() != verifier.dataset.fingerprint_facts["tower_sha256"]:
         raise RequestError(f"--sample: {config['model']['path']} holds other weights than this output was made with")
     tower = reference_tower(checkpoint, torch.float32, torch.device("cpu"))
     dataset = EmbeddingDataset(str(verifier.output))

@@ -14,7 +14,8 @@ commit       publish the data shard, then the samples shard: the commit
 ledger       which units are committed
 totals       sums over commit records
 card         the data set card, README.md
-dataset      dataset.json, the checks of an output, _SUCCESS
+info         DatasetInfo: what dataset.json says
+dataset      the checks of an output, _SUCCESS
 output_size  how many bytes the shards will take
 pace         how fast units were encoded, and how busy encoders were
 verify       an output's files against their records and the source's index

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .output_size import SCALED
 
 if TYPE_CHECKING:
+    from .info import DatasetInfo
     from .totals import Totals
 
 TORCH_NAMES = {"fp8": "float8_e4m3fn"}
 
 
-def data_set_card(dataset: dict[str, Any], totals: Totals) -> str:
+def data_set_card(dataset: DatasetInfo, totals: Totals) -> str:
     """README.md of an output: what it is, how to load it, the numbers."""
-    config = dataset["config"]
+    config = dataset.config
     model, dtype = config["model"]["path"], config["output"]["dtype"]
     rejects = "".join(f"| rejected: {reason} | {count:,} |\n" for reason, count in sorted(totals.rejects.items()))
     random_note = (
@@ -61,7 +62,7 @@ tags:
 ---
 # Vision tokens of `{config["source"]["uri"]}`
 
-The output of the vision tower of `{model}` ({kind}, {dataset["hidden_size"]} wide, stored as
+The output of the vision tower of `{model}` ({kind}, {dataset.hidden_size} wide, stored as
 {config["output"]["dtype"]}) for every image, with its `grid_thw`. Written by visionbake.
 {random_note}
 | | |
@@ -71,8 +72,8 @@ The output of the vision tower of `{model}` ({kind}, {dataset["hidden_size"]} wi
 {rejects}| tokens | {totals.tokens:,} |
 | bytes of embeddings | {totals.embedding_bytes:,} |
 | min_pixels, max_pixels | {config["preprocess"]["min_pixels"]}, {config["preprocess"]["max_pixels"]} |
-| device | {dataset["device"]} |
-| fingerprint | `{dataset["fingerprint"]}` |
+| device | {dataset.device} |
+| fingerprint | `{dataset.fingerprint}` |
 
 - {rows}
 - `samples/*.parquet`: a row for every image of the source, rejects included, with `status`, and `shard`, `offset`,

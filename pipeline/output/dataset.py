@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import platform
-from typing import Any
 
 import pyarrow as pa
 
-from ..config import Config
 from ..errors import RequestError
-from ..grid import Geometry
 from ..source.carry import schema_of_text
 from ..storage.files import AnyPath, can_be_written, names_at
 from ..storage.publish import publish_new, publish_over, remove_unfinished, write_text
 from ..storage.scratch import Scratch
 from .card import data_set_card
-from .fingerprint import fingerprint_of, version_of
-from .layout import SCHEMA_VERSION, samples_path
+from .fingerprint import version_of
+from .info import DatasetInfo, read_dataset
+from .layout import samples_path
 from .totals import Totals
 
 RECORDED_PACKAGES = ("visionbake", "ray", "transformers", "numpy", "safetensors", "huggingface_hub", "pydantic")
@@ -49,65 +47,28 @@ def check_output(output: AnyPath, facts: dict[str, object]) -> None:
 
 def stored_facts(output: AnyPath) -> dict[str, object] | None:
     """The fingerprint's facts of an output, None before its first run."""
-    path = output / "dataset.json"
-    if not path.exists():
-        return None
-    facts = read_dataset(output).get("fingerprint_facts")
-    if not isinstance(facts, dict):
-        raise RequestError(f"output.uri: {output}: dataset.json is not one of visionbake's")
-    return facts
-
-
-def read_dataset(output: AnyPath) -> dict[str, Any]:
-    """dataset.json. Raises RequestError if the folder is not an output."""
-    try:
-        tree = dict(json.loads((output / "dataset.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise RequestError(f"{output} is not an output of visionbake: dataset.json: {error}") from error
-    for name in ("config", "fingerprint", "fingerprint_facts", "hidden_size", "merge_size", "patch_size", "device"):
-        if name not in tree:
-            raise RequestError(f"{output} is not an output of visionbake: dataset.json has no {name}")
-    return tree
-
-
-def geometry_of(dataset: dict[str, Any]) -> Geometry:
-    """Returns the geometry that decided the grids of an output, from its dataset.json."""
-    config = dataset["config"]
-    return Geometry(
-        patch_size=dataset["patch_size"],
-        merge_size=dataset["merge_size"],
-        temporal_patch_size=2,
-        min_pixels=config["preprocess"]["min_pixels"],
-        max_pixels=config["preprocess"]["max_pixels"],
-        max_image_pixels=config["limits"]["max_image_pixels"],
-    )
+    return read_dataset(output).fingerprint_facts if (output / "dataset.json").exists() else None
 
 
 def stored_carry(output: AnyPath) -> pa.Schema | None:
     """The carried columns' types as an earlier run decided them. None if there was none."""
     if not (output / "dataset.json").exists():
         return None
-    text = read_dataset(output).get("carried_schema")
+    text = read_dataset(output).carried_schema
     return schema_of_text(text) if text else None
 
 
-def write_dataset(
-    output: AnyPath, config: Config, facts: dict[str, object], sizes: dict[str, Any], scratch: Scratch
-) -> None:
+def write_dataset(output: AnyPath, info: DatasetInfo, scratch: Scratch) -> None:
     """Writes dataset.json, once: a later run has been found to agree with it."""
-    tree = {
-        "schema_version": SCHEMA_VERSION,
-        "fingerprint": fingerprint_of(facts),
-        "fingerprint_facts": facts,
-        "config": config.model_dump(),
-        **sizes,
-        "device": facts["device"],
-        "versions": {name: version_of(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()},
-    }
     path = scratch.path("dataset.json")
-    write_text(path, json.dumps(tree, indent=2) + "\n")
+    write_text(path, json.dumps(info.to_json(), indent=2) + "\n")
     if not publish_new(path, output / "dataset.json"):
-        check_output(output, facts)  # another run may have come first a moment ago
+        check_output(output, info.fingerprint_facts)  # another run may have come first a moment ago
+
+
+def recorded_versions() -> dict[str, str | None]:
+    """The versions of packages that decide no byte, and Python's."""
+    return {name: version_of(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()}
 
 
 def remove_success(output: AnyPath) -> None:
@@ -121,7 +82,7 @@ def write_success(output: AnyPath, totals: Totals, skipped: list[str], scratch: 
     remove_unfinished(output, lambda name: samples_path(output, _unit_of(name)).exists())
     dataset = read_dataset(output)
     _replace_text(output / "README.md", data_set_card(dataset, totals), scratch)
-    tree = totals.as_dict() | {"fingerprint": dataset["fingerprint"], "skipped_parts": skipped}
+    tree = totals.as_dict() | {"fingerprint": dataset.fingerprint, "skipped_parts": skipped}
     _replace_text(output / "_SUCCESS", json.dumps(tree, indent=2) + "\n", scratch)
 
 

@@ -31,8 +31,8 @@ from ..index.units import Unit, cut_units
 from ..source.plan import Plan
 from ..storage.files import AnyPath, names_in, small_file
 from ..storage.scratch import local_copy
-from .dataset import geometry_of, read_dataset
 from .fingerprint import fingerprint_of
+from .info import read_dataset
 from .layout import data_path, samples_path
 from .record import CommitRecord, read_record
 from .shard_formats import shard_format
@@ -70,18 +70,18 @@ class Verifier:
     def __init__(self, output: AnyPath) -> None:
         self.output = output
         self.dataset = read_dataset(output)
-        config = self.dataset["config"]
+        config = self.dataset.config
         self.dtype: str = config["output"]["dtype"]
         self.format: str = config["output"]["format"]
         self._shards = shard_format(self.format)
-        self.hidden_size: int = self.dataset["hidden_size"]
-        self.geometry = geometry_of(self.dataset)
+        self.hidden_size: int = self.dataset.hidden_size
+        self.geometry = self.dataset.geometry
         self.shard_tokens: int = config["output"]["shard_tokens"]
         self.plan = Plan(output)
 
     def verify(self, report_part: Callable[[int, int], None] = lambda done, parts: None) -> Report:
         report, totals = Report(), Totals()
-        if fingerprint_of(self.dataset["fingerprint_facts"]) != self.dataset["fingerprint"]:
+        if fingerprint_of(self.dataset.fingerprint_facts) != self.dataset.fingerprint:
             report.problems.append("dataset.json: its fingerprint is not that of its facts")
         expected: set[str] = set()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -141,7 +141,7 @@ class Verifier:
         return problems, record, record.data_size
 
     def _check_samples(self, unit: Unit, record: CommitRecord, table: pa.Table) -> Iterator[str]:
-        if record.unit != unit.id or record.fingerprint != self.dataset["fingerprint"]:
+        if record.unit != unit.id or record.fingerprint != self.dataset.fingerprint:
             yield "its record is of another unit or another run (fingerprint)"
         columns = ["key", "source", "sha256", "status"]
         index = pq.read_table(small_file(self.plan.index_path(unit.part)), columns=columns)
@@ -170,7 +170,7 @@ class Verifier:
         lengths = accepted.column("length").to_numpy()
         keys = accepted.column("key").to_pylist()
         content = self._shards.read(path, lengths)
-        if content.metadata["unit"] != unit.id or content.metadata["fingerprint"] != self.dataset["fingerprint"]:
+        if content.metadata["unit"] != unit.id or content.metadata["fingerprint"] != self.dataset.fingerprint:
             yield f"{path.name} is of another unit or another run"
         if content.keys != keys:
             yield f"the keys of {path.name} are not those of the accepted samples"

@@ -238,7 +238,10 @@ def serve() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1) if _is_open(2) else os.close(1)
+        if _is_open(2):
+            os.dup2(2, 1)
+        else:
+            os.close(1)
         answers.write(HELLO)
         answers.flush()
         reader = ImageReader()

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from ..encode.dtypes import STORED, is_scaled
 from ..errors import OutputError, RequestError
-from ..output.dataset import read_dataset
+from ..output.info import read_dataset
 from ..output.record import read_record
 from ..output.shard import SAMPLES_SCHEMA
 from ..storage import remote
@@ -65,7 +65,7 @@ class EmbeddingDataset(Dataset[Item]):
         check_uri("output", self.uri)
         self._root = absolute(self.uri)
         try:
-            self.info: dict[str, Any] = read_dataset(self._root)
+            self.info = read_dataset(self._root)
             names = sorted(names_in(self._root / "samples", "part-"))
         except OSError as error:
             raise RequestError(f"{self.uri} is not an output of visionbake: {error}") from error
@@ -73,9 +73,9 @@ class EmbeddingDataset(Dataset[Item]):
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             counts = list(pool.map(self._rows_out, self._units))
         self._ends = np.cumsum(counts, dtype=np.int64)
-        self.dtype = STORED[self.info["config"]["output"]["dtype"]]
-        self.hidden_size: int = self.info["hidden_size"]
-        self._scaled = is_scaled(self.info["config"]["output"]["dtype"])
+        self.dtype = STORED[self.info.config["output"]["dtype"]]
+        self.hidden_size: int = self.info.hidden_size
+        self._scaled = is_scaled(self.info.config["output"]["dtype"])
         self._forget()
 
     def _forget(self) -> None:

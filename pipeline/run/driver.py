@@ -12,47 +12,18 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Protocol
 
-from ..errors import DamagedPart, EncodeError, OutputError, ReaderLost, RunFailed
+from ..errors import DamagedPart, EncodeError, OutputError, RunFailed
 from ..index.units import Unit
 from ..output.totals import Totals
-
-if TYPE_CHECKING:
-    from ..output.committed import Committed
+from .events import Blame, CallFailed, Event, PartIndexed, Stage, UnitCommitted, UnitPrepared, name_of
 
 MAX_FAILURES_IN_A_ROW = 10
 MAX_LOSSES = 20  # of one unit or part with a node, or to the memory monitor: no attempts, but not for ever either
 DEATHS_BEFORE_GUARD = 2
 DEATHS_BEFORE_ALL_ARE_GUARDED = 5  # in a row: a source that is full of such images
 REJECTS_CHECKED_AFTER = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """The outcome of one call: exactly one of `error` and a result.
-
-    Attributes:
-        lost: the process died under the call: `process` by itself, `world` with its node, or killed from outside.
-        handle: of `prepared`: what `Engine.encode` takes.
-    """
-
-    kind: Literal["indexed", "prepared", "committed"]
-    part: int
-    unit: Unit | None = None
-    handle: Any = None
-    committed: Committed | None = None
-    error: BaseException | None = None
-    lost: Literal["", "process", "world"] = ""
-
-
-def whose_fault(error: BaseException) -> Literal["", "world"]:
-    """Blames an error that a stage raised: a child that was killed from outside is no attempt."""
-    return "world" if isinstance(error, ReaderLost) else ""
-
-
-def _name(part: int, unit: Unit | None) -> str:
-    return f"part {part:06d}" if unit is None else f"unit {unit.id}"
 
 
 class Engine(Protocol):
@@ -191,10 +162,10 @@ class Driver:
             if unit_or_none is not None and self._fits(unit_or_none):
                 self._take()
                 self._in_flight_bytes += self._work.unit_bytes(unit_or_none)
-                engine.prepare(unit_or_none, self._is_suspect(_name(unit_or_none.part, unit_or_none)))
+                engine.prepare(unit_or_none, self._is_suspect(name_of(unit_or_none.part, unit_or_none)))
             elif self._to_index:
                 part = self._to_index.popleft()
-                engine.index(part, self._is_suspect(_name(part, None)))
+                engine.index(part, self._is_suspect(name_of(part, None)))
             else:
                 return
             self._outstanding += 1
@@ -240,24 +211,23 @@ class Driver:
 
     def _handle(self, event: Event) -> None:
         self._outstanding -= 1
-        if event.error is not None:
-            self._handle_failure(event)
-        elif event.kind == "indexed":
-            self._survived()
-            self._indexed.append(event.part)
-            self.progress.parts_indexed += 1
-        elif event.kind == "prepared":
-            assert event.unit is not None
-            self._survived()
-            self._prepared.append((event.unit, event.handle))
-        else:
-            assert event.unit is not None and event.committed is not None
-            self._release(event.unit)
-            self._failures_in_a_row = 0
-            progress = self.progress
-            progress.totals.add(event.committed.record)
-            progress.peak_memory_bytes = max(progress.peak_memory_bytes, event.committed.peak_memory_bytes)
-            self._check_rejects()
+        match event:
+            case PartIndexed(part=part):
+                self._survived()
+                self._indexed.append(part)
+                self.progress.parts_indexed += 1
+            case UnitPrepared(unit=unit, handle=handle):
+                self._survived()
+                self._prepared.append((unit, handle))
+            case UnitCommitted(unit=unit, committed=committed):
+                self._release(unit)
+                self._failures_in_a_row = 0
+                self.progress.totals.add(committed.record)
+                peak = max(self.progress.peak_memory_bytes, committed.peak_memory_bytes)
+                self.progress.peak_memory_bytes = peak
+                self._check_rejects()
+            case CallFailed():
+                self._handle_failure(event)
 
     def _survived(self) -> None:
         if self._deaths_in_a_row < DEATHS_BEFORE_ALL_ARE_GUARDED:
@@ -266,34 +236,44 @@ class Driver:
     def _release(self, unit: Unit) -> None:
         self._in_flight_bytes -= self._work.unit_bytes(unit)
 
-    def _handle_failure(self, event: Event) -> None:
-        error = event.error
-        assert error is not None
-        if isinstance(error, OutputError):
-            raise error
-        name = _name(event.part, event.unit)
-        if event.unit is not None:
-            self._release(event.unit)
-        counter, limit = (self._attempts, self._limits.attempts)
-        if event.lost == "world":
-            counter, limit = (self._losses, MAX_LOSSES)
-        elif event.lost == "process" and event.kind != "committed" and not self._is_suspect(name):
-            counter, limit = (self._deaths, DEATHS_BEFORE_GUARD + 1)  # no attempts: then it is tried under guard
+    def _handle_failure(self, failure: CallFailed) -> None:
+        """Tries again, or sets aside. Raises OutputError at once, and RunFailed after too many in a row."""
+        if isinstance(failure.error, OutputError):
+            raise failure.error
+        if failure.unit is not None:
+            self._release(failure.unit)
+        counter, limit = self._counter_of(failure)
+        counter[failure.name] += 1
+        if isinstance(failure.error, DamagedPart | EncodeError) or counter[failure.name] >= limit:
+            self._set_aside(failure)
+            return
+        self.progress.retries += 1
+        if failure.unit is None:
+            self._to_index.appendleft(failure.part)
+        else:
+            self._retry.append(failure.unit)
+
+    def _counter_of(self, failure: CallFailed) -> tuple[Counter[str], int]:
+        """Where a failure counts, and how many are the last.
+
+        world, at any stage                         a loss       MAX_LOSSES
+        process, while it read images, unguarded    a death      then it is tried under guard
+        everything else                             an attempt   limits.attempts
+        """
+        if failure.blame is Blame.WORLD:
+            return self._losses, MAX_LOSSES
+        reads_images = failure.stage is not Stage.ENCODE
+        if failure.blame is Blame.PROCESS and reads_images and not self._is_suspect(failure.name):
             self._deaths_in_a_row += 1
-        counter[name] += 1
-        final = isinstance(error, DamagedPart | EncodeError) or counter[name] >= limit
-        if not final:
-            self.progress.retries += 1
-            if event.unit is None:
-                self._to_index.appendleft(event.part)
-            else:
-                self._retry.append(event.unit)
+            return self._deaths, DEATHS_BEFORE_GUARD + 1
+        return self._attempts, self._limits.attempts
+
+    def _set_aside(self, failure: CallFailed) -> None:
+        message = f"{failure.name}: {failure.error}"
+        if failure.unit is None:
+            self.progress.failed_parts[failure.part] = message
             return
-        message = f"{name}: {error}"
-        if event.unit is None:
-            self.progress.failed_parts[event.part] = message
-            return
-        self.progress.set_aside[event.unit.id] = message
+        self.progress.set_aside[failure.unit.id] = message
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise RunFailed(f"{MAX_FAILURES_IN_A_ROW} failures in a row, the last: {message}")

@@ -5,17 +5,17 @@ Images are read in a child process: one that crashes its decoder must not end th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..index.units import Unit
 from ..output.settings import ShardSettings
-from .driver import Event, Progress, whose_fault
+from .driver import Progress
 from .encode_stage import EncodeStage
+from .events import CallFailed, Event, PartIndexed, Stage, UnitCommitted, UnitPrepared, blame_for
 from .prepare_stage import PrepareStage
 from .settings import StageSettings
-
-FAILURES = Exception  # here, as in an actor, a failure of one call becomes an event; the driver judges it
 
 
 class InlineEngine:
@@ -44,26 +44,27 @@ class InlineEngine:
         return 0 if self._events else 1
 
     def index(self, part: int, guarded: bool) -> None:
-        try:
+        with self._failing(Stage.INDEX, part, None):
             self._prepare.index(part)
-            self._events.append(Event(kind="indexed", part=part))
-        except FAILURES as error:
-            self._events.append(Event(kind="indexed", part=part, error=error, lost=whose_fault(error)))
+            self._events.append(PartIndexed(part=part))
 
     def prepare(self, unit: Unit, guarded: bool) -> None:
-        try:
-            handle = self._prepare.prepare(unit)
-            self._events.append(Event(kind="prepared", part=unit.part, unit=unit, handle=handle))
-        except FAILURES as error:
-            self._events.append(Event(kind="prepared", part=unit.part, unit=unit, error=error, lost=whose_fault(error)))
+        with self._failing(Stage.PREPARE, unit.part, unit):
+            self._events.append(UnitPrepared(unit=unit, handle=self._prepare.prepare(unit)))
 
     def encode(self, unit: Unit, handle: Any) -> None:
         assert self._shards is not None and self._encode is not None
+        with self._failing(Stage.ENCODE, unit.part, unit):
+            self._events.append(UnitCommitted(unit=unit, committed=self._encode.encode(handle, self._shards)))
+
+    @contextmanager
+    def _failing(self, stage: Stage, part: int, unit: Unit | None) -> Iterator[None]:
+        """Makes an event of whatever a call raises, as it becomes one where it comes from an actor."""
         try:
-            committed = self._encode.encode(handle, self._shards)
-            self._events.append(Event(kind="committed", part=unit.part, unit=unit, committed=committed))
-        except FAILURES as error:
-            self._events.append(Event(kind="committed", part=unit.part, unit=unit, error=error))
+            yield
+        except Exception as error:  # noqa: BLE001 - the driver judges it
+            blame = blame_for(error)
+            self._events.append(CallFailed(stage=stage, part=part, unit=unit, error=error, blame=blame))
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         events, self._events = self._events, []

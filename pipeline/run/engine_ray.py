@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,9 @@ from ..storage.files import is_on_a_disk
 from ..storage.publish import write_text
 from ..storage.scratch import Scratch
 from .actors import EncodeActor, PrepareActor
-from .driver import Event, Progress, whose_fault
+from .calls import Call, PreparedHandle, Process
+from .driver import Progress
+from .events import Blame, Event, Stage, blame_for
 from .metrics_ray import Metrics
 from .ray_cluster import connect
 from .settings import StageSettings
@@ -36,37 +37,6 @@ MAX_DEATHS_IN_A_ROW = 20
 MEMORY_MONITOR_WORDS = "running low on memory"
 START_MESSAGE_SECONDS = 15.0
 OBJECT_STORE_SHARE = 0.4
-
-
-@dataclass(kw_only=True, eq=False)
-class _Process:
-    """One actor as the driver sees it."""
-
-    kind: Literal["preparer", "encoder"]
-    number: int
-    handle: Any
-    node: str = ""
-    calls: int = 0
-    ready: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Call:
-    """A call that an actor has not answered yet. `prepared`: what an encoder was given or a preparer is making."""
-
-    process: _Process
-    kind: Literal["ready", "indexed", "prepared", "committed"]
-    part: int = -1
-    unit: Unit | None = None
-    prepared: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """A prepared unit in the object store, and the node that it lies on."""
-
-    reference: Any
-    node: str
 
 
 def _last_line(error: BaseException) -> str:
@@ -101,8 +71,8 @@ class RayEngine:
         self._admit: Callable[[list[dict[str, object]]], ShardSettings] | None = None
         self._shards: ShardSettings | None = None
         self._said = time.monotonic()
-        self._processes: list[_Process] = []
-        self._calls: dict[Any, _Call] = {}
+        self._processes: list[Process] = []
+        self._calls: dict[Any, Call] = {}
         self._identities: dict[str, list[dict[str, object]]] = {"encoder": [], "preparer": []}
         self._deaths_in_a_row = 0
         self._metrics: Metrics | None = None
@@ -141,9 +111,9 @@ class RayEngine:
         options = self._options[kind]
         known = {"number": number} if kind == "encoder" else {}
         handle: Any = ray.remote(stage).options(**options).remote(self._settings, **known)
-        process = _Process(kind=kind, number=number, handle=handle)
+        process = Process(kind=kind, number=number, handle=handle)
         self._processes.append(process)
-        self._calls[handle.introduce.remote(self._probe)] = _Call(process=process, kind="ready")
+        self._calls[handle.introduce.remote(self._probe)] = Call(process=process, stage=None)
 
     def begin(self, admit: Callable[[list[dict[str, object]]], ShardSettings]) -> None:
         """Nothing is encoded before every encoder is there, and `admit` has seen what they are."""
@@ -189,7 +159,7 @@ class RayEngine:
 
     def index(self, part: int, guarded: bool) -> None:
         process = self._idle("preparer", "")
-        self._call(process.handle.index.remote(part, guarded), _Call(process=process, kind="indexed", part=part))
+        self._call(process.handle.index.remote(part, guarded), Call(process=process, stage=Stage.INDEX, part=part))
 
     def prepare(self, unit: Unit, guarded: bool) -> None:
         hungry = min(
@@ -197,20 +167,20 @@ class RayEngine:
         )
         process = self._idle("preparer", hungry.node)
         summary, reference = process.handle.prepare.options(num_returns=2).remote(unit, guarded)
-        handle = _Prepared(reference=reference, node=process.node)
-        self._call(summary, _Call(process=process, kind="prepared", part=unit.part, unit=unit, prepared=handle))
+        handle = PreparedHandle(reference=reference, node=process.node)
+        self._call(summary, Call(process=process, stage=Stage.PREPARE, part=unit.part, unit=unit, prepared=handle))
 
-    def encode(self, unit: Unit, handle: _Prepared) -> None:
+    def encode(self, unit: Unit, handle: PreparedHandle) -> None:
         process = self._idle("encoder", handle.node)
-        call = _Call(process=process, kind="committed", part=unit.part, unit=unit, prepared=handle)
+        call = Call(process=process, stage=Stage.ENCODE, part=unit.part, unit=unit, prepared=handle)
         self._call(process.handle.encode.remote(handle.reference, self._shards), call)
 
-    def _idle(self, kind: str, node: str) -> _Process:
+    def _idle(self, kind: str, node: str) -> Process:
         """The least busy ready process of a kind; among equals one on the given node."""
         ready = [process for process in self._processes if process.kind == kind and process.ready]
         return min(ready, key=lambda process: (process.calls, process.node != node))
 
-    def _call(self, reference: Any, call: _Call) -> None:
+    def _call(self, reference: Any, call: Call) -> None:
         call.process.calls += 1
         self._calls[reference] = call
 
@@ -233,40 +203,31 @@ class RayEngine:
         self._say_what_is_awaited()
         return events
 
-    def _answer(self, reference: Any, call: _Call) -> Event | None:
-        if call.kind != "ready":
+    def _answer(self, reference: Any, call: Call) -> Event | None:
+        """Takes a call's answer; None where a process has introduced itself, or died before it could."""
+        if call.stage is not None:
             call.process.calls -= 1
-        part, unit = call.part, call.unit
         try:
             result = ray.get(reference)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
-            lost: Literal["", "process", "world"] = (
-                "world" if isinstance(cause, ObjectLostError) else whose_fault(cause)
-            )
-            if call.kind == "ready":
+            if call.stage is None:
                 raise cause from None
-            return Event(kind=call.kind, part=part, unit=unit, error=cause, lost=lost)
+            return call.failed(cause, Blame.WORLD if isinstance(cause, ObjectLostError) else blame_for(cause))
         except RayActorError as error:
-            lost = self._bury(call.process, error)
-            if call.kind == "ready":
-                return None
-            return Event(kind=call.kind, part=part, unit=unit, error=error, lost=lost)
+            blame = self._replace_dead(call.process, error)
+            return None if call.stage is None else call.failed(error, blame)
         except RayError as error:
-            if call.kind == "ready":
+            if call.stage is None:
                 raise RunFailed(f"a process could not be started: {error}") from error
-            return Event(kind=call.kind, part=part, unit=unit, error=error, lost="world")
-        if call.kind == "ready":
+            return call.failed(error, Blame.WORLD)
+        if call.stage is None:
             self._welcome(call.process, *result)
             return None
         self._deaths_in_a_row = 0
-        if call.kind == "indexed":
-            return Event(kind="indexed", part=part)
-        if call.kind == "prepared":
-            return Event(kind="prepared", part=part, unit=unit, handle=call.prepared)
-        return Event(kind="committed", part=part, unit=unit, committed=result)
+        return call.done(result)
 
-    def _welcome(self, process: _Process, node: str, sees_probe: bool, identity: dict[str, object]) -> None:
+    def _welcome(self, process: Process, node: str, sees_probe: bool, identity: dict[str, object]) -> None:
         if not sees_probe:
             kind = RunFailed if self._shards is not None else RequestError
             raise kind(
@@ -279,7 +240,7 @@ class RayEngine:
             raise RunFailed(f"a {process.kind} that was started again differs: {identity}, before {known[0]}")
         known.append(identity)
 
-    def _bury(self, process: _Process, error: RayActorError) -> Literal["process", "world"]:
+    def _replace_dead(self, process: Process, error: RayActorError) -> Blame:
         """Starts another process in a dead one's place; says whose fault the death was."""
         if process not in self._processes:
             return self._blame(process, error)  # another call of the same process has reported it
@@ -294,14 +255,14 @@ class RayEngine:
         self._add(process.kind, process.number)
         return self._blame(process, error)
 
-    def _blame(self, process: _Process, error: RayActorError) -> Literal["process", "world"]:
+    def _blame(self, process: Process, error: RayActorError) -> Blame:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         from_outside = (
             isinstance(error, ActorUnavailableError)
             or getattr(error, "preempted", False)
             or MEMORY_MONITOR_WORDS in str(error)
         )
-        return "world" if process.node not in alive or from_outside else "process"
+        return Blame.WORLD if process.node not in alive or from_outside else Blame.PROCESS
 
     def observe(self, progress: Progress, seconds: float) -> None:
         """Passes the progress on to Ray's metrics."""

@@ -13,8 +13,10 @@ from ..config import Config
 from ..errors import DamagedPart, RequestError, RunFailed
 from ..index.read import read_index_arrays
 from ..index.units import Unit, cut_units
-from ..output.dataset import check_output, remove_success, stored_facts, write_dataset, write_success
+from ..output.dataset import check_output, recorded_versions, remove_success, stored_facts, write_dataset, write_success
 from ..output.fingerprint import config_facts, fingerprint_of
+from ..output.info import DatasetInfo
+from ..output.layout import SCHEMA_VERSION
 from ..output.ledger import CommittedUnits
 from ..output.settings import ShardSettings
 from ..output.totals import totals_of
@@ -203,14 +205,25 @@ class Run:
         check_output(output, facts)
         tower = self._request.checkpoint.config
         hidden_size = tower.width_of(config.output.stage)
-        sizes = {"hidden_size": hidden_size, "merge_size": tower.merge_size, "patch_size": tower.patch_size}
-        carried = {"carried_schema": schema_text(self._request.carry)}
-        write_dataset(output, config, facts, sizes | carried, scratch)
+        info = DatasetInfo(
+            schema_version=SCHEMA_VERSION,
+            fingerprint=fingerprint_of(facts),
+            fingerprint_facts=facts,
+            config=config.model_dump(),
+            hidden_size=hidden_size,
+            merge_size=tower.merge_size,
+            patch_size=tower.patch_size,
+            temporal_patch_size=tower.temporal_patch_size,
+            carried_schema=schema_text(self._request.carry),
+            device=str(facts["device"]),
+            versions=recorded_versions(),
+        )
+        write_dataset(output, info, scratch)
         for folder in ("data", "samples"):
             make_folder(output / folder)
         self._started = time.monotonic()
         return ShardSettings(
-            fingerprint=fingerprint_of(facts),
+            fingerprint=info.fingerprint,
             tower_sha256=str(facts["tower_sha256"]),
             stage=config.output.stage,
             dtype=config.output.dtype,

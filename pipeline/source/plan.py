@@ -60,6 +60,12 @@ class Plan:
         self.lists_folder = self.folder / "parts"
         self.index_folder = self.folder / "index"
         self.identity: dict[str, object] | None = None
+        self.num_parts = 0
+        self._starts: list[int] = []
+        self.reload()
+
+    def reload(self) -> None:
+        """Reads what is planned by now. Raises RequestError: it is no plan of ours."""
         described = self.folder / "plan.json"
         if described.exists():
             try:
@@ -163,7 +169,7 @@ class Plan:
                 pass
             if appended is False:
                 break
-            self.__init__(self.folder.parent)  # type: ignore[misc]  # another run planned meanwhile: look again
+            self.reload()  # another run has planned meanwhile
             listing, new_files = list_source(place), None
         return self.num_parts - before
 

@@ -211,13 +211,13 @@ def test_samples_are_compared_with_the_reference(good: Path, tmp_path: Path, fol
     # What a wrong tower or wrong preparing would leave: right hashes of wrong tokens.
     output = Path(shutil.copytree(good, tmp_path / "out"))
     verifier = Verifier(output)
-    verifier.dataset["config"]["preprocess"]["max_pixels"] = 10_000
+    verifier.dataset.config["preprocess"]["max_pixels"] = 10_000
     assert any(row["relative_rms"] > row["limit"] for row in verify_job.compare_with_reference(verifier, 5))
 
 
 def test_other_weights_are_refused(good: Path) -> None:
     verifier = Verifier(good)
-    verifier.dataset["fingerprint_facts"]["tower_sha256"] = "0"
+    verifier.dataset.fingerprint_facts["tower_sha256"] = "0"
     with pytest.raises(RequestError, match="other weights"):
         verify_job.compare_with_reference(verifier, 1)
 

@@ -9,7 +9,10 @@ import pytest
 from jobs.bench.driver import NullEngine, drive_nothing
 from pipeline.errors import DamagedPart, OutputError, RunFailed, SourceError
 from pipeline.index.units import Unit
-from pipeline.run.driver import Driver, DriverLimits, Event, Observer, Progress, Work
+from pipeline.run.driver import Driver, DriverLimits, Observer, Progress, Work
+from pipeline.run.events import Blame, CallFailed, Event, PartIndexed, Stage, UnitCommitted, UnitPrepared
+
+Fault = tuple[BaseException, Blame]
 
 
 def units_of(part: int) -> list[Unit]:
@@ -27,7 +30,7 @@ def drive(engine: Any, parts: int = 3, on_start: Any = lambda: None, **options: 
 class Faulty(NullEngine):
     """Fails calls as told; after a loss nobody is free for a while."""
 
-    def __init__(self, faults: dict[tuple[str, str], list[Event | None]]) -> None:
+    def __init__(self, faults: dict[tuple[Stage, str], list[Fault]]) -> None:
         super().__init__()
         self.faults = faults
         self.away = 0
@@ -48,24 +51,35 @@ class Faulty(NullEngine):
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         self.away = max(0, self.away - 1)
-        events = []
+        events: list[Event] = []
         for event in super().wait(timeout_seconds):
-            name = event.unit.id if event.unit else str(event.part)
-            faults = self.faults.get((event.kind, name), [])
+            stage, part, unit = called(event)
+            faults = self.faults.get((stage, unit.id if unit else str(part)), [])
             if faults:
                 self.fired += 1
-                fault = faults.pop(0)
-                assert fault is not None
-                event = Event(kind=event.kind, part=event.part, unit=event.unit, error=fault.error, lost=fault.lost)
-                self.away = 3 if fault.lost else 0
-            if event.kind == "committed" or (event.error is not None and event.kind == "prepared"):
+                error, blame = faults.pop(0)
+                event = CallFailed(stage=stage, part=part, unit=unit, error=error, blame=blame)
+                self.away = 3 if blame is not Blame.CALL else 0
+            if unit is not None and (stage is Stage.ENCODE or isinstance(event, CallFailed)):
                 self.in_flight -= 10
             events.append(event)
         return events
 
 
-def failure(error: BaseException, lost: Any = "") -> Event:
-    return Event(kind="indexed", part=0, error=error, lost=lost)
+def called(event: Event) -> tuple[Stage, int, Unit | None]:
+    match event:
+        case PartIndexed(part=part):
+            return Stage.INDEX, part, None
+        case UnitPrepared(unit=unit):
+            return Stage.PREPARE, unit.part, unit
+        case UnitCommitted(unit=unit):
+            return Stage.ENCODE, unit.part, unit
+        case CallFailed():
+            raise AssertionError("nothing fails by itself here")
+
+
+def failure(error: BaseException, blame: Blame = Blame.CALL) -> Fault:
+    return error, blame
 
 
 def test_every_unit_is_done_once() -> None:
@@ -75,11 +89,11 @@ def test_every_unit_is_done_once() -> None:
 
 
 def test_what_was_lost_with_the_only_process_waits_for_its_successor() -> None:
-    died, node = failure(RuntimeError("died"), "process"), failure(RuntimeError("node"), "world")
-    lost: dict[tuple[str, str], list[Event | None]] = {
-        ("indexed", "0"): [died],
-        ("prepared", "000002-0004"): [died],
-        ("committed", "000002-0004"): [node],
+    died, node = failure(RuntimeError("died"), Blame.PROCESS), failure(RuntimeError("node"), Blame.WORLD)
+    lost: dict[tuple[Stage, str], list[Fault]] = {
+        (Stage.INDEX, "0"): [died],
+        (Stage.PREPARE, "000002-0004"): [died],
+        (Stage.ENCODE, "000002-0004"): [node],
     }
     engine = Faulty(lost)
     progress = drive(engine)
@@ -90,45 +104,47 @@ def test_what_was_lost_with_the_only_process_waits_for_its_successor() -> None:
 
 def test_a_unit_that_fails_each_time_is_set_aside_and_the_others_finish() -> None:
     errors = [failure(SourceError("disk")) for _ in range(3)]
-    progress = drive(Faulty({("prepared", "000001-0001"): list(errors)}))
+    progress = drive(Faulty({(Stage.PREPARE, "000001-0001"): list(errors)}))
     assert progress.totals.units == 14
     assert progress.set_aside == {"000001-0001": "unit 000001-0001: disk"}
     assert progress.retries == 2
 
 
 def test_losing_nodes_is_no_attempt() -> None:
-    lost = [failure(RuntimeError("node"), "world") for _ in range(7)]
-    progress = drive(Faulty({("committed", "000001-0001"): lost}))
+    lost = [failure(RuntimeError("node"), Blame.WORLD) for _ in range(7)]
+    progress = drive(Faulty({(Stage.ENCODE, "000001-0001"): lost}))
     assert (progress.totals.units, progress.retries) == (15, 7)
 
 
 def test_a_damaged_part_fails_at_once() -> None:
-    progress = drive(Faulty({("indexed", "1"): [failure(DamagedPart("cut"))]}))
+    progress = drive(Faulty({(Stage.INDEX, "1"): [failure(DamagedPart("cut"))]}))
     assert progress.failed_parts == {1: "part 000001: cut"}
     assert (progress.totals.units, progress.retries) == (10, 0)
 
 
 def test_many_damaged_parts_do_not_stop_the_others() -> None:
-    faults = {("indexed", str(part)): [failure(DamagedPart("cut"))] for part in range(12)}
+    faults = {(Stage.INDEX, str(part)): [failure(DamagedPart("cut"))] for part in range(12)}
     progress = drive(Faulty(faults), parts=14)
     assert len(progress.failed_parts) == 12
     assert progress.totals.units == 10
 
 
 def test_what_is_lost_for_ever_is_set_aside_in_the_end() -> None:
-    lost = [failure(RuntimeError("node"), "world") for _ in range(50)]
-    progress = drive(Faulty({("prepared", "000001-0001"): lost}))
+    lost = [failure(RuntimeError("node"), Blame.WORLD) for _ in range(50)]
+    progress = drive(Faulty({(Stage.PREPARE, "000001-0001"): lost}))
     assert list(progress.set_aside) == ["000001-0001"]
     assert progress.totals.units == 14
 
 
 def test_failing_to_write_stops_at_once() -> None:
     with pytest.raises(OutputError, match="full"):
-        drive(Faulty({("committed", "000000-0001"): [failure(OutputError("full"))]}))
+        drive(Faulty({(Stage.ENCODE, "000000-0001"): [failure(OutputError("full"))]}))
 
 
 def test_ten_failures_in_a_row_stop() -> None:
-    faults = {("prepared", unit.id): [failure(SourceError("gone"))] * 3 for part in range(3) for unit in units_of(part)}
+    faults = {
+        (Stage.PREPARE, unit.id): [failure(SourceError("gone"))] * 3 for part in range(3) for unit in units_of(part)
+    }
     with pytest.raises(RunFailed, match="10 failures in a row"):
         drive(Faulty(faults))
 

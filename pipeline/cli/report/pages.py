@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import rejects
 from ...errors import OutputError, SourceError
-from ...output.dataset import read_dataset
+from ...output.info import read_dataset
 from ...output.output_size import FORMATS, VALUE_BYTES
 from ...rejects import Reject
 from ...storage.files import AnyPath
@@ -153,7 +153,7 @@ def _sizes(tree: dict[str, Any]) -> str:
 def stats_page(output: AnyPath, connection: Any, result: dict[str, Any]) -> str:
     """Makes the page of an output: numbers, plots, and a few samples as the tower saw them."""
     dataset = read_dataset(output)
-    config = dataset["config"]
+    config = dataset.config
     sections = [
         Section(title=title, body=table([[_words(name), number_text(name, result[name])] for name in names]))
         for title, names in NUMBERS.items()

@@ -14,7 +14,7 @@ from ... import rejects
 from ...encode.dtypes import STORED, is_scaled
 from ...errors import OutputError
 from ...index.read import find_index_row
-from ...output.dataset import read_dataset
+from ...output.info import read_dataset
 from ...prepare.guard import GuardedReader
 from ...prepare.patches import resize
 from ...source.format import Columns
@@ -33,7 +33,7 @@ class Pictures:
     """Reads images from the source and norms from the output. A row is one of `samples`, by column."""
 
     def __init__(self, output: AnyPath) -> None:
-        config = read_dataset(output)["config"]
+        config = read_dataset(output).config
         self._output, self._plan = output, Plan(output)
         self._info, self._dtype = read_dataset(output), config["output"]["dtype"]
         source_format = format_named(str((self._plan.identity or {})["format"]))
@@ -51,7 +51,7 @@ class Pictures:
         """The L2 norms of the tokens, a pixel each, from dark to bright. Raises OutputError, OSError."""
         from matplotlib import colormaps
 
-        merge = self._info["merge_size"]
+        merge = self._info.merge_size
         _, height, width = row["grid_thw"]
         norms = self._norms(row)
         low, high = float(norms.min()), float(norms.max())
@@ -93,7 +93,7 @@ class Pictures:
         image = Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))).resize(size).convert("RGBA")
         lines = Image.new("RGBA", size, (0, 0, 0, 0))
         drawing = ImageDraw.Draw(lines)
-        step = self._info["patch_size"] * scale
+        step = self._info.patch_size * scale
         step *= max(1, math.ceil(LEAST_STEP / step))  # of a large image every second patch's edge, or every fourth
         for edge in np.arange(step, max(size), step).tolist():
             drawing.line([(edge, 0), (edge, size[1])], fill=EDGE)

@@ -1,0 +1,72 @@
+"""Data set information: what dataset.json says of an output."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ..errors import RequestError
+from ..grid import Geometry
+from ..storage.files import AnyPath
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """One output.
+
+    Attributes:
+        config: the configuration, resolved, as a tree.
+        fingerprint_facts: what decides a byte, by name; `fingerprint` is their digest.
+        hidden_size: values of a token.
+        carried_schema: the carried columns' types, as `carry.schema_text` writes them; "" or None of none.
+        device: that its tokens were encoded on.
+        versions: of packages that decide no byte.
+    """
+
+    schema_version: int
+    fingerprint: str
+    fingerprint_facts: dict[str, Any]
+    config: dict[str, Any]
+    hidden_size: int
+    merge_size: int
+    patch_size: int
+    device: str
+    temporal_patch_size: int = 2  # of outputs that an earlier version began
+    carried_schema: str | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """The content of dataset.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> DatasetInfo:
+        """The inverse of `to_json`; fields of later versions are left alone. Raises TypeError: one is missing."""
+        known = {one.name for one in fields(cls)}
+        info = cls(**{name: value for name, value in tree.items() if name in known})
+        for name in ("fingerprint_facts", "config"):
+            if not isinstance(getattr(info, name), dict):
+                raise TypeError(f"{name} is not an object")
+        return info
+
+    @property
+    def geometry(self) -> Geometry:
+        """The sizes and budgets that decided the grids of this output."""
+        return Geometry(
+            patch_size=self.patch_size,
+            merge_size=self.merge_size,
+            temporal_patch_size=self.temporal_patch_size,
+            min_pixels=self.config["preprocess"]["min_pixels"],
+            max_pixels=self.config["preprocess"]["max_pixels"],
+            max_image_pixels=self.config["limits"]["max_image_pixels"],
+        )
+
+
+def read_dataset(output: AnyPath) -> DatasetInfo:
+    """dataset.json. Raises RequestError if the folder is not an output."""
+    try:
+        return DatasetInfo.from_json(dict(json.loads((output / "dataset.json").read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).replace("DatasetInfo.__init__() missing", "it lacks").replace("required keyword-only ", "")
+        raise RequestError(f"{output} is not an output of visionbake: dataset.json: {reason}") from error
