@@ -31,12 +31,21 @@ class EncodeError(Exception):
 
 
 @contextmanager
-def writing(place: object) -> Iterator[None]:
+def reading(location: object) -> Iterator[None]:
+    """Turns the system's errors while something of the source is read into a SourceError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"{location}: cannot be read: {error}") from error
+
+
+@contextmanager
+def writing(location: object) -> Iterator[None]:
     """Turns the system's errors while something of the output is written into an OutputError that names it."""
     try:
         yield
     except OSError as error:
-        raise OutputError(f"cannot write {place}: {error}") from error
+        raise OutputError(f"cannot write {location}: {error}") from error
 
 
 class RunFailed(Exception):

@@ -134,3 +134,8 @@ class Geometry:
     @property
     def factor(self) -> int:
         return self.patch_size * self.merge_size
+
+
+def offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Where each of several runs begins, and where the last one ends: int64 [N + 1], of N lengths."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

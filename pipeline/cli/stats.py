@@ -51,9 +51,9 @@ def connect(output: AnyPath) -> Any:
         if isinstance(output, RemotePath):  # through the same client, credentials and retries as everything else
             connection.register(folder, dataset_of(output / folder))
             continue
-        place = (glob.escape(str((output / folder).resolve())) + "/*.parquet").replace("'", "''")
+        pattern = (glob.escape(str((output / folder).resolve())) + "/*.parquet").replace("'", "''")
         try:
-            connection.execute(f"CREATE VIEW {folder} AS SELECT * FROM read_parquet('{place}')")
+            connection.execute(f"CREATE VIEW {folder} AS SELECT * FROM read_parquet('{pattern}')")
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
             raise OutputError(f"{output / folder} cannot be read: {reason}; `visionbake verify` tells more") from error
@@ -183,7 +183,7 @@ def _run_query(connection: Any, arguments: argparse.Namespace) -> int:
         raise RequestError(f"--sql: {' '.join(str(error).split()) or 'empty'}") from error
     names = [column[0] for column in answer.description or []]
     if arguments.json:
-        names = [name if name not in names[:place] else f"{name}_{place + 1}" for place, name in enumerate(names)]
+        names = [name if name not in names[:column] else f"{name}_{column + 1}" for column, name in enumerate(names)]
         print_json([dict(zip(names, (_plain(value) for value in row), strict=True)) for row in rows])
         return 0
     shown = [names, *([_cell(value) for value in row] for row in rows[:TEXT_ROWS])]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..index.read import read_index_arrays
-from ..index.units import cut_units
+from ..index.units import UnitId, cut_units
 from ..output.info import read_dataset
 from ..output.ledger import CommittedUnits
 from ..output.pace import Recent, Work, work_of
@@ -63,9 +63,9 @@ class Status:
             committed.unit_ids(self._seen), read_records(self._output, committed.unit_ids(self._seen)), strict=True
         ):
             self.totals.add(record)
-            part, _, number = unit_id.partition("-")
-            if int(part) in self._unit_tokens:
-                self._tokens_left -= int(self._unit_tokens[int(part)][int(number)])
+            part, number = UnitId.parse(unit_id)
+            if part in self._unit_tokens:
+                self._tokens_left -= int(self._unit_tokens[part][number])
             if (work := work_of(record)) is not None:
                 fresh.append(work)
         self._seen = committed

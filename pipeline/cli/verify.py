@@ -94,8 +94,11 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
         raise RequestError(f"--sample: {config['model']['path']} holds other weights than this output was made with")
     tower = reference_tower(checkpoint, torch.float32, torch.device("cpu"))
     dataset = EmbeddingDataset(str(verifier.output))
-    source_format = format_named(str((verifier.plan.identity or {})["format"]))
-    reader, decoder = source_format.reader(Columns(image=config["source"]["image_column"])), Decoder()
+    assert verifier.plan.planned is not None
+    reader, decoder = (
+        format_named(verifier.plan.planned.format).reader(Columns(image=config["source"]["image_column"])),
+        Decoder(),
+    )
     limit = LIMITS[config["output"]["dtype"]]
     if config["model"]["dtype"] == "bfloat16":
         limit = max(limit, BFLOAT16_TOWER)

@@ -94,8 +94,8 @@ class Duplicates:
         """Yields all that is held, each distinct image once, a share at a time: little memory beside them."""
         hash_N = self._hash[: self._held]
         for share in range(SHARES):
-            places = np.flatnonzero(hash_N.view(np.uint8)[SHARED_BY::8] % SHARES == share)
-            order = places[np.argsort(hash_N[places])]
+            rows = np.flatnonzero(hash_N.view(np.uint8)[SHARED_BY::8] % SHARES == share)
+            order = rows[np.argsort(hash_N[rows])]
             hashes = hash_N[order]
             if len(hashes):
                 starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))

@@ -154,5 +154,5 @@ def quantile(values_N: npt.NDArray[Any], weights: Float64, percent: float) -> fl
         return 0.0
     order = np.argsort(values_N)
     ends = np.cumsum(weights[order])
-    place = int(np.searchsorted(ends, ends[-1] * percent / 100))
-    return float(values_N[order][min(len(values_N) - 1, place)])
+    index = int(np.searchsorted(ends, ends[-1] * percent / 100))
+    return float(values_N[order][min(len(values_N) - 1, index)])

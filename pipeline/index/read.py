@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from .. import rejects
 from ..errors import OutputError
+from ..grid import offsets
 from ..source.sample import IndexedSample
 from ..storage.files import AnyPath, small_file
 from ..storage.remote import RemotePath
@@ -44,7 +45,7 @@ class IndexArrays:
     def byte_ends(self) -> npt.NDArray[np.int64]:
         """[N + 1], of what is read: in a tar everything since the sample before it, since a unit is one range."""
         read_N = np.maximum(self.length_N, np.diff(self.end_N, prepend=self.end_N[:1]))
-        return np.concatenate([[0], np.cumsum(read_N)])
+        return offsets(read_N)
 
     @cached_property
     def group_starts(self) -> npt.NDArray[np.int64] | None:

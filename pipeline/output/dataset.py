@@ -15,7 +15,7 @@ from ..storage.scratch import Scratch
 from .card import data_set_card
 from .fingerprint import version_of
 from .info import DatasetInfo, read_dataset
-from .layout import samples_path
+from .layout import samples_path, unit_id_of
 from .totals import Totals
 
 RECORDED_PACKAGES = ("visionbake", "ray", "transformers", "numpy", "safetensors", "huggingface_hub", "pydantic")
@@ -79,15 +79,19 @@ def remove_success(output: AnyPath) -> None:
 
 def write_success(output: AnyPath, totals: Totals, skipped: list[str], scratch: Scratch) -> None:
     """Writes the data set card, and _SUCCESS last."""
-    remove_unfinished(output, lambda name: samples_path(output, _unit_of(name)).exists())
+    remove_unfinished(output, lambda name: _is_committed(output, name))
     dataset = read_dataset(output)
     _replace_text(output / "README.md", data_set_card(dataset, totals), scratch)
     tree = totals.as_dict() | {"fingerprint": dataset.fingerprint, "skipped_parts": skipped}
     _replace_text(output / "_SUCCESS", json.dumps(tree, indent=2) + "\n", scratch)
 
 
-def _unit_of(name: str) -> str:
-    return name.removeprefix("part-").partition(".")[0]
+def _is_committed(output: AnyPath, name: str) -> bool:
+    """Whether a shard's unit is committed, by the shard's name; of another's file False."""
+    try:
+        return samples_path(output, str(unit_id_of(name))).exists()
+    except ValueError:
+        return False
 
 
 def _replace_text(path: AnyPath, text: str, scratch: Scratch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..index.units import UnitId
 from ..storage.files import AnyPath
 
 SCHEMA_VERSION = 1
@@ -18,6 +19,6 @@ def samples_path(output: AnyPath, unit_id: str) -> AnyPath:
     return output / "samples" / f"part-{unit_id}.parquet"
 
 
-def unit_id_of(name: str) -> str:
-    """The unit that a shard's file name says, whatever its suffix."""
-    return name.removeprefix("part-").partition(".")[0]
+def unit_id_of(name: str) -> UnitId:
+    """The unit of a shard, by its file's name or path. Raises ValueError: it is no shard's."""
+    return UnitId.parse(name.rpartition("/")[2].removeprefix("part-").partition(".")[0])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
+from ..index.units import UnitId
 from ..storage.files import REQUESTS_AT_ONCE, AnyPath, lists_by_prefix, names_in
+from .layout import unit_id_of
 
 
 class CommittedUnits:
@@ -20,9 +23,8 @@ class CommittedUnits:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             for names in pool.map(lambda prefix: names_in(output / "samples", prefix), prefixes):
                 for name in names:
-                    part, _, number = name.removeprefix("part-").removesuffix(".parquet").partition("-")
-                    if part.isdigit() and number.isdigit():
-                        self.add(int(part), int(number))
+                    with suppress(ValueError):  # another's file
+                        self.add(*unit_id_of(name))
 
     def add(self, part: int, number: int) -> None:
         if not self.has(part, number):
@@ -40,6 +42,6 @@ class CommittedUnits:
             number = 0
             while bits:
                 if bits & 1:
-                    yield f"{part:06d}-{number:04d}"
+                    yield str(UnitId(part, number))
                 bits >>= 1
                 number += 1

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import OutputError
+from ..grid import offsets
 from .metadata import METADATA_KEY, read_metadata
 from .record import CommitRecord
 
@@ -194,9 +195,9 @@ class ParquetShards:
 
 def embedding_array(tokens: memoryview | bytes | np.ndarray, lengths_N: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
     """large_binary [N] over a contiguous buffer, without copying it. Lengths in bytes."""
-    offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64)
+    starts = offsets(lengths_N)
     return pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(lengths_N), [None, pa.py_buffer(offsets), pa.py_buffer(tokens)]
+        pa.large_binary(), len(lengths_N), [None, pa.py_buffer(starts), pa.py_buffer(tokens)]
     )
 
 
@@ -257,7 +258,7 @@ def embedding_offsets(path: Path, lengths_N: Sequence[int] | npt.NDArray[np.int6
     if metadata.num_rows != len(lengths):
         raise OutputError(f"{path} has {metadata.num_rows} rows, {len(lengths)} expected")
     column = DATA_SCHEMA.get_field_index(EMBEDDING)
-    offsets = np.empty(len(lengths), np.int64)
+    starts = np.empty(len(lengths), np.int64)
     first = 0
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
         for number in range(metadata.num_row_groups):
@@ -267,12 +268,12 @@ def embedding_offsets(path: Path, lengths_N: Sequence[int] | npt.NDArray[np.int6
             last = first + group.num_rows
             sizes = lengths[first:last] + LENGTH_PREFIX_BYTES
             end = chunk.data_page_offset + chunk.total_compressed_size
-            offsets[first:last] = end - sizes.sum() + np.cumsum(sizes) - lengths[first:last]
-            for offset, length in zip(offsets[first:last].tolist(), lengths[first:last].tolist(), strict=True):
+            starts[first:last] = end - sizes.sum() + np.cumsum(sizes) - lengths[first:last]
+            for offset, length in zip(starts[first:last].tolist(), lengths[first:last].tolist(), strict=True):
                 if int.from_bytes(view[offset - LENGTH_PREFIX_BYTES : offset], "little") != length:
                     raise OutputError(f"{path}: an embedding of {length} bytes is not at offset {offset}")
             first = last
-    return offsets
+    return starts
 
 
 def with_carried(table: pa.Table, carried: pa.Table | None) -> pa.Table:

@@ -99,8 +99,8 @@ def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
     if os.path.getsize(path) != sink.size:
         raise OutputError(f"{path} holds {os.path.getsize(path)} bytes, {sink.size} were written")
     lengths_N = np.diff(bounds).astype(np.int64)
-    written, places = read_tar_shard(path)
-    if written != metadata or [place[1:] for place in places] != list(zip(offsets, lengths_N.tolist(), strict=True)):
+    written, found = read_tar_shard(path)
+    if written != metadata or [one[1:] for one in found] != list(zip(offsets, lengths_N.tolist(), strict=True)):
         raise OutputError(f"{path} does not hold what was written")
     return DataShard(
         path=path, size=sink.size, sha256=sink.hexdigest(), offsets_N=np.array(offsets, np.int64), lengths_N=lengths_N
@@ -109,7 +109,7 @@ def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
 
 def read_tar_shard(path: Path) -> tuple[dict[str, Any], list[tuple[str, int, int]]]:
     """A shard's metadata; key, offset and length of each embedding. Raises OutputError: not a complete shard."""
-    places: list[tuple[str, int, int]] = []
+    found: list[tuple[str, int, int]] = []
     try:
         if os.path.getsize(path) % tarfile.RECORDSIZE:
             raise ValueError("its last record is cut")
@@ -123,10 +123,10 @@ def read_tar_shard(path: Path) -> tuple[dict[str, Any], list[tuple[str, int, int
                     (size,) = struct.unpack("<Q", stream.read(8))
                     first, last = json.loads(stream.read(size))["image_embeds"]["data_offsets"]
                     key = true_key(member.name.removesuffix(".safetensors"))
-                    places.append((key, member.offset + 8 + size + first, last - first))
+                    found.append((key, member.offset + 8 + size + first, last - first))
     except (OSError, tarfile.TarError, KeyError, ValueError, struct.error, DamagedPart, SourceError) as error:
         raise OutputError(f"{path}: not a complete shard: {error}") from error
-    return metadata, places
+    return metadata, found
 
 
 def _safetensors(columns: dict[str, list[Any]], row: int, length: int) -> tuple[bytes, bytes]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -52,6 +52,36 @@ PARTS_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedSource:
+    """The source that a plan is of: plan.json."""
+
+    version: int
+    root: str
+    format: str
+    image_column: str
+    key_column: str | None
+
+    @classmethod
+    def of(cls, source: Source, place: SourcePlace) -> PlannedSource:
+        """The source that a configuration names."""
+        return cls(
+            version=PLAN_VERSION,
+            root=place.root,
+            format=place.format,
+            image_column=source.image_column,
+            key_column=source.key_column,
+        )
+
+    @classmethod
+    def read(cls, described: AnyPath) -> PlannedSource:
+        """The inverse of `asdict` as JSON. Raises RequestError: it is no plan of ours."""
+        try:
+            return cls(**dict(json.loads(described.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"{described} is not a plan of visionbake: {error}") from error
+
+
 class Plan:
     """The plan folder of one output: the frozen parts, and where their indices lie."""
 
@@ -59,7 +89,7 @@ class Plan:
         self.folder = as_path(output) / "plan"
         self.lists_folder = self.folder / "parts"
         self.index_folder = self.folder / "index"
-        self.identity: dict[str, object] | None = None
+        self.planned: PlannedSource | None = None
         self.num_parts = 0
         self._starts: list[int] = []
         self.reload()
@@ -68,10 +98,7 @@ class Plan:
         """Reads what is planned by now. Raises RequestError: it is no plan of ours."""
         described = self.folder / "plan.json"
         if described.exists():
-            try:
-                self.identity = dict(json.loads(described.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise RequestError(f"{described} is not a plan of visionbake: {error}") from error
+            self.planned = PlannedSource.read(described)
         self._starts = sorted(
             int(name[6:-8]) for name in names_in(self.lists_folder, "parts-") if name.endswith(".parquet")
         )
@@ -86,7 +113,7 @@ class Plan:
 
     def part(self, number: int) -> Part:
         """Reads one part's files. Raises KeyError if there is no such part."""
-        assert self.identity is not None
+        assert self.planned is not None
         start = max((start for start in self._starts if start <= number), default=-1)
         if start < 0 or number >= self.num_parts:
             raise KeyError(number)
@@ -95,7 +122,7 @@ class Plan:
         files = tuple(
             SourceFile(**{name: value for name, value in row.items() if name != "part"}) for row in table.to_pylist()
         )
-        return Part(number=number, format=str(self.identity["format"]), root=str(self.identity["root"]), files=files)
+        return Part(number=number, format=self.planned.format, root=self.planned.root, files=files)
 
     def _list_path(self, start: int) -> AnyPath:
         return self.lists_folder / f"parts-{start:06d}.parquet"
@@ -125,13 +152,13 @@ class Plan:
 
     def check_source(self, source: Source, place: SourcePlace) -> None:
         """Raises RequestError if this plan is of another source."""
-        if self.identity is None:
+        if self.planned is None:
             return
-        wanted = _identity(source, place)
-        for name, value in wanted.items():
-            if self.identity.get(name) != value:
+        planned = asdict(self.planned)
+        for name, value in asdict(PlannedSource.of(source, place)).items():
+            if planned[name] != value:
                 raise RequestError(
-                    f"output {self.folder.parent} was planned with source.{name} {self.identity.get(name)!r}, not "
+                    f"output {self.folder.parent} was planned with source.{name} {planned[name]!r}, not "
                     f"{value!r}; use another output.uri"
                 )
 
@@ -174,13 +201,13 @@ class Plan:
         return self.num_parts - before
 
     def _describe(self, source: Source, place: SourcePlace, scratch: Scratch) -> None:
-        if self.identity is not None:
+        if self.planned is not None:
             return
         described = self.folder / "plan.json"
         path = scratch.path("plan.json")
-        write_text(path, json.dumps(_identity(source, place), indent=2) + "\n")
+        write_text(path, json.dumps(asdict(PlannedSource.of(source, place)), indent=2) + "\n")
         publish_new(path, described)
-        self.identity = json.loads(described.read_text(encoding="utf-8"))
+        self.planned = PlannedSource.read(described)
         self.check_source(source, place)
 
     def _append(self, new: Iterator[SourceFile], per_part: int, place: SourcePlace, scratch: Scratch) -> bool | None:
@@ -231,16 +258,6 @@ def parts_of(place: SourcePlace, files: list[SourceFile]) -> list[list[SourceFil
     if len(files) > 1:
         return [files]
     return [[span] for span in format_named(place.format).spans(place, files[0])]
-
-
-def _identity(source: Source, place: SourcePlace) -> dict[str, object]:
-    return {
-        "version": PLAN_VERSION,
-        "root": place.root,
-        "format": place.format,
-        "image_column": source.image_column,
-        "key_column": source.key_column,
-    }
 
 
 def _new_files(known: Iterable[SourceFile], listed: Iterable[SourceFile]) -> Iterator[SourceFile]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import SourceError
+from ..errors import SourceError, reading
 from ..storage.files import kind_of, read_if_same
 from .part import SourceFile
 
@@ -20,10 +20,8 @@ def difference(old: SourceFile, new: SourceFile) -> str:
 def check_unchanged(root: str, file: SourceFile) -> None:
     """Raises SourceError, naming the file, if it is no longer what was planned."""
     path = os.path.join(root, file.path)
-    try:
+    with reading(path):
         size, mtime_ns, etag = kind_of(path).state_of(path)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
     now = SourceFile(path=file.path, size=size, mtime_ns=mtime_ns, etag=etag)
     if now.state != file.state:
         raise SourceError(f"{path} {difference(file, now)}")
@@ -38,10 +36,8 @@ def read_planned(root: str, file: SourceFile, start: int | None = None, end: int
         SourceError: naming the file: it has changed, or cannot be read.
     """
     path = os.path.join(root, file.path)
-    try:
+    with reading(path):
         data = read_if_same(path, file.state, start, end)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
     if data is None:
         check_unchanged(root, file)  # says how
         raise SourceError(f"{path} has changed since it was planned")

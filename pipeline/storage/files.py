@@ -1,7 +1,6 @@
-"""Files, wherever they lie: opening, scratch, and publishing a complete file under its final name.
+"""Files, wherever they lie: opening, listing and reading them.
 
-A place is a local path or a URI (`pipeline.remote`). Local file systems publish by a hard link, which never replaces;
-object stores by one PUT or one completed multipart upload, create-if-absent.
+A location is a local path or a URI (see `remote`).
 """
 
 from __future__ import annotations
@@ -29,32 +28,32 @@ REQUESTS_AT_ONCE = 32
 class Kind(Protocol):
     """The questions that a kind of storage answers: `local`, `remote`."""
 
-    def exists(self, place: str, /) -> bool: ...
+    def exists(self, location: str, /) -> bool: ...
 
-    def is_folder(self, place: str, /) -> bool: ...
+    def is_folder(self, location: str, /) -> bool: ...
 
-    def state_of(self, place: str, /) -> State: ...
+    def state_of(self, location: str, /) -> State: ...
 
     def glob(self, pattern: str, /) -> dict[str, State | None]: ...
 
     def walk(self, folder: str, suffixes: tuple[str, ...], /) -> Iterator[tuple[str, State | None]]: ...
 
 
-def kind_of(place: str) -> Kind:
+def kind_of(location: str) -> Kind:
     """The storage that a path or URI lies in."""
-    return remote if is_remote(place) else local
+    return remote if is_remote(location) else local
 
 
-def as_path(place: str | os.PathLike[str] | RemotePath) -> AnyPath:
+def as_path(location: str | os.PathLike[str] | RemotePath) -> AnyPath:
     """A local path or, of a URI, a remote one."""
-    if isinstance(place, RemotePath):
-        return place
-    text = os.fspath(place)
+    if isinstance(location, RemotePath):
+        return location
+    text = os.fspath(location)
     return RemotePath(text.rstrip("/")) if is_remote(text) else Path(text.removeprefix("file://"))
 
 
 def absolute(uri: str) -> AnyPath:
-    """An output's place as its configuration names it: `~` and relative paths resolved."""
+    """An output's location as its configuration names it: `~` and relative paths resolved."""
     return as_path(uri if is_remote(uri) else os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
 
 
@@ -82,15 +81,15 @@ def small_file(path: AnyPath) -> Any:
     return io.BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path
 
 
-def open_input(place: str | AnyPath, *, forwards: bool = True) -> IO[bytes]:
+def open_input(location: str | AnyPath, *, forwards: bool = True) -> IO[bytes]:
     """Opens a file of the source. Read `forwards`, an object is fetched in large pieces; else as it is asked for.
 
     Raises:
         OSError: it cannot be read.
     """
-    if isinstance(place, Path) or not is_remote(place):
-        return open(str(place), "rb")
-    file = remote_read.RemoteFile(str(place))
+    if isinstance(location, Path) or not is_remote(location):
+        return open(str(location), "rb")
+    file = remote_read.RemoteFile(str(location))
     return io.BufferedReader(file, remote_read.READ_AHEAD_BYTES) if forwards else file  # type: ignore[return-value]
 
 
@@ -100,7 +99,7 @@ def open_random(path: str) -> tuple[Any, bool]:
 
 
 def absolute_uri(uri: str) -> str:
-    """A source's place made absolute; `~` and relative paths are resolved."""
+    """A source's location made absolute; `~` and relative paths are resolved."""
     if is_remote(uri):
         return uri.rstrip("/")
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
@@ -123,26 +122,26 @@ def relative_to(root: str, path: str) -> str:
     return path.removeprefix(root + "/") if is_remote(path) else os.path.relpath(path, root)
 
 
-def read_input(place: str, start: int | None = None, end: int | None = None) -> bytes:
+def read_input(location: str, start: int | None = None, end: int | None = None) -> bytes:
     """A file of the source, or a range of it, which ends where the file does. Raises OSError."""
-    if is_remote(place):
-        return remote.read(place, start, end)
-    with open(place, "rb") as stream:
+    if is_remote(location):
+        return remote.read(location, start, end)
+    with open(location, "rb") as stream:
         if start is None or end is None:
             return stream.read()
         stream.seek(start)
         return stream.read(end - start)
 
 
-def read_if_same(place: str, state: State, start: int | None = None, end: int | None = None) -> bytes | None:
+def read_if_same(location: str, state: State, start: int | None = None, end: int | None = None) -> bytes | None:
     """A file or a range of it, as `read_input`; None if its state is another one by now. Raises OSError."""
     etag = state[2]
-    if etag and is_remote(place) and remote_read.reads_conditionally(place):
+    if etag and is_remote(location) and remote_read.reads_conditionally(location):
         try:
-            return remote_read.read_if_match(place, etag, start, end)
+            return remote_read.read_if_match(location, etag, start, end)
         except remote_read.Changed:
             return None
-    return read_input(place, start, end) if kind_of(place).state_of(place) == state else None
+    return read_input(location, start, end) if kind_of(location).state_of(location) == state else None
 
 
 def path_named_in(file: str, value: str) -> str:
@@ -189,13 +188,13 @@ def has_vanished(folder: str) -> bool:
     return not is_remote(folder) and not Path(folder).exists()
 
 
-def is_on_a_disk(place: str | AnyPath) -> bool:
-    """Whether a place lies on a file system, which other nodes may not see, and not in object storage, which all do."""
-    return not is_remote(place)
+def is_on_a_disk(location: str | AnyPath) -> bool:
+    """Whether a location lies on a file system, which other nodes may not see; object storage all of them do."""
+    return not is_remote(location)
 
 
 def is_relative(uri: str) -> bool:
-    """Whether a place is meant relative to the current directory."""
+    """Whether a location is meant relative to the current directory."""
     return not is_remote(uri) and not os.path.isabs(os.path.expanduser(uri.removeprefix("file://")))
 
 
@@ -205,9 +204,9 @@ def make_folder(folder: AnyPath) -> None:
         folder.mkdir(exist_ok=True)
 
 
-def requests_at_once(place: AnyPath) -> int:
+def requests_at_once(location: AnyPath) -> int:
     """How many small files are read at a time: of an object store many, each waits for its answer."""
-    return REQUESTS_AT_ONCE if isinstance(place, RemotePath) else 1
+    return REQUESTS_AT_ONCE if isinstance(location, RemotePath) else 1
 
 
 def reads_ahead(root: str) -> int:

@@ -1,4 +1,8 @@
-"""Publish: a complete file appears under its final name, or not at all."""
+"""Publish: a complete file appears under its final name, or not at all.
+
+Local file systems publish by a hard link, which never replaces; object stores by one PUT or one completed multipart
+upload, create-if-absent.
+"""
 
 from __future__ import annotations
 

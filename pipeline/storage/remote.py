@@ -1,6 +1,6 @@
 """Object storage and other remote file systems, through fsspec's clients.
 
-A place is a URI such as `s3://bucket/folder/a.tar`. Whatever a client raises comes out as an OSError that names the
+A location is a URI such as `s3://bucket/folder/a.tar`. Whatever a client raises comes out as an OSError that names the
 URI. Credentials, endpoints, regions, retries and timeouts are the clients' own: for S3 the AWS variables and profiles.
 Nothing is taken from a cached listing: a run must see what another has committed a moment ago.
 """

@@ -20,19 +20,19 @@ def scheme_of(uri: str) -> str:
 def problem_with(uri: str) -> str:
     """Says what is wrong with a URI by its looks alone; never repeats what may be a secret."""
     scheme, _, rest = uri.partition("://")
-    place = rest.partition("/")[0]
+    bucket = rest.partition("/")[0]
     if "::" in scheme:
         return "a URI with a chain of protocols: name the files themselves"
     if scheme in HOSTS:
-        host = place.rpartition("@")[2]
+        host = bucket.rpartition("@")[2]
         return f"{scheme}://{host}/… is a URL: visionbake fetches nothing from hosts; download it first"
     # A secret key may hold slashes: whatever has a colon or an @ where a bucket is, or before an @ further on.
-    if (scheme in S3 + GCS and (":" in place or "@" in place)) or (":" in place and "@" in rest):
+    if (scheme in S3 + GCS and (":" in bucket or "@" in bucket)) or (":" in bucket and "@" in rest):
         return (
             f"{scheme}://… is a URI with credentials; they belong into the environment or a profile, as the storage's "
             "own tools read them"
         )
-    if not place or "//" in rest or ".." in rest.split("/"):
+    if not bucket or "//" in rest or ".." in rest.split("/"):
         return f"{uri}: an empty name or .. in a path cannot be told from another object's"
     if scheme not in fsspec.available_protocols():
         return f"{uri}: no storage is known as {scheme}://"

@@ -11,4 +11,8 @@ fused         what lies between matrix products on a GPU, as Triton kernels
 device        which device a process takes, and its name
 tower         the forward pass
 reference     the reference implementation, for those who compare with it
+
+To add a family: its names and sizes in `config`, its norm, MLP and positions in `block` and `pack_plan`, what its
+forward has besides in `tower`, a size of random weights in `random_tower`, and its comparison with `reference` in the
+tests.
 """

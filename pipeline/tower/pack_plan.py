@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..grid import grid_layout
+from ..grid import grid_layout, offsets
 from .config import TowerConfig
 
 ROPE_THETA = 10_000.0
@@ -76,7 +76,7 @@ def plan_pack(grids: Sequence[Grid], config: TowerConfig, kernel: Kernel, device
     unit = config.merge_size**2
     layouts = [grid_layout(grid, config.merge_size, config.window_merged) for grid in grids]
     tokens = [len(layout.window_order_M) for layout in layouts]
-    starts = np.concatenate([[0], np.cumsum(tokens)])
+    starts = offsets(tokens)
     order = np.concatenate([layout.window_order_M + start for layout, start in zip(layouts, starts, strict=False)])
     lengths = np.concatenate([layout.window_lengths for layout in layouts])
     frame_lengths = np.repeat([layout.frame_length for layout in layouts], [layout.frames for layout in layouts])
@@ -84,7 +84,7 @@ def plan_pack(grids: Sequence[Grid], config: TowerConfig, kernel: Kernel, device
 
     if kernel == "dense":
         by_length = np.argsort(-lengths, kind="stable")
-        window_starts = np.concatenate([[0], np.cumsum(lengths // unit)])[:-1]
+        window_starts = offsets(lengths // unit)[:-1]
         sorted_lengths = lengths[by_length]
         ends = np.cumsum(sorted_lengths // unit)
         within = np.arange(len(order)) - np.repeat(ends - sorted_lengths // unit, sorted_lengths // unit)
@@ -100,10 +100,10 @@ def plan_pack(grids: Sequence[Grid], config: TowerConfig, kernel: Kernel, device
         torch.arange(0, config.head_dim // 2, 2, dtype=torch.float32) / (config.head_dim // 2)
     )
     table = torch.arange(int(positions.max()) + 1, dtype=torch.float32)[:, None] * frequencies
-    places = to_device(torch.from_numpy(computed), device)
+    indices = to_device(torch.from_numpy(computed), device)
 
     def of_patches(values: Tensor) -> Tensor:
-        return to_device(values, device)[places].flatten(1)  # row frequencies, then column frequencies
+        return to_device(values, device)[indices].flatten(1)  # row frequencies, then column frequencies
 
     return PackPlan(
         order_M=to_device(torch.from_numpy(order), device),
@@ -128,22 +128,22 @@ def _chunks(lengths: np.ndarray, max_rows: int) -> tuple[Chunk, ...]:
     while first < len(lengths):
         last = max(first + 1, int(np.searchsorted(ends, start + max_rows, side="right")))
         runs: list[Run] = []
-        place = 0
+        size = 0
         negative, counts = np.unique(-lengths[first:last], return_counts=True)  # longest first, as they are sorted
         for length, count in zip((-negative).tolist(), counts.tolist(), strict=True):
-            runs.append(Run(start=place, count=count, length=length))
-            place += length * count
-        chunks.append(Chunk(rows=slice(start, start + place), windows=Segments(runs=tuple(runs))))
-        first, start = last, start + place
+            runs.append(Run(start=size, count=count, length=length))
+            size += length * count
+        chunks.append(Chunk(rows=slice(start, start + size), windows=Segments(runs=tuple(runs))))
+        first, start = last, start + size
     return tuple(chunks)
 
 
 def _runs_gathered(lengths: np.ndarray, order: np.ndarray, unit: int, device: torch.device) -> tuple[Run, ...]:
     """Frames of equal length, by the rows that their patches have in the computed order."""
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    rows = (place[:, None] * unit + np.arange(unit)).ravel()
-    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
+    rows = (position[:, None] * unit + np.arange(unit)).ravel()
+    starts = offsets(lengths)[:-1]
     runs: list[Run] = []
     for length in sorted(set(lengths.tolist()), reverse=True):
         chosen = starts[lengths == length]
@@ -153,5 +153,5 @@ def _runs_gathered(lengths: np.ndarray, order: np.ndarray, unit: int, device: to
 
 
 def _cu_seqlens(lengths: np.ndarray, device: torch.device) -> Segments:
-    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    ends = offsets(lengths).astype(np.int32)
     return Segments(cu_seqlens=to_device(torch.from_numpy(ends), device), max_length=int(lengths.max()))

@@ -184,7 +184,7 @@ def stats_page(output: AnyPath, connection: Any, result: dict[str, Any]) -> str:
         drawn = bars(list(seconds), list(seconds.values()), across=True, unit="seconds, over all processes")
         sections.append(Section(title="Work by stage", body=drawn))
     sections.append(Section(title="Some samples, as the tower saw them", body=_gallery(output, connection), wide=True))
-    subtitle = f"{output} · {config['model']['path']} · {config['output']['dtype']} · {dataset['device']}"
+    subtitle = f"{output} · {config['model']['path']} · {config['output']['dtype']} · {dataset.device}"
     return page("Vision tokens", subtitle, sections)
 
 

@@ -15,6 +15,7 @@ from ...encode.dtypes import STORED, is_scaled
 from ...errors import OutputError
 from ...index.read import find_index_row
 from ...output.info import read_dataset
+from ...output.layout import unit_id_of
 from ...prepare.guard import GuardedReader
 from ...prepare.patches import resize
 from ...source.format import Columns
@@ -36,8 +37,8 @@ class Pictures:
         config = read_dataset(output).config
         self._output, self._plan = output, Plan(output)
         self._info, self._dtype = read_dataset(output), config["output"]["dtype"]
-        source_format = format_named(str((self._plan.identity or {})["format"]))
-        self._reader = source_format.reader(Columns(image=config["source"]["image_column"]))
+        assert self._plan.planned is not None
+        self._reader = format_named(self._plan.planned.format).reader(Columns(image=config["source"]["image_column"]))
         self._images = GuardedReader(config["limits"]["sample_seconds"])
 
     def __enter__(self) -> Pictures:
@@ -60,18 +61,18 @@ class Pictures:
 
     def _norms(self, row: dict[str, Any]) -> np.ndarray:
         """Computes one row's norms from its own bytes: float32 [num_tokens]."""
-        place, first, last = self._output / row["shard"], row["offset"], row["offset"] + row["length"]
-        data = read_input(str(place), first, last)
+        shard, first, last = self._output / row["shard"], row["offset"], row["offset"] + row["length"]
+        data = read_input(str(shard), first, last)
         if len(data) != row["length"]:
-            raise OutputError(f"{place}: {len(data)} of {row['length']} bytes at {first}")
+            raise OutputError(f"{shard}: {len(data)} of {row['length']} bytes at {first}")
         tokens_MO = torch.frombuffer(bytearray(data), dtype=STORED[self._dtype]).view(row["num_tokens"], -1).float()
         scale_M = torch.ones(len(tokens_MO))
-        if is_scaled(self._dtype) and place.suffix == ".tar":  # they lie behind the embedding
-            behind = read_input(str(place), last, last + 4 * len(tokens_MO))
+        if is_scaled(self._dtype) and shard.suffix == ".tar":  # they lie behind the embedding
+            behind = read_input(str(shard), last, last + 4 * len(tokens_MO))
             scale_M = torch.frombuffer(bytearray(behind), dtype=torch.float32)
         elif is_scaled(self._dtype):
             wanted = [("source", "=", row["source"]), ("key", "=", row["key"])]
-            scales = pq.read_table(small_file(place), columns=["scale"], filters=wanted).column("scale")
+            scales = pq.read_table(small_file(shard), columns=["scale"], filters=wanted).column("scale")
             scale_M = torch.frombuffer(bytearray(scales[0].as_py()), dtype=torch.float32)
         return np.asarray((tokens_MO * scale_M[:, None]).norm(dim=1))
 
@@ -101,7 +102,7 @@ class Pictures:
         return Image.alpha_composite(image, lines).convert("RGB")
 
     def _bytes_of(self, row: dict[str, Any]) -> tuple[IndexedSample, bytes]:
-        first = int(row["shard"].removeprefix("data/part-")[:6]) if row["shard"] else None
+        first = unit_id_of(row["shard"]).part if row["shard"] else None
         known = range(min(self._plan.num_parts, PARTS_SEARCHED)) if first is None else [first]
         for number in known:
             sample = find_index_row(self._plan.index_path(number), row["source"], row["key"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 
 import pyarrow as pa
 
-from ...errors import RequestError, SourceError
+from ...errors import RequestError, reading
 from ...storage.files import READS_AT_ONCE, map_ahead, read_input, reads_ahead
 from ..drawing import DRAWS, Draw, Drawing, Draws
 from ..format import Columns, Facts, SourceFormat, UnitBytes, table_of
@@ -111,10 +112,6 @@ def _read_beside(part: Part, sample: IndexedSample, suffixes: Collection[str]) -
     stem = os.path.splitext(os.path.join(part.root, sample.source))[0]
     found: dict[str, bytes] = {}
     for suffix in suffixes:
-        try:
+        with reading(f"{stem}.{suffix}"), suppress(FileNotFoundError):
             found[suffix] = read_input(f"{stem}.{suffix}")
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise SourceError(f"{stem}.{suffix}: cannot be read: {error}") from error
     return found

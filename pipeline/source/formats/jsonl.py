@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ...errors import RequestError, SourceError
+from ...errors import RequestError, SourceError, reading
 from ...storage.files import READS_AT_ONCE, map_ahead, open_input
 from ..drawing import DRAWS, Draw, Drawing, Draws, wrapped
 from ..format import Columns, Facts, SourceFormat, UnitBytes, table_of
@@ -88,16 +88,13 @@ class Jsonl(SourceFormat):
     ) -> pa.Table:
         path = os.path.join(part.root, part.files[0].path)
         rows: list[dict[str, Any]] = []
-        try:
-            with open_input(path) as stream:
-                for sample in samples:
-                    stream.seek(sample.offset)
-                    try:
-                        rows.append(parse_line(stream.readline()))
-                    except ValueError:  # a reject, which carries nothing
-                        rows.append({})
-        except OSError as error:
-            raise SourceError(f"{path}: cannot be read: {error}") from error
+        with reading(path), open_input(path) as stream:
+            for sample in samples:
+                stream.seek(sample.offset)
+                try:
+                    rows.append(parse_line(stream.readline()))
+                except ValueError:  # a reject, which carries nothing
+                    rows.append({})
         return table_of(rows, schema, path)
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
@@ -133,20 +130,17 @@ class Line:
 
 def _images_of_lines(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
     row, position = file.row, file.first
-    try:
-        with open_input(path) as stream:
-            stream.seek(file.first)
-            while position < file.last:
-                text = stream.readline()
-                if not text:
-                    raise SourceError(f"{path}: ends at byte {position}, before {file.last}")
-                if text.strip():
-                    line = Line(path=path, name=f"{file.path}:{row}", row=row, offset=position)
-                    yield from images_of_line(text, line, columns)
-                position += len(text)
-                row += 1
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
+    with reading(path), open_input(path) as stream:
+        stream.seek(file.first)
+        while position < file.last:
+            text = stream.readline()
+            if not text:
+                raise SourceError(f"{path}: ends at byte {position}, before {file.last}")
+            if text.strip():
+                line = Line(path=path, name=f"{file.path}:{row}", row=row, offset=position)
+                yield from images_of_line(text, line, columns)
+            position += len(text)
+            row += 1
 
 
 def _images_in_range(path: str, first: int, last: int, image_column: str) -> list[NamedImage]:
