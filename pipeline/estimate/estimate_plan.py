@@ -95,18 +95,30 @@ def _of_budget(facts: IndexFacts, geometry: Geometry, shard_tokens: int, again: 
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """How parts are shared out to processes: so many at a time, where there are so many runs of them."""
+
+    parts_at_once: int = PARTS_AT_ONCE
+    runs_worth_processes: int = RUNS_WORTH_PROCESSES
+
+
+ON_MANY = Sharing()
+
+
 def estimate_plan(
-    plan: Plan, geometry: Geometry, budgets: Sequence[int], writing: Writing
+    plan: Plan, geometry: Geometry, budgets: Sequence[int], writing: Writing, sharing: Sharing = ON_MANY
 ) -> tuple[list[Estimate], SourceFacts]:
     """Estimates all parts, on all cores where there are many. Raises RunFailed: one of its processes was killed."""
     estimates = [Estimate(max_pixels=budget) for budget in budgets]
     source, duplicates = SourceFacts(), Duplicates()
     paths = [plan.index_path(part) for part in range(plan.num_parts)]
-    runs = [paths[first : first + PARTS_AT_ONCE] for first in range(0, len(paths), PARTS_AT_ONCE)]
+    step = sharing.parts_at_once
+    runs = [paths[first : first + step] for first in range(0, len(paths), step)]
     of_run = partial(estimate_parts, geometry=geometry, budgets=budgets, writing=writing)
     with ExitStack() as stack:
         results: Iterator[PartsEstimate]
-        if len(runs) < RUNS_WORTH_PROCESSES:
+        if len(runs) < sharing.runs_worth_processes:
             results = map(of_run, runs)
         else:
             workers = min(MAX_PROCESSES, usable_cores())

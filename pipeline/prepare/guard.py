@@ -97,13 +97,17 @@ class ImageReader:
 class GuardedReader(ImageReader):
     """The same in a child process, which may die.
 
+    Args:
+        start_seconds: what a child may take to start, or to answer beyond the time of a sample.
+
     Raises:
         Reject: `crash`, beside what an ImageReader raises.
         ReaderLost: the child was killed from outside, or cannot be started.
     """
 
-    def __init__(self, sample_seconds: float | None = None) -> None:
+    def __init__(self, sample_seconds: float | None = None, start_seconds: float = START_SECONDS) -> None:
         super().__init__(sample_seconds)
+        self._start_seconds = start_seconds
         self._child: subprocess.Popen[bytes] | None = None
 
     def header(self, key: str, data: bytes) -> Header:
@@ -160,7 +164,7 @@ class GuardedReader(ImageReader):
                 start_new_session=True,  # Ctrl-C is the parent's affair
             )
             assert self._child.stdout is not None
-            said = _exactly(self._child.stdout, len(HELLO), time.monotonic() + START_SECONDS)
+            said = _exactly(self._child.stdout, len(HELLO), time.monotonic() + self._start_seconds)
             if said != HELLO:
                 raise EOFError
         except (OSError, EOFError) as error:
@@ -173,7 +177,7 @@ class GuardedReader(ImageReader):
         assert child.stdin is not None and child.stdout is not None
         _send(child.stdin, request)
         # The child ends itself in time, unless it was stopped or sleeps in the kernel.
-        deadline = None if seconds is None else time.monotonic() + 2 * seconds + START_SECONDS
+        deadline = None if seconds is None else time.monotonic() + 2 * seconds + self._start_seconds
         answer: tuple[Any, ...] = _receive(child.stdout, deadline)
         if answer[0] == "pixels":
             return "result", np.frombuffer(_exactly(child.stdout, int(np.prod(answer[1])), deadline), np.uint8).reshape(
@@ -188,7 +192,7 @@ class GuardedReader(ImageReader):
             with suppress(OSError):
                 stream.close()
         try:
-            return child.wait(START_SECONDS)
+            return child.wait(self._start_seconds)
         except subprocess.TimeoutExpired:
             child.kill()
             return -signal.SIGKILL

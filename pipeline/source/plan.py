@@ -85,7 +85,8 @@ class PlannedSource:
 class Plan:
     """The plan folder of one output: the frozen parts, and where their indices lie."""
 
-    def __init__(self, output: str | AnyPath) -> None:
+    def __init__(self, output: str | AnyPath, files_per_list: int = FILES_PER_LIST) -> None:
+        self._files_per_list = files_per_list
         self.folder = as_path(output) / "plan"
         self.lists_folder = self.folder / "parts"
         self.index_folder = self.folder / "index"
@@ -211,7 +212,7 @@ class Plan:
         self.check_source(source, place)
 
     def _append(self, new: Iterator[SourceFile], per_part: int, place: SourcePlace, scratch: Scratch) -> bool | None:
-        """Writes the next list file of about FILES_PER_LIST rows; all parts of one file are in one list.
+        """Writes the next list file of about `files_per_list` rows; all parts of one file are in one list.
 
         Returns:
             False when nothing is left, None if another run has published a list of this name.
@@ -223,7 +224,7 @@ class Plan:
         writer: pq.ParquetWriter | None = None
         number = first
         try:
-            while written + len(rows) < FILES_PER_LIST:
+            while written + len(rows) < self._files_per_list:
                 chunk = [file for _, file in zip(range(per_part), new, strict=False)]
                 if not chunk:
                     break

@@ -67,7 +67,9 @@ class PackPlan:
     frames: Segments
 
 
-def plan_pack(grids: Sequence[Grid], config: TowerConfig, kernel: Kernel, device: torch.device) -> PackPlan:
+def plan_pack(
+    grids: Sequence[Grid], config: TowerConfig, kernel: Kernel, device: torch.device, chunk_rows: int = CPU_CHUNK_ROWS
+) -> PackPlan:
     """Lays out one pack of images, in the order in which their patches follow each other.
 
     For varlen, images stay together and windows lie in order within them. For dense, windows are sorted by length over
@@ -89,7 +91,7 @@ def plan_pack(grids: Sequence[Grid], config: TowerConfig, kernel: Kernel, device
         ends = np.cumsum(sorted_lengths // unit)
         within = np.arange(len(order)) - np.repeat(ends - sorted_lengths // unit, sorted_lengths // unit)
         order = order[np.repeat(window_starts[by_length], sorted_lengths // unit) + within]
-        chunks = _chunks(sorted_lengths, CPU_CHUNK_ROWS if device.type == "cpu" else len(order) * unit)
+        chunks = _chunks(sorted_lengths, chunk_rows if device.type == "cpu" else len(order) * unit)
         frames = Segments(runs=_runs_gathered(frame_lengths, order, unit, device))
     else:
         chunks = (Chunk(rows=slice(0, len(order) * unit), windows=_cu_seqlens(lengths, device)),)

@@ -24,7 +24,7 @@ from .block import RMS_NORM_EPS, BlockWeights, project_and_mlp, queries_keys_val
 from .checkpoint import Checkpoint
 from .config import Stage
 from .linear import LinearKernel, choose_linear, laid_out, linear_of
-from .pack_plan import Chunk, Grid, Kernel, PackPlan, plan_pack
+from .pack_plan import CPU_CHUNK_ROWS, Chunk, Grid, Kernel, PackPlan, plan_pack
 
 
 class Tower:
@@ -50,6 +50,7 @@ class Tower:
         self.config, self.checkpoint = checkpoint.config, checkpoint
         self.dtype, self.device = dtype, device
         self.kernel: Kernel = choose_kernel(device, dtype)
+        self.chunk_rows = CPU_CHUNK_ROWS
         self.fused = compile_blocks and device.type == "cuda"
         # openblas_linear is not for a compiler to look into.
         exact: LinearKernel = "torch" if compile_blocks else choose_linear(device, dtype)
@@ -82,7 +83,7 @@ class Tower:
             torch.backends.cuda.matmul.allow_tf32 = False
 
     def plan(self, grids: Sequence[Grid]) -> PackPlan:
-        return plan_pack(grids, self.config, self.kernel, self.device)
+        return plan_pack(grids, self.config, self.kernel, self.device, self.chunk_rows)
 
     def normalize(self, patches_PC: Tensor) -> Tensor:
         """uint8 [P, C] to float32 [P, C]: the reference's rescaling and normalising in one step, to the bit."""

@@ -19,7 +19,7 @@ from pipeline.estimate import estimate_plan as estimate_plan_module
 from pipeline.estimate import sampling
 from pipeline.estimate.duplicates import Duplicates
 from pipeline.estimate.estimate import Rates, Writing
-from pipeline.estimate.estimate_plan import estimate_plan
+from pipeline.estimate.estimate_plan import Sharing, estimate_plan
 from pipeline.estimate.extrapolate import student
 from pipeline.grid import smart_resize
 from pipeline.index.read import hashes_of
@@ -296,10 +296,9 @@ def test_parts_in_other_processes_give_the_same(
     request = check_request(config_for(as_tars(photos, tmp_path / "in"), tmp_path / "out", model_path))
     plan, _ = make_plan(request, say=lambda line: None)
     here, source = estimate_plan(plan, request.geometry, [10_000, 40_000], WRITING)
-    monkeypatch.setattr(estimate_plan_module, "PARTS_AT_ONCE", 1)
-    monkeypatch.setattr(estimate_plan_module, "RUNS_WORTH_PROCESSES", 2)
     monkeypatch.setattr(estimate_plan_module, "map", None, raising=False)  # it goes another way
-    there, other_source = estimate_plan(plan, request.geometry, [10_000, 40_000], WRITING)
+    shared = Sharing(parts_at_once=1, runs_worth_processes=2)
+    there, other_source = estimate_plan(plan, request.geometry, [10_000, 40_000], WRITING, shared)
     assert [one.as_dict(WRITING, Rates()) for one in here] == [one.as_dict(WRITING, Rates()) for one in there]
     assert source.as_dict() == other_source.as_dict()
     assert here[0].tokens < here[1].tokens

@@ -25,7 +25,7 @@ from pipeline.source.formats import FORMATS
 from pipeline.source.formats.folder import Folder
 from pipeline.source.lister import list_files, list_source
 from pipeline.source.part import Part
-from pipeline.source.plan import Plan
+from pipeline.source.plan import FILES_PER_LIST, Plan
 from pipeline.source.resolve import resolve_source
 from pipeline.storage.scratch import Scratch
 
@@ -38,9 +38,9 @@ def indexed(plan: Plan, scratch: Scratch, **options: bool) -> int:
     return index_part(plan.part(0), Columns(), plan.index_path(0), scratch, PlainReader(), **options)
 
 
-def planned(uri: Path | str, output: Path, **fields: object) -> Plan:
+def planned(uri: Path | str, output: Path, files_per_list: int = FILES_PER_LIST, **fields: object) -> Plan:
     source = Source(uri=str(uri), **fields)
-    plan = Plan(output)
+    plan = Plan(output, files_per_list)
     with Scratch(output) as scratch:
         plan.update(source, list_source(resolve_source(source)), scratch)
     return plan
@@ -90,9 +90,8 @@ def test_parts_are_frozen_and_only_grow(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_many_lists_read_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FORMATS, "folder", Folder(files_per_part=2))
-    monkeypatch.setattr("pipeline.source.plan.FILES_PER_LIST", 4)
     source = make_folder(tmp_path / "in", 11)
-    plan = planned(source, tmp_path / "out")
+    plan = planned(source, tmp_path / "out", files_per_list=4)
     assert len(list(plan.lists_folder.iterdir())) == 3
     assert [file.path for part in parts_of(plan) for file in part.files] == [
         file.path for file in list_files(resolve_source(Source(uri=str(source))))

@@ -37,9 +37,11 @@ def arm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path
 
 @pytest.fixture
 def guarded() -> Any:
-    reader = GuardedReader(0.7)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and a child inherits that
+    reader = GuardedReader(0.7, start_seconds=10.0)
     yield reader
     reader.close()
+    signal.signal(signal.SIGHUP, before)
 
 
 def statuses(output: Path) -> dict[str, str]:
@@ -104,9 +106,8 @@ def test_an_idle_child_that_is_killed_is_replaced(number: signal.Signals, guarde
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSTOP])
 def test_stopped_or_ended_from_outside_under_a_sample(
-    number: signal.Signals, guarded: GuardedReader, arm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, guarded: GuardedReader, arm: Callable[[str], Path]
 ) -> None:
-    monkeypatch.setattr(guard_module, "START_SECONDS", 3.0)
     fired = arm("decode=x:sleep=100")
     guarded.limit(1.0)
 

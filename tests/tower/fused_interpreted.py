@@ -9,7 +9,6 @@ import pytest
 import torch
 from test_tower import FP32_TOLERANCE, error_of, random_patches
 
-import pipeline.tower.pack_plan as plan_module
 from jobs.bench.peers import pixel_values
 from pipeline.tower import fused
 from pipeline.tower.block import RMS_NORM_EPS, rms_norm, rotate
@@ -78,7 +77,6 @@ def test_the_fused_tower_is_the_same_function(
     channels: int, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole forward of a GPU, with dense attention in place of varlen."""
-    monkeypatch.setattr(plan_module, "CPU_CHUNK_ROWS", 1 << 30)
     tower = Tower(checkpoint, torch.float32, torch.device("cpu"))
     reference = reference_tower(checkpoint, torch.float32, torch.device("cpu"))
     patches = random_patches(GRIDS, channels)
@@ -86,6 +84,7 @@ def test_the_fused_tower_is_the_same_function(
         pixels = pixel_values(tower, patches)
     else:
         pixels = ((patches.float().view(-1, 3, 392) - tower.mean[:, None]) / tower.std[:, None]).flatten(1)
+    monkeypatch.setattr(tower, "chunk_rows", 1 << 30)
     monkeypatch.setattr(tower, "fused", True)
     calls: list[int] = []
     silu_mul = fused.silu_mul

@@ -81,7 +81,7 @@ def test_fp32_parity(tower: Tower, reference: object, grids: list[Grid]) -> None
 
 def test_rows_in_chunks_are_the_same_function(tower: Tower, reference: object, monkeypatch: pytest.MonkeyPatch) -> None:
     for rows in (64, 200, 100_000):
-        monkeypatch.setattr(plan_module, "CPU_CHUNK_ROWS", rows)
+        monkeypatch.setattr(tower, "chunk_rows", rows)
         assert compare(tower, reference, GRIDS) <= FP32_TOLERANCE
 
 
