@@ -102,6 +102,7 @@ def test_tars(whole: bytes, edits: list[tuple[str, float, bytes]]) -> None:
         assert [entry.name for entry in Path(folder).iterdir()] == ["a.tar"]  # nothing is extracted
 
 
+@pytest.mark.slow
 @fuzzed
 @given(lines=st.lists(st.binary(max_size=60) | JSON | st.fixed_dictionaries({"image": JSON}), max_size=6))
 def test_manifests(lines: list[Any]) -> None:

@@ -49,6 +49,7 @@ def pages(config: Path) -> dict[str, Path]:
     return found
 
 
+@pytest.mark.slow
 def test_a_page_is_one_file_that_asks_for_nothing(pages: dict[str, Path]) -> None:
     for path in pages.values():
         text = path.read_text(encoding="utf-8")

@@ -240,6 +240,7 @@ def test_on_ray(ray_nodes: dict[str, str], source: Path, model_path: Path, undis
     assert_the_others_are_as_ever(tmp_path / "out", undisturbed)
 
 
+@pytest.mark.slow
 def test_keys_with_colons_can_be_named(model_path: Path, tmp_path: Path, arm: Callable[[str], Path]) -> None:
     table = {"image": [encoded(noise(60, 60, number)) for number in range(3)]}
     import pyarrow as pa

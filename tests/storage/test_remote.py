@@ -229,6 +229,7 @@ def test_reading_is_forbidden(s3: S3Server, source: str, model_path: Path) -> No
     assert run_here(s3_config(source, model_path)).complete
 
 
+@pytest.mark.slow
 def test_listing_is_forbidden(s3: S3Server, source: str, model_path: Path) -> None:
     s3.fault = lambda request: "403" if "list-type" in request.query else None
     with pytest.raises(RequestError, match=r"source\.uri: s3://bucket/photos cannot be read.*access denied"):
@@ -316,6 +317,7 @@ def test_an_image_of_a_folder_is_one_request_that_names_its_etag(s3: S3Server, s
         assert set(asked.values()) == {1}
 
 
+@pytest.mark.slow
 def test_an_object_that_changes_under_a_run_is_named(
     s3: S3Server, source: str, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,6 +339,7 @@ def test_a_pattern_of_many_names_asks_once_for_each(s3: S3Server, tmp_path: Path
     assert sum(s3.counts.requests.values()) <= 43
 
 
+@pytest.mark.slow
 def test_the_reader_and_the_commands_on_an_output_in_object_storage(
     s3: S3Server,
     source: str,
@@ -368,6 +371,7 @@ def test_the_reader_and_the_commands_on_an_output_in_object_storage(
     assert "does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_remote_file_system_without_whole_objects(
     folder: Path,
     expected: list[bytes],
