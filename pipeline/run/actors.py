@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import ray
 
 if TYPE_CHECKING:
     from ..index.units import Unit
@@ -17,9 +16,16 @@ if TYPE_CHECKING:
     from .settings import StageSettings
 
 
-def _introduction(stage: PrepareStage | EncodeStage, probe: str) -> tuple[str, bool, dict[str, object]]:
-    """A process's node, whether it sees a file that the driver wrote, and what decides bits there."""
-    return ray.get_runtime_context().get_node_id(), not probe or os.path.exists(probe), stage.identity()
+@dataclass(frozen=True, kw_only=True)
+class Introduction:
+    """What a process says of itself: whether it sees a file that the driver wrote, and what decides bits there."""
+
+    sees_output: bool
+    identity: dict[str, object]
+
+
+def _introduction(stage: PrepareStage | EncodeStage, probe: str) -> Introduction:
+    return Introduction(sees_output=not probe or os.path.exists(probe), identity=stage.identity())
 
 
 class PrepareActor:
@@ -30,8 +36,7 @@ class PrepareActor:
 
         self._stage = PrepareStage(settings)
 
-    def introduce(self, probe: str) -> tuple[str, bool, dict[str, object]]:
-        """See `_introduction`."""
+    def introduce(self, probe: str) -> Introduction:
         return _introduction(self._stage, probe)
 
     def index(self, part: int, guarded: bool) -> int:
@@ -47,13 +52,12 @@ class PrepareActor:
 class EncodeActor:
     """See `EncodeStage`."""
 
-    def __init__(self, settings: StageSettings, number: int) -> None:
+    def __init__(self, settings: StageSettings, number: int, device: str) -> None:
         from .encode_stage import EncodeStage
 
-        self._stage = EncodeStage(settings, number=number)
+        self._stage = EncodeStage(settings, device, number)
 
-    def introduce(self, probe: str) -> tuple[str, bool, dict[str, object]]:
-        """See `_introduction`."""
+    def introduce(self, probe: str) -> Introduction:
         return _introduction(self._stage, probe)
 
     def encode(self, prepared: PreparedUnit, shards: ShardSettings) -> Committed:

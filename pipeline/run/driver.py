@@ -1,109 +1,61 @@
 """Drive: which stage works on what, engine or no engine.
 
-    parts to index ─▶ units to prepare ─▶ prepared units ─▶ encoders ─▶ committed
+    parts to index ─▶ parts to cut ─▶ units to prepare ─▶ prepared units ─▶ encoders ─▶ committed
 
-The driver holds names and counts, never samples: units are cut from one part's index at a time. Prepared patches that
-wait or are being encoded are bounded in bytes. Preparing goes before indexing while encoders could starve, and whatever
-a worker can do it is given, so that one worker of each kind, or one CPU in all, is enough to finish.
+The driver holds names and counts, never samples. Prepared patches that wait or are being encoded are bounded in bytes,
+node by node. Preparing goes before indexing while encoders could starve, and whatever a process can do it is given, so
+that one of each kind, or one CPU in all, is enough to finish. An event costs the same however many processes there are.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
 from typing import Any, Protocol
 
-from ..errors import DamagedPart, EncodeError, OutputError, RunFailed
+from ..errors import DamagedPart
 from ..index.units import Unit
-from ..output.totals import Totals
-from .events import Blame, CallFailed, Event, PartIndexed, Stage, UnitCommitted, UnitPrepared, name_of
+from .board import Board, Opened
+from .calls import Call, Started, UnderWay
+from .cutting import Cutter
+from .events import (
+    CallFailed,
+    Event,
+    FleetChanged,
+    NodeLost,
+    PartIndexed,
+    ProcessLost,
+    Stage,
+    UnitCommitted,
+    UnitPrepared,
+    name_of,
+)
+from .failures import Failures, Verdict, check_rejected_fraction
+from .fleet import Fleet, Kind, Process
+from .progress import PartTally, Progress
+from .work import SILENT, DriverLimits, Observer, Work
 
-MAX_FAILURES_IN_A_ROW = 10
-MAX_LOSSES = 20  # of one unit or part with a node, or to the memory monitor: no attempts, but not for ever either
-DEATHS_BEFORE_GUARD = 2
-DEATHS_BEFORE_ALL_ARE_GUARDED = 5  # in a row: a source that is full of such images
 REJECTS_CHECKED_AFTER = 1000
+TICK_SECONDS = 1.0
+CUT_SECONDS = 0.05  # that an answer is waited for while parts are being cut
+PARTS_AHEAD = 8  # that are cut before a node asks for one; at least two a node
+WORKERS: dict[Stage, Kind] = {Stage.INDEX: "preparer", Stage.PREPARE: "preparer", Stage.ENCODE: "encoder"}
 
 
 class Engine(Protocol):
     """Where stages run. Calls return at once; what came of them is in `wait`.
 
-    `guarded`: images are read in a child process, so that one that crashes its decoder is found.
+    `replace` ends a process and starts another in its place; it answers with what came of its calls.
     """
 
-    def free_preparers(self) -> int: ...
+    fleet: Fleet
 
-    def free_encoders(self) -> int: ...
+    def now(self) -> float: ...
 
-    def index(self, part: int, guarded: bool) -> None: ...
-
-    def prepare(self, unit: Unit, guarded: bool) -> None: ...
-
-    def encode(self, unit: Unit, handle: Any) -> None: ...
+    def submit(self, call: Call) -> None: ...
 
     def wait(self, timeout_seconds: float) -> list[Event]: ...
 
-
-@dataclass(kw_only=True)
-class Progress:
-    """The driver's account of its work."""
-
-    totals: Totals = field(default_factory=Totals)
-    parts: int = 0
-    parts_indexed: int = 0
-    parts_cut: int = 0
-    prepared: int = 0
-    units_known: int = 0
-    units_before: int = 0
-    set_aside: dict[str, str] = field(default_factory=dict)
-    failed_parts: dict[int, str] = field(default_factory=dict)
-    retries: int = 0
-    peak_memory_bytes: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """All that a run may have to do.
-
-    Attributes:
-        parts: how many there are; `indexed`: those that are already.
-        units_of: cuts an indexed part. Raises DamagedPart.
-        committed: whether a unit, by part and number, is committed already.
-        unit_bytes: what a prepared unit takes.
-    """
-
-    parts: int
-    indexed: set[int]
-    units_of: Callable[[int], list[Unit]]
-    committed: Callable[[int, int], bool] = lambda part, number: False
-    unit_bytes: Callable[[Unit], int] = lambda unit: 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DriverLimits:
-    """The bounds that a driver keeps.
-
-    Attributes:
-        in_flight_bytes: of prepared patches that wait or are being encoded; a single larger unit passes alone.
-        attempts: of a unit or part before it is set aside.
-        max_rejected_fraction: share of samples that may be rejects.
-    """
-
-    in_flight_bytes: int
-    attempts: int
-    max_rejected_fraction: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observer:
-    """Callbacks of a driver: `on_tick` whenever something happened, `on_start` once, before the first encoding."""
-
-    on_tick: Callable[[Progress], None] = lambda progress: None
-    on_start: Callable[[], None] = lambda: None
-
-
-SILENT = Observer()
+    def replace(self, process: Process, reason: str) -> list[Event]: ...
 
 
 class Driver:
@@ -111,187 +63,242 @@ class Driver:
 
     def __init__(self, engine: Engine, work: Work, limits: DriverLimits, observer: Observer = SILENT) -> None:
         self._engine, self._work, self._limits, self._observer = engine, work, limits, observer
-        self._to_index = deque(part for part in range(work.parts) if part not in work.indexed)
-        self._indexed = deque(sorted(work.indexed))
-        self._cutting: Iterator[Unit] = iter(())
-        self._next: Unit | None = None
-        self._retry: deque[Unit] = deque()
-        self._prepared: deque[tuple[Unit, Any]] = deque()
-        self._in_flight_bytes = 0
-        self._outstanding = 0
-        self._attempts: Counter[str] = Counter()
-        self._losses: Counter[str] = Counter()
-        self._deaths: Counter[str] = Counter()  # of processes that read the images of a unit or part
-        self._deaths_in_a_row = 0
-        self._failures_in_a_row = 0
+        self._fleet = engine.fleet
+        self._to_index, self._to_cut = deque(work.to_index), deque(work.to_cut)
+        self._indexing: set[int] = set()
+        self._cutter = Cutter(work.units_of, limits.cutting_threads)
+        self._board = Board(engine.fleet, limits.in_flight_bytes)
+        self._under_way = UnderWay(limits.unit_seconds)
+        self._tally = PartTally(observer.on_part_done)
         self._started = False
-        self.progress = Progress(parts=work.parts, parts_indexed=len(work.indexed))
+        indexed = work.parts - len(work.to_index)
+        self.progress = Progress(parts=work.parts, parts_indexed=indexed, parts_cut=indexed - len(work.to_cut))
+        self._failures = Failures(self.progress, self._fleet, limits.attempts, observer.say)
+        self._ticked = engine.now()
 
     def run(self) -> Progress:
         """Works until nothing is left that can be done.
 
         Raises:
             OutputError: the output cannot be written.
-            RunFailed: ten units failed in a row, or too many samples are rejects.
+            RunFailed: ten units failed in a row, too many samples are rejects, or no process can be kept alive.
         """
-        while True:
-            self._fill()
-            if not self._outstanding and not self._work_left():
-                return self.progress
-            for event in self._engine.wait(1.0):
-                self._handle(event)
-            self.progress.prepared = len(self._prepared)
-            self._observer.on_tick(self.progress)
+        try:
+            self._handle(FleetChanged())
+            while True:
+                self._fill()
+                if not len(self._board) and not self._indexing and not self._work_left():
+                    return self.progress
+                only_cutting = bool(self._cutter.pending) and not len(self._under_way)
+                seconds = 0.0 if only_cutting else CUT_SECONDS if self._cutter.pending else TICK_SECONDS
+                events = self._engine.wait(seconds)
+                for event in events:
+                    self._handle(event)
+                self._add_cut(self._cutter.take(TICK_SECONDS if only_cutting and not events else 0.0))
+                self._tick()
+        finally:
+            self._cutter.close()
 
     def _work_left(self) -> bool:
-        """Whether anything waits for a process: all of them may have died and not be back yet."""
-        return bool(self._prepared or self._to_index or self._peek() is not None)
+        """Whether there is anything that no process was given yet: all of them may have died and not be back."""
+        return bool(self._to_index or self._to_cut or self._cutter.pending or len(self._board.leases))
+
+    def _tick(self) -> None:
+        now = self._engine.now()
+        if now - self._ticked >= TICK_SECONDS:
+            self._ticked = now
+            for stage, started in self._under_way.late(now):
+                self._give_up(stage, started, now)
+            if not self._indexing and not self._work_left() and not len(self._board.waiting):
+                self._try_twice(Stage.ENCODE, now)
+                self._try_twice(Stage.PREPARE, now)
+        self.progress.prepared = len(self._board.waiting)
+        self.progress.encoders = self._fleet.count("encoder")
+        self._observer.on_tick(self.progress)
 
     def _fill(self) -> None:
-        """Gives every free process something to do."""
-        engine = self._engine
-        while self._prepared and engine.free_encoders():
-            unit, handle = self._prepared.popleft()
-            if not self._started:
-                self._started = True
-                self._observer.on_start()
-            engine.encode(unit, handle)
-            self._outstanding += 1
-        while engine.free_preparers():
-            unit_or_none = self._peek()
-            if unit_or_none is not None and self._fits(unit_or_none):
-                self._take()
-                self._in_flight_bytes += self._work.unit_bytes(unit_or_none)
-                engine.prepare(unit_or_none, self._is_suspect(name_of(unit_or_none.part, unit_or_none)))
+        """Gives every process that is free something to do."""
+        board, fleet = self._board, self._fleet
+        for node, _ in fleet.wake(self._engine.now()):
+            board.touch(node)
+        self._cut()
+        touched = board.touched()
+        for node in touched:
+            board.waiting.note(node)
+            while board.waiting.has(node) and (encoder := fleet.free("encoder", node)) is not None:
+                self._encode(encoder, *board.waiting.take(node))
+        more = bool(self._indexing) or self._work_left()
+        while (idle := fleet.idle_node("encoder")) is not None:
+            lender = board.waiting.spare(all_of_it=not more)
+            encoder = fleet.free("encoder", idle)
+            if lender is None or encoder is None:
+                break
+            self._encode(encoder, *board.waiting.take(lender))
+        for node in touched:
+            self._employ(node)
+
+    def _employ(self, node: str) -> None:
+        """Gives the free preparers of a node units, or parts to index."""
+        board = self._board
+        while (process := self._fleet.free("preparer", node)) is not None:
+            unit = board.leases.peek(process)
+            if unit is not None and board.fits(self._work.unit_bytes(unit), node):
+                board.leases.take(process)
+                if not self._started:
+                    self._started = True
+                    self._observer.on_start()
+                board.open(unit, process, self._work.unit_bytes(unit))
+                self._prepare(process, unit)
             elif self._to_index:
-                part = self._to_index.popleft()
-                engine.index(part, self._is_suspect(name_of(part, None)))
+                self._index(process, self._to_index.popleft())
             else:
                 return
-            self._outstanding += 1
 
-    def _is_suspect(self, name: str) -> bool:
-        all_are = self._deaths_in_a_row >= DEATHS_BEFORE_ALL_ARE_GUARDED
-        return all_are or self._deaths[name] >= DEATHS_BEFORE_GUARD
+    def _index(self, process: Process, part: int) -> None:
+        self._indexing.add(part)
+        self._call(Call(process=process, stage=Stage.INDEX, part=part))
 
-    def _fits(self, unit: Unit) -> bool:
-        return (
-            not self._in_flight_bytes
-            or self._in_flight_bytes + self._work.unit_bytes(unit) <= self._limits.in_flight_bytes
-        )
+    def _prepare(self, process: Process, unit: Unit) -> None:
+        self._call(Call(process=process, stage=Stage.PREPARE, part=unit.part, unit=unit))
 
-    def _peek(self) -> Unit | None:
-        """The next unit that is not committed, without taking it."""
-        while self._next is None:
-            unit = next(self._cutting, None)
-            if unit is None:
-                if not self._indexed:
-                    return self._retry[0] if self._retry else None  # what failed comes last: the others finish
-                part = self._indexed.popleft()
-                try:
-                    units = self._work.units_of(part)
-                except DamagedPart as error:
-                    self.progress.failed_parts[part] = f"part {part:06d}: {error}"
-                    continue
-                self.progress.units_known += len(units)
-                self.progress.parts_cut += 1
-                self._cutting = iter(units)
+    def _encode(self, process: Process, unit: Unit, handle: Any) -> None:
+        self._call(Call(process=process, stage=Stage.ENCODE, part=unit.part, unit=unit, prepared=handle))
+
+    def _call(self, call: Call) -> None:
+        assert call.stage is not None
+        name = name_of(call.part, call.unit)
+        call.guarded = call.stage is not Stage.ENCODE and self._failures.is_suspect(name)
+        opened = None if call.unit is None else self._board.get(call.unit)
+        if opened is not None:
+            opened.calls[call.stage] += 1
+        started = Started(process=call.process, part=call.part, unit=call.unit, at=self._engine.now())
+        self._under_way.began(call.stage, name, started)
+        self._fleet.began(call.process)
+        self._engine.submit(call)
+
+    def _cut(self) -> None:
+        """Keeps some parts cut ahead."""
+        ahead = max(PARTS_AHEAD, 2 * self._fleet.nodes())
+        while self._to_cut and self._board.leases.parts() + self._cutter.pending < ahead:
+            self._cutter.want(self._to_cut.popleft())
+            if not self._limits.cutting_threads:
+                self._add_cut(self._cutter.take())
+
+    def _add_cut(self, cut: list[tuple[int, list[Unit] | DamagedPart]]) -> None:
+        for part, units in cut:
+            if isinstance(units, DamagedPart):
+                self.progress.failed_parts[part] = f"part {part:06d}: {units}"
                 continue
-            if self._work.committed(unit.part, unit.number):
-                self.progress.units_before += 1
-            else:
-                self._next = unit
-        return self._next
+            left = [unit for unit in units if not self._work.committed(part, unit.number)]
+            self.progress.units_known += len(units)
+            self.progress.units_before += len(units) - len(left)
+            self.progress.parts_cut += 1
+            self._tally.cut(part, units, len(left))
+            self._board.leases.add(left)
+        if cut:
+            self._board.touch_all()
 
-    def _take(self) -> None:
-        if self._next is not None:
-            self._next = None
-        else:
-            self._retry.popleft()
+    def _give_up(self, stage: Stage, started: Started, now: float) -> None:
+        """Ends a process that has not answered in time; its calls are given to others."""
+        name, process = name_of(started.part, started.unit), started.process
+        if not self._under_way.has(stage, name, process):
+            return  # the process was late with another call too
+        reason = f"has not answered for {now - started.at:.0f} s, at {name}"
+        self._observer.say(f"{process.kind} {process.number} {reason}: it is ended and replaced")
+        for event in self._engine.replace(process, reason):
+            self._handle(self._failures.as_late(event, started, reason))
+
+    def _try_twice(self, stage: Stage, now: float) -> None:
+        """Gives what has been under way longest to an idle process as well; whichever answers first counts."""
+        kind = WORKERS[stage]
+        for started in list(self._under_way.slow(stage, now)):
+            opened = None if started.unit is None else self._board.get(started.unit)
+            if opened is None or opened.has_twin or opened.calls[stage] < 1:
+                continue
+            other = self._fleet.idle(kind, started.process)
+            if other is None:
+                return
+            opened.has_twin = True
+            seconds = now - started.at
+            first, second = f"{kind} {started.process.number}", f"{kind} {other.number}"
+            self._observer.say(f"unit {opened.unit.id} is with {first} for {seconds:.0f} s: {second} tries it too")
+            if stage is Stage.ENCODE:
+                self._encode(other, opened.unit, opened.handle)
+            else:
+                self._prepare(other, opened.unit)
 
     def _handle(self, event: Event) -> None:
-        self._outstanding -= 1
+        board = self._board
         match event:
-            case PartIndexed(part=part):
-                self._survived()
-                self._indexed.append(part)
+            case PartIndexed(process=process, part=part):
+                self._ended(Stage.INDEX, name_of(part, None), process, good=True)
+                self._indexing.discard(part)
+                self._to_cut.append(part)
                 self.progress.parts_indexed += 1
-            case UnitPrepared(unit=unit, handle=handle):
-                self._survived()
-                self._prepared.append((unit, handle))
-            case UnitCommitted(unit=unit, committed=committed):
-                self._release(unit)
-                self._failures_in_a_row = 0
-                self.progress.totals.add(committed.record)
-                peak = max(self.progress.peak_memory_bytes, committed.peak_memory_bytes)
-                self.progress.peak_memory_bytes = peak
-                self._check_rejects()
+            case UnitPrepared(process=process, unit=unit):
+                self._ended(Stage.PREPARE, name_of(unit.part, unit), process, good=True)
+                board.prepared(unit, process.node, event.handle)
+            case UnitCommitted(process=process, unit=unit):
+                self._ended(Stage.ENCODE, name_of(unit.part, unit), process, good=True)
+                if board.close(unit):  # else its twin was faster
+                    self._committed(event)
             case CallFailed():
-                self._handle_failure(event)
+                self._ended(event.stage, event.name, event.process, good=False)
+                self._failed(event)
+            case ProcessLost(process=process):
+                board.leases.release(process)
+                board.touch_all()
+            case NodeLost(node=node):
+                self.progress.retries += board.lose(node)
+                self._failures.forget(node)
+            case FleetChanged():
+                board.touch_all()
+                for node in self._fleet.nodes_with_room("encoder"):
+                    board.touch(node)
 
-    def _survived(self) -> None:
-        if self._deaths_in_a_row < DEATHS_BEFORE_ALL_ARE_GUARDED:
-            self._deaths_in_a_row = 0
+    def _ended(self, stage: Stage, name: str, process: Process, *, good: bool) -> None:
+        now = self._engine.now()
+        self._under_way.ended(stage, name, process, now if good else None)
+        self._fleet.ended(process)
+        self._board.touch(process.node)
+        if good:
+            self._failures.worked(stage, name, process, now)
 
-    def _release(self, unit: Unit) -> None:
-        self._in_flight_bytes -= self._work.unit_bytes(unit)
-
-    def _handle_failure(self, failure: CallFailed) -> None:
-        """Tries again, or sets aside. Raises OutputError at once, and RunFailed after too many in a row."""
-        if isinstance(failure.error, OutputError):
-            raise failure.error
-        if failure.unit is not None:
-            self._release(failure.unit)
-        counter, limit = self._counter_of(failure)
-        counter[failure.name] += 1
-        if isinstance(failure.error, DamagedPart | EncodeError) or counter[failure.name] >= limit:
-            self._set_aside(failure)
-            return
-        self.progress.retries += 1
-        if failure.unit is None:
-            self._to_index.appendleft(failure.part)
-        else:
-            self._retry.append(failure.unit)
-
-    def _counter_of(self, failure: CallFailed) -> tuple[Counter[str], int]:
-        """Where a failure counts, and how many are the last.
-
-        world, at any stage                         a loss       MAX_LOSSES
-        process, while it read images, unguarded    a death      then it is tried under guard
-        everything else                             an attempt   limits.attempts
-        """
-        if failure.blame is Blame.WORLD:
-            return self._losses, MAX_LOSSES
-        reads_images = failure.stage is not Stage.ENCODE
-        if failure.blame is Blame.PROCESS and reads_images and not self._is_suspect(failure.name):
-            self._deaths_in_a_row += 1
-            return self._deaths, DEATHS_BEFORE_GUARD + 1
-        return self._attempts, self._limits.attempts
-
-    def _set_aside(self, failure: CallFailed) -> None:
-        message = f"{failure.name}: {failure.error}"
-        if failure.unit is None:
-            self.progress.failed_parts[failure.part] = message
-            return
-        self.progress.set_aside[failure.unit.id] = message
-        self._failures_in_a_row += 1
-        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
-            raise RunFailed(f"{MAX_FAILURES_IN_A_ROW} failures in a row, the last: {message}")
-
-    def _check_rejects(self) -> None:
-        totals = self.progress.totals
+    def _committed(self, event: UnitCommitted) -> None:
+        committed, totals = event.committed, self.progress.totals
+        totals.add(committed.record)
+        self._tally.committed(event.unit, committed.record)
+        self.progress.peak_memory_bytes = max(self.progress.peak_memory_bytes, committed.peak_memory_bytes)
         if totals.samples >= REJECTS_CHECKED_AFTER:
             check_rejected_fraction(totals, self._limits.max_rejected_fraction)
 
+    def _failed(self, failure: CallFailed) -> None:
+        opened = None if failure.unit is None else self._board.get(failure.unit)
+        if failure.unit is not None:
+            if opened is None or (failure.stage is Stage.PREPARE and opened.is_prepared):
+                return  # its twin was faster
+            opened.calls[failure.stage] -= 1
+            if opened.calls[failure.stage] > 0:
+                return  # its twin is at work
+        verdict = self._failures.judge(failure, self._engine.now())
+        self._put_back(failure, opened, verdict)
+        if verdict is Verdict.SICK:
+            for event in self._engine.replace(failure.process, f"failed twice in a row, at last: {failure.error}"):
+                self._handle(event)
 
-def check_rejected_fraction(totals: Totals, limit: float) -> None:
-    """Raises RunFailed, with the reasons counted and three examples each, if too many samples are rejects."""
-    if totals.rejected > limit * totals.samples:
-        reasons = "; ".join(
-            f"{reason} {count} (such as {', '.join(totals.reject_examples.get(reason, []))})"
-            for reason, count in totals.rejects.most_common()
-        )
-        raise RunFailed(
-            f"{totals.rejected} of {totals.samples} samples are rejects, over limits.max_rejected_fraction {limit}: "
-            f"{reasons}"
-        )
+    def _put_back(self, failure: CallFailed, opened: Opened | None, verdict: Verdict) -> None:
+        """Takes what failed to where it is taken up again, or nowhere."""
+        board = self._board
+        if opened is None:
+            self._indexing.discard(failure.part)
+            if verdict is not Verdict.SET_ASIDE:
+                self._to_index.appendleft(failure.part)
+        elif failure.stage is Stage.ENCODE and verdict in (Verdict.WAIT, Verdict.SICK):
+            board.wait_again(opened)  # its patches are as good as before
+        else:
+            board.close(opened.unit)
+            if verdict is Verdict.AGAIN_LAST:
+                board.leases.add_last(opened.unit)
+            elif verdict is not Verdict.SET_ASIDE:
+                board.leases.add_first(opened.unit)
+        board.touch_all()

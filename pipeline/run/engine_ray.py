@@ -1,279 +1,305 @@
-"""The Ray engine: prepare and encode stages as actors.
+"""The Ray engine: the actors of a run, kept alive while nodes come and go.
 
 Preparers index parts and prepare units; encoders encode, write and commit. Prepared patches stay in the object store of
 the node that made them, and are read there without a copy by an encoder of the same node.
 
-No combination of CPUs can deadlock: where fewer are free than there are processes, the processes ask for none.
+A node is one failure: whatever dies with it counts against nothing. A process that dies alone, hangs, or fails again
+and again is replaced where it was; one that cannot start there, or differs from the others, is not tried there again.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal
-
-import ray
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from ..config import Cluster
 from ..errors import RequestError, RunFailed
-from ..index.units import Unit
 from ..output.settings import ShardSettings
-from ..storage.files import is_on_a_disk
-from ..storage.publish import write_text
-from ..storage.scratch import Scratch
-from .actors import EncodeActor, PrepareActor
-from .calls import Call, PreparedHandle, Process
-from .driver import Progress
-from .events import Blame, Event, Stage, blame_for
-from .metrics_ray import Metrics
-from .ray_cluster import connect
-from .settings import StageSettings
-from .sizing import CALLS_PER_ENCODER, ClusterFacts, sizing_of
+from .actors import Introduction
+from .admission import Admission, Identity
+from .backend import Backend, ProcessDied, WorldFailed
+from .calls import Call, PreparedHandle
+from .deaths import Death, Deaths
+from .events import Blame, Event, FleetChanged, NodeLost, ProcessLost, Stage, blame_for
+from .fleet import Fleet, Kind, Process
+from .places import Places
+from .progress import Progress
+from .sizing import Device
+from .staff import Reason, Staff, first_line
 
-MAX_DEATHS_IN_A_ROW = 20
-# Of Ray's message when its memory monitor ends a process. (Its message for any death speaks of memory.)
-MEMORY_MONITOR_WORDS = "running low on memory"
-START_MESSAGE_SECONDS = 15.0
-OBJECT_STORE_SHARE = 0.4
-
-
-def _last_line(error: BaseException) -> str:
-    """Returns what a Ray error says was raised in the other process."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+RESIZE_SECONDS = 5.0
+MESSAGE_SECONDS = 15.0
+DOUBTFUL_SECONDS = 60.0
+OBJECT_STORE_SHARE = 0.4  # of each node's, so that nothing is ever spilled
 
 
 class RayEngine:
-    """Joins or starts a cluster and keeps its actors alive.
+    """Keeps a cluster's actors alive.
 
     Args:
-        scratch: of the run; a file in it shows which nodes see the output.
+        probe: a file that shows which nodes see the output, or "".
         say: prints a line for the user.
+        encoding: False where only indexing is to be done.
 
     Raises:
-        RequestError: the cluster cannot be joined, a node does not see the output, or the processes differ in
-            versions or devices.
-        RunFailed: processes die as soon as they are started.
+        RequestError: before anything is encoded: no process can go on with this output.
+        RunFailed: no process can be kept alive.
     """
 
     def __init__(
         self,
-        settings: StageSettings,
+        backend: Backend,
         cluster: Cluster,
-        scratch: Scratch,
-        say: Callable[[str], None],
+        device: Device,
         *,
+        probe: str = "",
+        say: Callable[[str], None] = lambda line: None,
         encoding: bool = True,
     ) -> None:
-        self._settings, self._cluster, self._say = settings, cluster, say
-        self._admit: Callable[[list[dict[str, object]]], ShardSettings] | None = None
+        self._backend, self._probe, self._say, self._encoding = backend, probe, say, encoding
+        self.fleet = Fleet()
+        self.encoder_seconds = 0.0
+        self._admission = Admission(mixed=cluster.mixed_devices)
         self._shards: ShardSettings | None = None
-        self._said = time.monotonic()
-        self._processes: list[Process] = []
-        self._calls: dict[Any, Call] = {}
-        self._identities: dict[str, list[dict[str, object]]] = {"encoder": [], "preparer": []}
-        self._deaths_in_a_row = 0
-        self._metrics: Metrics | None = None
-        self._probe = ""
-        if is_on_a_disk(settings.output):
-            self._probe = str(scratch.path("probe"))
-            write_text(Path(self._probe), settings.nonce)
-        self._started_cluster = connect(cluster.address, say)
-        try:
-            self._size(encoding)
-            for number in range(self.encoders):
-                self._add("encoder", number)
-            for number in range(self._preparers):
-                self._add("preparer", number)
-        except BaseException:  # an interruption too must not leave actors behind
-            self.shutdown()
-            raise
+        self._places = Places(cluster, device, encoding=encoding)
+        self._staff = Staff(backend, cluster, device, self._places, begin=self._introduce, say=say)
+        self._deaths = Deaths()
+        self._doubtful: dict[str, float] = {}  # nodes that were lost, and until when it is not asked whether they are
+        self._resized = self._counted = self._said = backend.now()
+        self._missed = self._resize()
 
-    def _size(self, encoding: bool) -> None:
-        """Decides how many processes of each kind there are, and what each asks of Ray."""
-        cluster = ClusterFacts(
-            resources=ray.cluster_resources(),
-            free_cpus=ray.available_resources().get("CPU", 0.0),
-            largest_node_cpus=max((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]), default=1.0),
-        )
-        sizing = sizing_of(self._cluster, cluster, self._settings.threads, encoding=encoding)
-        self.encoders, self._preparers, self._options = sizing.encoders, sizing.preparers, sizing.options
-        self._object_store_bytes = int(cluster.resources.get("object_store_memory", 1 << 30))
+    def now(self) -> float:
+        return self._backend.now()
 
-    def in_flight_bytes(self) -> int:
-        """A share of the object stores, so that nothing is ever spilled."""
-        return int(self._object_store_bytes * OBJECT_STORE_SHARE)
+    @property
+    def encoders(self) -> int:
+        """How many are at work."""
+        return self.fleet.count("encoder")
 
-    def _add(self, kind: Literal["preparer", "encoder"], number: int) -> None:
-        stage = EncodeActor if kind == "encoder" else PrepareActor
-        options = self._options[kind]
-        known = {"number": number} if kind == "encoder" else {}
-        handle: Any = ray.remote(stage).options(**options).remote(self._settings, **known)
-        process = Process(kind=kind, number=number, handle=handle)
-        self._processes.append(process)
-        self._calls[handle.introduce.remote(self._probe)] = Call(process=process, stage=None)
+    def submit(self, call: Call) -> None:
+        """Hands a call to its process."""
+        match call.stage:
+            case Stage.INDEX:
+                self._submit(call, "index", call.part, call.guarded)
+            case Stage.PREPARE:
+                call.prepared = PreparedHandle(reference=self._submit(call, "prepare", call.unit, call.guarded))
+            case Stage.ENCODE:
+                self._submit(call, "encode", call.prepared, self._shards)
+            case None:
+                self._submit(call, "introduce", self._probe)
 
-    def begin(self, admit: Callable[[list[dict[str, object]]], ShardSettings]) -> None:
-        """Nothing is encoded before every encoder is there, and `admit` has seen what they are."""
-        self._admit = admit
+    def _submit(self, call: Call, method: str, *arguments: Any) -> Any:
+        self._staff.began(call)
+        return self._backend.submit(call, method, *arguments)
 
-    def _count(self, kind: str) -> int:
-        return sum(process.ready for process in self._processes if process.kind == kind)
+    def _introduce(self, process: Process) -> None:
+        self.submit(Call(process=process, stage=None))
 
-    def _admit_encoders(self) -> None:
-        """Raises RequestError: they, or the nodes, differ in what decides bits, or `admit` does."""
-        if self._shards is not None or self._admit is None or not self._identities["preparer"]:
-            return
-        if self._count("encoder") < self.encoders:
-            return
-        first, *others = self._identities["preparer"]
-        if any(other != first for other in others):
-            raise RequestError(f"the cluster's nodes differ in what decides bits: {first} and {others}")
-        self._shards = self._admit([identity | first for identity in self._identities["encoder"]])
-
-    def _say_what_is_awaited(self) -> None:
-        kind = "encoder" if self._count("encoder") < self.encoders else "preparer"
-        waits = kind == "encoder" or not self._count("preparer")
-        if not waits or time.monotonic() - self._said < START_MESSAGE_SECONDS:
-            return
-        self._said = time.monotonic()
-        free = ray.available_resources()
-        self._say(
-            f"waiting for {kind}s to start: each asks for {self._options[kind]}; free are "
-            f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
-        )
-
-    def free_preparers(self) -> int:
-        return sum(process.ready and not process.calls for process in self._processes if process.kind == "preparer")
-
-    def free_encoders(self) -> int:
-        if self._shards is None:
-            return 0
-        return sum(
-            CALLS_PER_ENCODER - process.calls
-            for process in self._processes
-            if process.kind == "encoder" and process.ready
-        )
-
-    def index(self, part: int, guarded: bool) -> None:
-        process = self._idle("preparer", "")
-        self._call(process.handle.index.remote(part, guarded), Call(process=process, stage=Stage.INDEX, part=part))
-
-    def prepare(self, unit: Unit, guarded: bool) -> None:
-        hungry = min(
-            (process for process in self._processes if process.kind == "encoder"), key=lambda process: process.calls
-        )
-        process = self._idle("preparer", hungry.node)
-        summary, reference = process.handle.prepare.options(num_returns=2).remote(unit, guarded)
-        handle = PreparedHandle(reference=reference, node=process.node)
-        self._call(summary, Call(process=process, stage=Stage.PREPARE, part=unit.part, unit=unit, prepared=handle))
-
-    def encode(self, unit: Unit, handle: PreparedHandle) -> None:
-        process = self._idle("encoder", handle.node)
-        call = Call(process=process, stage=Stage.ENCODE, part=unit.part, unit=unit, prepared=handle)
-        self._call(process.handle.encode.remote(handle.reference, self._shards), call)
-
-    def _idle(self, kind: str, node: str) -> Process:
-        """The least busy ready process of a kind; among equals one on the given node."""
-        ready = [process for process in self._processes if process.kind == kind and process.ready]
-        return min(ready, key=lambda process: (process.calls, process.node != node))
-
-    def _call(self, reference: Any, call: Call) -> None:
-        call.process.calls += 1
-        self._calls[reference] = call
+    def replace(self, process: Process, reason: str) -> list[Event]:
+        """Ends a process that hangs or fails again and again, and starts another in its place."""
+        error = WorldFailed(f"its process {reason}")
+        self._say(f"{process.kind} {process.number} on node {self._places.name(process.node)} {reason}: it is replaced")
+        return self._end(process, error, again="sick")
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         """Waits for the first answer and takes all that are there. Raises RequestError and RunFailed as __init__."""
-        if not self._calls:
-            return []
-        references = list(self._calls)
-        done, _ = ray.wait(references, num_returns=1, timeout=timeout_seconds, fetch_local=False)
-        if done:
-            done, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
-        events: list[Event] = []
-        for reference in done:
-            call = self._calls.pop(reference, None)
-            if call is not None:
-                event = self._answer(reference, call)
-                if event is not None:
-                    events.append(event)
-        self._admit_encoders()
-        self._say_what_is_awaited()
+        events, self._missed = self._missed, []
+        now = self.now()
+        if (due := self._deaths.next_due()) is not None:
+            timeout_seconds = min(timeout_seconds, max(0.0, due - now))
+        for call, result in self._backend.wait(0.0 if events else timeout_seconds):
+            if not call.process.gone:
+                events += self._answer(call, result)
+        now = self.now()
+        self.encoder_seconds += (now - self._counted) * self.encoders
+        self._counted = now
+        while (death := self._deaths.take(now)) is not None:
+            events += self._judge(death)
+        if now - self._resized >= RESIZE_SECONDS:
+            events += self._resize()
+        events += self._admit()
+        self._say_what_is_awaited(now)
         return events
 
-    def _answer(self, reference: Any, call: Call) -> Event | None:
-        """Takes a call's answer; None where a process has introduced itself, or died before it could."""
-        if call.stage is not None:
-            call.process.calls -= 1
-        try:
-            result = ray.get(reference)
-        except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, BaseException) else error
-            if call.stage is None:
-                raise cause from None
-            return call.failed(cause, Blame.WORLD if isinstance(cause, ObjectLostError) else blame_for(cause))
-        except RayActorError as error:
-            blame = self._replace_dead(call.process, error)
-            return None if call.stage is None else call.failed(error, blame)
-        except RayError as error:
-            if call.stage is None:
-                raise RunFailed(f"a process could not be started: {error}") from error
-            return call.failed(error, Blame.WORLD)
-        if call.stage is None:
-            self._welcome(call.process, *result)
-            return None
-        self._deaths_in_a_row = 0
-        return call.done(result)
+    # Nodes
 
-    def _welcome(self, process: Process, node: str, sees_probe: bool, identity: dict[str, object]) -> None:
-        if not sees_probe:
-            kind = RunFailed if self._shards is not None else RequestError
-            raise kind(
-                f"output.uri: {self._settings.output} is not seen by node {node}: on several nodes the output must be "
-                "on a file system that all of them share"
-            )
-        process.node, process.ready = node, True
-        known = self._identities[process.kind]
-        if self._shards is not None and not self._cluster.mixed_devices and identity not in known:
-            raise RunFailed(f"a {process.kind} that was started again differs: {identity}, before {known[0]}")
-        known.append(identity)
+    def _resize(self) -> list[Event]:
+        """Looks at the cluster as it is now: loses the nodes that are gone, and starts what others lack."""
+        self._resized = self.now()
+        events: list[Event] = []
+        gone, joined = self._places.update(node for node in self._backend.nodes() if self._is_back(node.id))
+        for name in gone:
+            events += self._lose(name)
+        for node in joined:
+            self._say(f"node {node.name} has joined: {node.cpus:g} CPUs, {node.gpus} GPUs")
+        for node in self._places.nodes.values():
+            self.fleet.see(node.id, int(node.store_bytes * OBJECT_STORE_SHARE))
+        self._staff.start_missing(self._deaths.processes())
+        return events
 
-    def _replace_dead(self, process: Process, error: RayActorError) -> Blame:
-        """Starts another process in a dead one's place; says whose fault the death was."""
-        if process not in self._processes:
-            return self._blame(process, error)  # another call of the same process has reported it
-        if getattr(error, "actor_init_failed", False):
-            raise RunFailed(f"a {process.kind} process cannot start: {_last_line(error)}") from error
-        self._processes.remove(process)
-        ray.kill(process.handle)  # an actor that is only unavailable must not go on beside its successor
-        self._deaths_in_a_row += 1
-        if self._deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
-            raise RunFailed(f"{MAX_DEATHS_IN_A_ROW} processes died in a row, the last: {error}")
-        self._say(f"a {process.kind} process died and is replaced: {str(error).splitlines()[0]}")
-        self._add(process.kind, process.number)
-        return self._blame(process, error)
+    def _is_back(self, node: str) -> bool:
+        """Whether a node is one to use: Ray may list one for a while that is gone."""
+        if self._doubtful.get(node, 0.0) > self.now():
+            return False
+        return node not in self._doubtful or self._backend.is_there(node)
 
-    def _blame(self, process: Process, error: RayActorError) -> Blame:
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        from_outside = (
-            isinstance(error, ActorUnavailableError)
-            or getattr(error, "preempted", False)
-            or MEMORY_MONITOR_WORDS in str(error)
+    def _lose(self, name: str) -> list[Event]:
+        """A node is gone: one loss, however many processes go with it."""
+        here = [process for process in self._staff if process.node == name]
+        dead = self._deaths.take_node(name)
+        kinds = Counter(process.kind for process in [*here, *(death.process for death in dead)])
+        node = self._places.forget(name)
+        self._say(
+            f"node {node.name if node else name} is lost, with {kinds['encoder']} encoders and {kinds['preparer']} "
+            "preparers; others do their work"
         )
-        return Blame.WORLD if process.node not in alive or from_outside else Blame.PROCESS
+        error = WorldFailed(f"node {name} is lost")
+        events: list[Event] = []
+        for process in here:
+            events += self._end(process, error)
+        for death in dead:
+            events += self._failed(death.process, death.calls, error, Blame.WORLD)
+        self.fleet.forget(name)
+        self._doubtful[name] = self.now() + DOUBTFUL_SECONDS
+        return [*events, NodeLost(node=name)]
+
+    # Answers
+
+    def _answer(self, call: Call, result: Any) -> list[Event]:
+        process = call.process
+        self._staff.answered(call)
+        if isinstance(result, ProcessDied):
+            return self._died(call, result)
+        if call.stage is None:
+            if isinstance(result, BaseException):
+                return self._cannot_go_on(process, result)
+            return self._welcome(process, result)
+        if isinstance(result, WorldFailed):
+            return [call.failed(result, Blame.WORLD)]
+        if isinstance(result, BaseException):
+            return [call.failed(result, blame_for(result))]
+        return [call.done(result)]
+
+    def _died(self, call: Call, error: ProcessDied) -> list[Event]:
+        """A process is dead. Why is judged a moment later: its node may be, too."""
+        calls = [call, *self._take_out(call.process)]
+        if error.cause is not None:
+            return self._cannot_go_on(call.process, error.cause)
+        self._deaths.add(call.process, error, calls, self.now())
+        return []
+
+    def _judge(self, death: Death) -> list[Event]:
+        """Says why a process died, and starts another in its place where its node lives on."""
+        process, error = death.process, death.error
+        if process.node not in self._places.nodes:
+            return self._failed(process, death.calls, error, Blame.WORLD)
+        if not self._backend.is_there(process.node):
+            return [*self._failed(process, death.calls, error, Blame.WORLD), *self._lose(process.node)]
+        events = self._failed(process, death.calls, error, Blame.WORLD if error.by_world else Blame.PROCESS)
+        reason = str(error).splitlines()[0]
+        self._say(f"a {process.kind} process died and is replaced on node {self._places.name(process.node)}: {reason}")
+        self._start_again(process, "death", error)
+        return events
+
+    def _take_out(self, process: Process) -> list[Call]:
+        self.fleet.remove(process)
+        return self._staff.take_out(process)
+
+    def _failed(self, process: Process, calls: list[Call], error: BaseException, blame: Blame) -> list[Event]:
+        return [*(call.failed(error, blame) for call in calls if call.stage), ProcessLost(process=process)]
+
+    def _end(self, process: Process, error: BaseException, *, again: Reason | None = None) -> list[Event]:
+        """Ends a process by no fault of what it was doing; starts another in its place for a reason."""
+        events = self._failed(process, self._take_out(process), error, Blame.WORLD)
+        if again is not None:
+            self._start_again(process, again, error)
+        return events
+
+    def _start_again(self, process: Process, reason: Reason, error: BaseException) -> None:
+        with self._encoding_has_begun():
+            self._staff.start_again(process, reason, error)
+
+    def _cannot_go_on(self, process: Process, error: BaseException) -> list[Event]:
+        """A process could not start, or not introduce itself."""
+        self._say(f"a {process.kind} cannot start on node {self._places.name(process.node)}: {first_line(error)}")
+        return self._end(process, error, again="start")
+
+    def _leave_out(self, process: Process, error: RequestError) -> list[Event]:
+        """Starts no process of its kind on its node any more."""
+        events: list[Event] = []
+        for one in self._staff.leave_out(process.kind, process.node, error):
+            events += self._end(one, error)
+        with self._encoding_has_begun():
+            self._staff.check_some_are_left(process.kind)
+        return events
+
+    @contextmanager
+    def _encoding_has_begun(self) -> Iterator[None]:
+        """Once it has, that no process can be kept is no fault of the request."""
+        try:
+            yield
+        except RequestError as error:
+            if self._shards is None:
+                raise
+            raise RunFailed(str(error)) from error
+
+    # Admission
+
+    def begin(self, admit: Callable[[Identity], ShardSettings]) -> None:
+        """Nothing is encoded before `admit` has seen what the first encoder is; the others must be the same."""
+        self._admission.begin(admit)
+
+    def await_admission(self) -> None:
+        """Waits until encoding may begin. Raises as `wait`."""
+        while self._shards is None:
+            self._missed += self.wait(1.0)
+
+    def _welcome(self, process: Process, said: Introduction) -> list[Event]:
+        if not said.sees_output:
+            error = RequestError(
+                f"output.uri is not seen by node {self._places.name(process.node)}: on several nodes the output must be on a "
+                "file system that all of them share"
+            )
+            return self._leave_out(process, error)
+        try:
+            self._admission.meet(process, said.identity)
+        except RequestError as error:
+            return self._leave_out(process, error)
+        if process.kind == "preparer" or self._shards is not None:
+            self.fleet.add(process)
+        return [FleetChanged()]
+
+    def _admit(self) -> list[Event]:
+        """Lets the encoders begin, once, when the first of each kind is there."""
+        if self._shards is not None or (encoder := self._admission.ready()) is None:
+            return []
+        try:
+            self._shards = self._admission.admit()
+        except RequestError as error:
+            self._admission.forget_encoders()
+            return self._leave_out(encoder, error)
+        for process in self._admission.encoders():
+            if not process.gone:
+                self.fleet.add(process)
+        return [FleetChanged()]
+
+    def _say_what_is_awaited(self, now: float) -> None:
+        missing: list[Kind] = ["encoder"] if self._encoding and not self.encoders else []
+        missing += [] if self.fleet.count("preparer") else ["preparer"]
+        if not missing or now - self._said < MESSAGE_SECONDS:
+            return
+        self._said = now
+        for kind in missing:
+            self._say(self._places.awaited(kind, self._staff.count(kind)))
 
     def observe(self, progress: Progress, seconds: float) -> None:
-        """Passes the progress on to Ray's metrics."""
-        if self._metrics is None:
-            self._metrics = Metrics(self._settings.output)
-        self._metrics.observe(progress, seconds, self.encoders)
+        """Passes the progress on to metrics."""
+        self._backend.observe(progress, seconds, self.encoders)
 
     def shutdown(self) -> None:
-        """Ends the actors, and the cluster if it was started for this run."""
-        for process in self._processes:
-            ray.kill(process.handle)
-        self._processes, self._calls = [], {}
-        if self._started_cluster:
-            ray.shutdown()
+        """Ends the actors."""
+        for process in self._staff:
+            self._take_out(process)
+        self._backend.close()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ReaderLost
 from ..index.units import Unit
+from .fleet import Process
 
 if TYPE_CHECKING:
     from ..output.committed import Committed
@@ -33,13 +34,15 @@ class Blame(Enum):
 class PartIndexed:
     """A part has its index."""
 
+    process: Process
     part: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitPrepared:
-    """A unit's patches are there; `handle` is what `Engine.encode` takes."""
+    """A unit's patches are there, on the process's node; `handle` is what `Engine.encode` takes."""
 
+    process: Process
     unit: Unit
     handle: Any
 
@@ -48,6 +51,7 @@ class UnitPrepared:
 class UnitCommitted:
     """A unit is committed, by this call or by another process."""
 
+    process: Process
     unit: Unit
     committed: Committed
 
@@ -56,6 +60,7 @@ class UnitCommitted:
 class CallFailed:
     """A call came to nothing. `unit` is None where a part was to be indexed."""
 
+    process: Process
     stage: Stage
     part: int
     unit: Unit | None
@@ -68,7 +73,26 @@ class CallFailed:
         return name_of(self.part, self.unit)
 
 
-Event = PartIndexed | UnitPrepared | UnitCommitted | CallFailed
+@dataclass(frozen=True, kw_only=True)
+class FleetChanged:
+    """A node has come, or a process has: there may be somebody for work that waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessLost:
+    """A process is gone. What it was doing has failed before."""
+
+    process: Process
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeLost:
+    """A node is gone, with all its processes and all that lay on it. What they were doing has failed before."""
+
+    node: str
+
+
+Event = PartIndexed | UnitPrepared | UnitCommitted | CallFailed | FleetChanged | ProcessLost | NodeLost
 
 
 def name_of(part: int, unit: Unit | None) -> str:

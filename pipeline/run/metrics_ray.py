@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ray.util import metrics
 
-from .driver import Progress
+from .progress import Progress
 
 PREFIX = "visionbake"
 

@@ -1,0 +1,145 @@
+"""Failures: whose fault one is, and what follows.
+
+storage that does not answer                         waited for: no attempt
+world, at any stage; a process that is sick          a loss       MAX_LOSSES
+process, while it read images, unguarded             a death      then it is tried under guard
+everything else                                      an attempt   limits.attempts
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum, auto
+
+from ..errors import DamagedPart, EncodeError, OutputBusy, OutputError, RunFailed, SourceBusy
+from ..output.totals import Totals
+from .calls import Started
+from .events import Blame, CallFailed, Event, Stage
+from .fleet import Fleet, Process
+from .health import Health
+from .patience import HOPELESS_SECONDS, Guard, Patience
+from .progress import Progress
+
+MAX_FAILURES_IN_A_ROW = 10
+MAX_LOSSES = 20  # of one unit or part with a node, or to the memory monitor: no attempts, but not for ever either
+DEATHS_BEFORE_GUARD = 2
+
+
+class Verdict(Enum):
+    """What follows from a failure."""
+
+    AGAIN_FIRST = auto()  # nothing is known against it: its part should end soon
+    AGAIN_LAST = auto()  # the others finish first
+    WAIT = auto()
+    SICK = auto()  # the process is to be replaced; the unit is given to another
+    SET_ASIDE = auto()
+
+
+class Late(Exception):
+    """A process has not answered in time."""
+
+
+class Failures:
+    """Counts failures: of units and parts, of processes, of nodes' storage."""
+
+    def __init__(self, progress: Progress, fleet: Fleet, attempts: int, say: Callable[[str], None]) -> None:
+        self._progress, self._fleet, self._max_attempts, self._say = progress, fleet, attempts, say
+        self._attempts: Counter[str] = Counter()
+        self._losses: Counter[str] = Counter()
+        self._guard, self._patience, self._health = Guard(), Patience(), Health()
+        self._in_a_row = 0
+
+    def is_suspect(self, name: str) -> bool:
+        """Whether the images of this unit or part are to be read under guard."""
+        return self._guard.is_on or self._guard.deaths[name] >= DEATHS_BEFORE_GUARD
+
+    def worked(self, stage: Stage, name: str, process: Process, now: float) -> None:
+        """A process has answered well."""
+        if stage is Stage.ENCODE:
+            self._in_a_row = 0
+        else:
+            self._guard.passed(name)
+        self._health.succeeded(process, now)
+        self._patience.worked(process.kind, process.node, now)
+
+    def forget(self, node: str) -> None:
+        """Forgets a node that is gone."""
+        self._patience.forget(node)
+
+    def as_late(self, event: Event, started: Started, reason: str) -> Event:
+        """Of the calls that ended with a process that was late, the late one is an attempt of its unit."""
+        if isinstance(event, CallFailed) and (event.part, event.unit) == (started.part, started.unit):
+            return replace(event, error=Late(reason), blame=Blame.CALL)
+        return event
+
+    def judge(self, failure: CallFailed, now: float) -> Verdict:
+        """What follows. Raises OutputError: waiting cannot help; RunFailed: too many in a row."""
+        error = failure.error
+        if isinstance(error, OutputBusy | SourceBusy):
+            return self._wait(failure, now)
+        if isinstance(error, OutputError):
+            raise error
+        if isinstance(error, DamagedPart | EncodeError):
+            return self._set_aside(failure)
+        sick = self._is_sick(failure, now)
+        counter, limit = self._counter_of(failure, sick=sick)
+        counter[failure.name] += 1
+        if counter[failure.name] >= limit:
+            return Verdict.SICK if sick else self._set_aside(failure)
+        self._progress.retries += 1
+        if sick:
+            return Verdict.SICK
+        return Verdict.AGAIN_FIRST if counter is self._losses else Verdict.AGAIN_LAST
+
+    def _is_sick(self, failure: CallFailed, now: float) -> bool:
+        by_call = failure.blame is Blame.CALL and not isinstance(failure.error, Late)
+        return by_call and failure.stage is Stage.ENCODE and self._health.failed(failure.process, now)
+
+    def _counter_of(self, failure: CallFailed, *, sick: bool) -> tuple[Counter[str], int]:
+        if failure.blame is Blame.WORLD or sick:
+            return self._losses, MAX_LOSSES
+        reads_images = failure.stage is not Stage.ENCODE
+        if failure.blame is Blame.PROCESS and reads_images and not self.is_suspect(failure.name):
+            self._guard.died()
+            return self._guard.deaths, DEATHS_BEFORE_GUARD + 1
+        return self._attempts, self._max_attempts
+
+    def _wait(self, failure: CallFailed, now: float) -> Verdict:
+        """Pauses the node's processes of this kind. Raises RunFailed: it has been long enough."""
+        kind, node = failure.process.kind, failure.process.node
+        does = "written" if kind == "encoder" else "read"
+        pause_seconds = self._patience.failed(kind, node, now)
+        if self._patience.is_hopeless(kind, now, self._fleet.spread(kind)):
+            message = f"nothing could be {does} for {HOPELESS_SECONDS / 60:.0f} minutes, the last: {failure.error}"
+            raise OutputError(message) if isinstance(failure.error, OutputError) else RunFailed(message)
+        if pause_seconds is not None:
+            self._fleet.pause(kind, node, now + pause_seconds)
+            self._say(f"waiting {pause_seconds:g} s with {kind}s of node {node or 'here'}: {failure.error}")
+        self._progress.retries += 1
+        return Verdict.WAIT
+
+    def _set_aside(self, failure: CallFailed) -> Verdict:
+        message = f"{failure.name}: {failure.error}"
+        if failure.unit is None:
+            self._progress.failed_parts[failure.part] = message
+            return Verdict.SET_ASIDE
+        self._progress.set_aside[failure.unit.id] = message
+        self._in_a_row += 1
+        if self._in_a_row >= MAX_FAILURES_IN_A_ROW:
+            raise RunFailed(f"{MAX_FAILURES_IN_A_ROW} failures in a row, the last: {message}")
+        return Verdict.SET_ASIDE
+
+
+def check_rejected_fraction(totals: Totals, limit: float) -> None:
+    """Raises RunFailed, with the reasons counted and three examples each, if too many samples are rejects."""
+    if totals.rejected > limit * totals.samples:
+        reasons = "; ".join(
+            f"{reason} {count} (such as {', '.join(totals.reject_examples.get(reason, []))})"
+            for reason, count in totals.rejects.most_common()
+        )
+        raise RunFailed(
+            f"{totals.rejected} of {totals.samples} samples are rejects, over limits.max_rejected_fraction {limit}: "
+            f"{reasons}"
+        )

@@ -1,0 +1,196 @@
+"""Fleet: the processes of a run, by node and kind, and who has room for a call. Constant work an event."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..index.units import Unit
+
+Kind = Literal["preparer", "encoder"]
+KINDS: tuple[Kind, Kind] = ("preparer", "encoder")
+SLOTS: dict[Kind, int] = {"preparer": 1, "encoder": 2}  # calls at once: one encodes while the other writes
+
+
+@dataclass(kw_only=True, eq=False)
+class Process:
+    """One process as the driver sees it.
+
+    Attributes:
+        number: which of its kind, for the records.
+        calls: that it has not answered yet.
+        run: units of one part that it is to prepare next.
+        failures: calls in a row that failed in it.
+        failed_at: when the first of those did, by the engine's clock.
+        tries: processes in a row, it included, that were started in its place without one success.
+        gone: it has died, or was ended.
+    """
+
+    kind: Kind
+    number: int
+    node: str = ""
+    handle: Any = None
+    calls: int = 0
+    run: deque[Unit] = field(default_factory=deque)
+    failures: int = 0
+    failed_at: float = 0.0
+    tries: int = 1
+    gone: bool = False
+
+
+class _Ordered(dict[str, None]):
+    """Nodes in the order in which they came."""
+
+    def put(self, node: str, wanted: bool) -> None:
+        if wanted:
+            self[node] = None
+        else:
+            self.pop(node, None)
+
+
+class _Node:
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.size: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        self.free: dict[Kind, list[dict[Process, None]]] = {kind: [{} for _ in range(SLOTS[kind])] for kind in KINDS}
+        self.paused: set[Kind] = set()
+
+
+class Fleet:
+    """All processes that can be given work, and the nodes that they are on."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, _Node] = {}
+        self._free: dict[Kind, _Ordered] = {kind: _Ordered() for kind in KINDS}  # nodes with room for a call
+        self._idle: dict[Kind, _Ordered] = {kind: _Ordered() for kind in KINDS}  # nodes with a process without any
+        self._pauses: list[tuple[float, str, Kind]] = []
+        self._size: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+
+    def see(self, node: str, budget_bytes: int) -> None:
+        """Takes note of a node, and of the bytes of patches that may lie on it."""
+        if node in self._nodes:
+            self._nodes[node].budget_bytes = budget_bytes
+        else:
+            self._nodes[node] = _Node(budget_bytes)
+
+    def forget(self, node: str) -> None:
+        """Forgets a node that is gone; its processes have been removed."""
+        self._nodes.pop(node, None)
+        for kind in KINDS:
+            self._free[kind].put(node, False)
+            self._idle[kind].put(node, False)
+
+    def budget_bytes(self, node: str) -> int:
+        return self._nodes[node].budget_bytes if node in self._nodes else 0
+
+    def nodes(self) -> int:
+        """How many there are."""
+        return len(self._nodes)
+
+    def count(self, kind: Kind, node: str | None = None) -> int:
+        """How many processes there are, ready ones, on a node or on all."""
+        if node is None:
+            return self._size[kind]
+        return self._nodes[node].size[kind] if node in self._nodes else 0
+
+    def spread(self, kind: Kind) -> int:
+        """On how many nodes there are processes of a kind."""
+        return sum(node.size[kind] > 0 for node in self._nodes.values())
+
+    def is_paused(self, kind: Kind, node: str) -> bool:
+        return node in self._nodes and kind in self._nodes[node].paused
+
+    def add(self, process: Process) -> None:
+        """Lets a process be given work."""
+        node = self._nodes[process.node]
+        node.size[process.kind] += 1
+        self._size[process.kind] += 1
+        node.free[process.kind][0][process] = None
+        self._note(process.kind, process.node)
+
+    def remove(self, process: Process) -> None:
+        """Takes a process out that is gone."""
+        node = self._nodes.get(process.node)
+        if node is None or process.gone:
+            return
+        process.gone = True
+        node.size[process.kind] -= 1
+        self._size[process.kind] -= 1
+        for free in node.free[process.kind]:
+            free.pop(process, None)
+        self._note(process.kind, process.node)
+
+    def began(self, process: Process) -> None:
+        """A call was given to it."""
+        self._move(process, process.calls + 1)
+
+    def ended(self, process: Process) -> None:
+        """It has answered a call."""
+        self._move(process, process.calls - 1)
+
+    def _move(self, process: Process, calls: int) -> None:
+        if process.gone:
+            return
+        free = self._nodes[process.node].free[process.kind]
+        if process.calls < len(free):
+            free[process.calls].pop(process, None)
+        process.calls = calls
+        if calls < len(free):
+            free[calls][process] = None
+        self._note(process.kind, process.node)
+
+    def _note(self, kind: Kind, name: str) -> None:
+        node = self._nodes[name]
+        works = kind not in node.paused
+        self._free[kind].put(name, works and any(node.free[kind]))
+        self._idle[kind].put(name, works and bool(node.free[kind][0]))
+
+    def free(self, kind: Kind, node: str) -> Process | None:
+        """The least busy process on a node that has room for a call."""
+        if node not in self._free[kind]:
+            return None
+        return next((next(iter(level)) for level in self._nodes[node].free[kind] if level), None)
+
+    def idle_node(self, kind: Kind) -> str | None:
+        """A node with a process that has nothing to do."""
+        return next(iter(self._idle[kind]), None)
+
+    def idle(self, kind: Kind, without: Process) -> Process | None:
+        """A process that has nothing to do, another one than this; rather on another node."""
+        spare = None
+        for node in self._idle[kind]:
+            for process in self._nodes[node].free[kind][0]:
+                if node != without.node:
+                    return process
+                if process is not without:
+                    spare = process
+        return spare
+
+    def nodes_with_room(self, kind: Kind) -> Iterator[str]:
+        """Nodes with a process that has room for a call, as they are now."""
+        return iter(list(self._free[kind]))
+
+    def pause(self, kind: Kind, node: str, until: float) -> None:
+        """Gives the processes of a node nothing until then, by the engine's clock."""
+        if node in self._nodes:
+            self._nodes[node].paused.add(kind)
+            heapq.heappush(self._pauses, (until, node, kind))
+            self._note(kind, node)
+
+    def wake(self, now: float) -> list[tuple[str, Kind]]:
+        """Ends the pauses that are over; returns whose they were."""
+        woken = []
+        while self._pauses and self._pauses[0][0] <= now:
+            _, node, kind = heapq.heappop(self._pauses)
+            if node in self._nodes:
+                self._nodes[node].paused.discard(kind)
+                self._note(kind, node)
+                woken.append((node, kind))
+        return woken
+
+    def next_waking(self) -> float | None:
+        """When the next pause is over."""
+        return self._pauses[0][0] if self._pauses else None

@@ -1,0 +1,35 @@
+"""Health: processes that fail call after call while others of their kind succeed."""
+
+from __future__ import annotations
+
+from .fleet import Kind, Process
+
+FAILURES = 2  # in a row
+RECENT_SECONDS = 10.0
+
+
+class Health:
+    """Successes by process. A process that is told to be sick is to be replaced."""
+
+    def __init__(self) -> None:
+        self._last: dict[Kind, tuple[float, Process]] = {}
+        self._before: dict[Kind, tuple[float, Process]] = {}  # the last of another process
+
+    def succeeded(self, process: Process, now: float) -> None:
+        process.failures, process.tries = 0, 1
+        last = self._last.get(process.kind)
+        if last is not None and last[1] is not process:
+            self._before[process.kind] = last
+        self._last[process.kind] = (now, process)
+
+    def failed(self, process: Process, now: float) -> bool:
+        """Whether it is sick: it failed twice in a row while another one succeeded."""
+        if not process.failures:
+            process.failed_at = now
+        process.failures += 1
+        if process.failures < FAILURES:
+            return False
+        last = self._last.get(process.kind)
+        if last is not None and last[1] is process:
+            last = self._before.get(process.kind)
+        return last is not None and last[0] >= process.failed_at - RECENT_SECONDS

@@ -1,0 +1,100 @@
+"""Patience: what a run waits for, and for how long.
+
+Storage that does not answer is waited for, node by node, with growing pauses. Images that kill whoever reads them turn
+the guard on for a while.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from .fleet import Kind
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+HOPELESS_SECONDS = 600.0
+DEATHS_BEFORE_ALL_ARE_GUARDED = 5  # in a row: a source that is full of such images
+GUARDED_AT_FIRST = 32
+GUARDED_AT_MOST = 4096
+
+
+@dataclass(kw_only=True)
+class _Trouble:
+    since: float
+    pause_seconds: float
+    until: float = 0.0
+
+
+class Patience:
+    """Nodes whose processes cannot write, or cannot read, at the moment."""
+
+    def __init__(self) -> None:
+        self._troubles: dict[tuple[Kind, str], _Trouble] = {}
+        self._worked: dict[Kind, float] = {}
+
+    def failed(self, kind: Kind, node: str, now: float) -> float | None:
+        """Notes a failure; returns the pause that begins now, in seconds, None where one is on already."""
+        trouble = self._troubles.get((kind, node))
+        if trouble is None:
+            trouble = self._troubles[kind, node] = _Trouble(since=now, pause_seconds=FIRST_PAUSE_SECONDS)
+        elif now < trouble.until:
+            return None
+        else:
+            trouble.pause_seconds = min(LONGEST_PAUSE_SECONDS, 2 * trouble.pause_seconds)
+        trouble.until = now + trouble.pause_seconds
+        return trouble.pause_seconds
+
+    def worked(self, kind: Kind, node: str, now: float) -> None:
+        self._troubles.pop((kind, node), None)
+        self._worked[kind] = now
+
+    def forget(self, node: str) -> None:
+        """Forgets a node that is gone."""
+        for key in [key for key in self._troubles if key[1] == node]:
+            del self._troubles[key]
+
+    def is_hopeless(self, kind: Kind, now: float, nodes: int) -> bool:
+        """Whether nothing has worked for ten minutes while it failed on two nodes, or on the only one."""
+        since = [trouble.since for (one, _), trouble in self._troubles.items() if one == kind]
+        if len(since) < min(2, nodes):
+            return False
+        return now - max(min(since), self._worked.get(kind, 0.0)) >= HOPELESS_SECONDS
+
+
+class Guard:
+    """Whether images are read in a child process, which costs time: for all of them after deaths in a row, for a while.
+
+    Each time that it did not help for long, the while is twice as long.
+    """
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+        self._left = 0
+        self._while = GUARDED_AT_FIRST
+        self._unguarded = 0  # that passed since the guard was last on
+        self.deaths: Counter[str] = Counter()  # by unit or part, as whoever judges counts them
+
+    @property
+    def is_on(self) -> bool:
+        """For everything."""
+        return self._left > 0
+
+    def died(self) -> None:
+        """A process has died by itself while it read the images of a unit or part, not guarded."""
+        self._in_a_row += 1
+        if self._in_a_row >= DEATHS_BEFORE_ALL_ARE_GUARDED:
+            self._in_a_row = 0
+            self._left, self._while = self._while, min(GUARDED_AT_MOST, 2 * self._while)
+
+    def passed(self, name: str) -> None:
+        """The images of a unit or part were read."""
+        self.deaths.pop(name, None)
+        if self._left:
+            self._left -= 1
+            self._unguarded = 0
+            return
+        self._in_a_row = 0
+        self._unguarded += 1
+        if self._unguarded >= self._while:
+            self._while = GUARDED_AT_FIRST

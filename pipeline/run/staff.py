@@ -1,0 +1,120 @@
+"""Staff: the processes that a run has started, ready or not, and which are started where others have ended."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from ..config import Cluster
+from ..errors import RequestError, RunFailed
+from .backend import Backend
+from .calls import Call
+from .fleet import KINDS, Kind, Process
+from .places import Places
+from .sizing import Device, NodeFacts, Share, options_of
+
+Reason = Literal["sick", "start", "death"]
+MAX_TRIES: dict[Reason, int] = {"sick": 2, "start": 2, "death": 20}  # in a row in one place, without a success
+
+
+class Staff:
+    """Starts and ends processes, and knows what each has not answered yet.
+
+    Args:
+        begin: is called with every process that was started.
+        say: prints a line for the user.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        cluster: Cluster,
+        device: Device,
+        places: Places,
+        *,
+        begin: Callable[[Process], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._backend, self._cluster, self._device, self._places = backend, cluster, device, places
+        self._begin, self._say = begin, say
+        self._calls: dict[Process, dict[Call, None]] = {}
+        self._numbers = {kind: itertools.count() for kind in KINDS}
+        self._last_error: dict[Kind, BaseException] = {}
+
+    def __iter__(self) -> Iterator[Process]:
+        return iter(list(self._calls))
+
+    def count(self, kind: Kind) -> int:
+        """How many there are of a kind, those that are starting included."""
+        return sum(process.kind == kind for process in self._calls)
+
+    def began(self, call: Call) -> None:
+        self._calls[call.process][call] = None
+
+    def answered(self, call: Call) -> None:
+        self._calls[call.process].pop(call, None)
+
+    def take_out(self, process: Process) -> list[Call]:
+        """Ends a process that is gone or shall be; returns the calls that it leaves unanswered."""
+        process.gone = True
+        self._backend.kill(process.handle)  # an actor that is only unavailable must not go on beside its successor
+        return list(self._calls.pop(process, {}))
+
+    def start_missing(self, dead: list[Process]) -> None:
+        """Starts what the places lack; those of the dead are kept until it is known why they died."""
+        for node, missing in list(self._places.missing([*self._calls, *dead])):
+            for kind in KINDS:
+                for _ in range(missing.of(kind)):
+                    self._start(kind, node, missing)
+        if count := self._places.encoders_to_ask_for(self._calls):
+            self._backend.ask_for("GPU" if self._device == "cuda" else "CPU", count)
+
+    def _start(self, kind: Kind, node: NodeFacts, missing: Share, tries: int = 1) -> None:
+        number = next(self._numbers[kind])
+        options = options_of(kind, self._cluster, node, missing, self._device)
+        handle: Any = self._backend.start(kind, number, node.id, options)
+        process = Process(kind=kind, number=number, node=node.id, handle=handle, tries=tries)
+        self._calls[process] = {}
+        self._begin(process)
+
+    def start_again(self, process: Process, reason: Reason, error: BaseException) -> None:
+        """Starts another process in the place of one that ended, unless too many have ended there without one success.
+
+        Raises:
+            RequestError, RunFailed: no process of its kind is left; see `check_some_are_left`.
+        """
+        kind, node = process.kind, process.node
+        self._last_error[kind] = error
+        if node not in self._places.nodes:
+            return
+        if process.tries < MAX_TRIES[reason] and not isinstance(error, RequestError):
+            self._start(kind, self._places.nodes[node], Share(encoders=1, preparers=1), tries=process.tries + 1)
+            return
+        self._places.give_up(kind, node)
+        name, tries = self._places.name(node), f"{process.tries} in a row" if process.tries > 1 else "one"
+        self._say(f"node {name} gets one {kind} fewer: {tries} came to nothing, the last: {first_line(error)}")
+        self.check_some_are_left(kind)
+
+    def leave_out(self, kind: Kind, node: str, error: RequestError) -> list[Process]:
+        """Starts no process of a kind on a node any more; returns those that are there, to be ended."""
+        self._last_error[kind] = error
+        self._places.leave_out(kind, node)
+        self._say(f"node {self._places.name(node)} is left out, it gets no {kind}: {error}")
+        return [process for process in self._calls if (process.kind, process.node) == (kind, node)]
+
+    def check_some_are_left(self, kind: Kind) -> None:
+        """Raises the RequestError that was the last reason, or RunFailed: no process of a kind can be kept."""
+        if self.count(kind) or not self._places.nodes:
+            return
+        self.start_missing([])
+        if self.count(kind):
+            return
+        error = self._last_error[kind]
+        if isinstance(error, RequestError):
+            raise error
+        raise RunFailed(f"no {kind} process can be kept alive, the last: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
