@@ -236,6 +236,22 @@ def test_listing_is_forbidden(s3: S3Server, source: str, model_path: Path) -> No
         run_here(s3_config(source, model_path))
 
 
+@pytest.mark.slow
+def test_a_bucket_itself_is_an_output_and_a_source(
+    s3: S3Server, folder: Path, expected: list[bytes], model_path: Path, tmp_path: Path
+) -> None:
+    """Its root is no object, so no request can ask for one."""
+    whole = config_for(folder, Path("unused"), model_path, output={"uri": URI})
+    assert run_here(whole).complete
+    assert embeddings(fetched(URI, tmp_path / "out")) == expected
+    assert run_here(whole).this_run.units == 0
+    assert Verifier(RemotePath(URI)).verify().proven
+    s3_files().rm(BUCKET, recursive=True)
+    s3_files().put(f"{folder}/", f"{BUCKET}/", recursive=True)
+    assert run_here(config_for(URI, tmp_path / "local", model_path)).complete
+    assert embeddings(tmp_path / "local") == expected
+
+
 @pytest.mark.parametrize("uri", ["s3://nowhere/photos", "s3://bucket/nothing", "s3://bucket/photos/*.tar"])
 def test_what_is_not_there_is_named(uri: str, s3: S3Server, source: str, model_path: Path) -> None:
     with pytest.raises(RequestError, match=re.escape(uri)):
