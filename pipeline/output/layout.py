@@ -9,6 +9,9 @@ from ..storage.files import AnyPath
 
 SCHEMA_VERSION = 1
 SUFFIXES = {"parquet": "parquet", "webdataset": "tar"}  # of data shards
+# What an output and its plan are made of; folders with a slash.
+OUTPUT_NAMES = ("_tmp/", "plan/", "data/", "samples/", "ledger/", "dataset.json", "README.md", "_SUCCESS")
+PLAN_NAMES = ("parts/", "index/", "plan.json")
 _SHARD_NAME = re.compile(rf"part-([0-9-]+)\.(?:{'|'.join(SUFFIXES.values())})")
 
 

@@ -81,7 +81,7 @@ class PlannedSource:
         """The inverse of `asdict` as JSON. Raises RequestError: it is no plan of ours."""
         try:
             return cls(**dict(json.loads(described.read_text(encoding="utf-8"))))
-        except (ValueError, TypeError) as error:
+        except (IsADirectoryError, ValueError, TypeError) as error:
             raise RequestError(f"{described} is not a plan of visionbake: {error}") from error
 
 
