@@ -7,6 +7,7 @@ fit.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from .read import IndexArrays
 
 MAX_UNIT_SAMPLES = 16_384
 MAX_UNIT_BYTES = 512 << 20
+_UNIT_ID = re.compile(r"([0-9]{6,9})-([0-9]{4,9})")
 
 
 class UnitId(NamedTuple):
@@ -32,11 +34,12 @@ class UnitId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> UnitId:
-        """The inverse of `str`. Raises ValueError: it is no unit's."""
-        part, _, number = text.partition("-")
-        if not (part.isdecimal() and number.isdecimal()):
+        """The inverse of `str`. Raises ValueError: it is not what `str` gives for a unit."""
+        match = _UNIT_ID.fullmatch(text)
+        parsed = cls(int(match[1]), int(match[2])) if match else None
+        if parsed is None or str(parsed) != text:
             raise ValueError(f"{text!r} is no unit's id")
-        return cls(int(part), int(number))
+        return parsed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from ..storage.scratch import Scratch
 from .card import data_set_card
 from .fingerprint import version_of
 from .info import DatasetInfo, read_dataset
-from .layout import samples_path, unit_id_of
+from .layout import OUTPUT_NAMES, PLAN_NAMES, samples_path, unit_id_of
 from .totals import Totals
 
 RECORDED_PACKAGES = ("visionbake", "ray", "transformers", "numpy", "safetensors", "huggingface_hub", "pydantic")
@@ -23,19 +23,17 @@ RECORDED_PACKAGES = ("visionbake", "ray", "transformers", "numpy", "safetensors"
 
 def check_output(output: AnyPath, facts: dict[str, object]) -> None:
     """Raises RequestError if the output cannot take this run: a file, foreign, not writable, or another run's."""
-    try:
-        names = names_at(output)
-    except NotADirectoryError as error:
-        raise RequestError(f"output.uri: {output} is a file") from error
-    except OSError as error:
-        raise RequestError(f"output.uri: {output} cannot be read: {error}") from error
+    names = _names_at(output, OUTPUT_NAMES)
+    planned = _names_at(output / "plan", PLAN_NAMES) if "plan/" in names else set()
     if not can_be_written(output):
         raise RequestError(f"output.uri: {output} is not writable")
-    foreign = names - {"plan", "_tmp"}  # all that a run writes before dataset.json
-    if "plan" in names and not (output / "plan" / "plan.json").exists() and names_at(output / "plan"):
-        foreign.add("plan")  # an empty one is what a run leaves that was killed before it could describe it
-    if foreign and "dataset.json" not in names:
-        raise RequestError(f"output.uri: {output} is not empty and not an output of visionbake ({sorted(foreign)[0]})")
+    foreign = names - {"plan/", "_tmp/"}  # all that a run writes before dataset.json
+    # Asked for by name as well: another run may be making its files while they are listed.
+    if planned and "plan.json" not in planned and not (output / "plan" / "plan.json").exists():
+        foreign.add("plan/")  # an empty one is what a run leaves that was killed before it could describe it
+    if foreign and "dataset.json" not in names and not (output / "dataset.json").exists():
+        first = sorted(foreign)[0].rstrip("/")
+        raise RequestError(f"output.uri: {output} is not empty and not an output of visionbake ({first})")
     stored = stored_facts(output)
     for name, value in facts.items():
         if stored is not None and stored.get(name) != value:
@@ -43,6 +41,26 @@ def check_output(output: AnyPath, facts: dict[str, object]) -> None:
                 f"output.uri: {output} is another run's: {name} is {stored.get(name)!r} there and {value!r} here; use "
                 "another output.uri"
             )
+
+
+def _names_at(folder: AnyPath, expected: tuple[str, ...]) -> set[str]:
+    """The names in a folder, as `names_at`. Raises RequestError: one of those expected is a file for a folder."""
+    try:
+        names = names_at(folder)
+    except NotADirectoryError as error:
+        raise RequestError(f"output.uri: {folder} is a file") from error
+    except OSError as error:
+        raise RequestError(f"output.uri: {folder} cannot be read: {error}") from error
+    for name in expected:
+        other = name.rstrip("/") if name.endswith("/") else f"{name}/"
+        # An object store may have both of one name.
+        if other in names and (name.endswith("/") or name not in names):
+            found, needed = ("file", "folder") if name.endswith("/") else ("folder", "file")
+            raise RequestError(
+                f"output.uri: {folder / name.rstrip('/')} is a {found}, where an output has a {needed}; move it away, "
+                "or use another output.uri"
+            )
+    return names
 
 
 def stored_facts(output: AnyPath) -> dict[str, object] | None:

@@ -22,7 +22,7 @@ class CommittedUnits:
         prefixes = [f"part-{first:03d}" for first in range(-(-(parts or 0) // 1000))] if split else ["part-"]
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             for names in pool.map(lambda prefix: names_in(output / "samples", prefix), prefixes):
-                for name in names:
+                for name in (name for name in names if name.endswith(".parquet")):
                     with suppress(ValueError):  # another's file
                         self.add(*unit_id_of(name))
 

@@ -9,9 +9,9 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from ..errors import RequestError
+from ..process import DaemonThreads
 from ..storage.files import kind_of, map_ahead, reads_ahead, relative_to
 from ..storage.local import State
 from .formats import format_named
@@ -68,7 +68,7 @@ def _named_by(patterns: Sequence[str]) -> Iterator[Mapping[str, State | None]]:
         except OSError as error:
             raise RequestError(f"source.uri: {pattern} cannot be listed: {error}") from error
 
-    with ThreadPoolExecutor(PATTERNS_AT_ONCE) as pool:
+    with DaemonThreads(PATTERNS_AT_ONCE) as pool:
         yield from map_ahead(pool, named_by, patterns, PATTERNS_AT_ONCE if reads_ahead(patterns[0]) else 0)
 
 

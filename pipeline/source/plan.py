@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -37,6 +38,8 @@ if TYPE_CHECKING:  # preparing and encoding run where the configuration's packag
 PLAN_VERSION = 3
 ROWS_AT_ONCE = 8192
 FILES_PER_LIST = 64 * ROWS_AT_ONCE
+_LIST_NAME = re.compile(r"parts-([0-9]{6,9})\.parquet")
+_INDEX_NAME = re.compile(r"part-([0-9]{6,9})\.parquet")
 
 PARTS_SCHEMA = pa.schema(
     [
@@ -78,7 +81,7 @@ class PlannedSource:
         """The inverse of `asdict` as JSON. Raises RequestError: it is no plan of ours."""
         try:
             return cls(**dict(json.loads(described.read_text(encoding="utf-8"))))
-        except (ValueError, TypeError) as error:
+        except (IsADirectoryError, ValueError, TypeError) as error:
             raise RequestError(f"{described} is not a plan of visionbake: {error}") from error
 
 
@@ -100,9 +103,7 @@ class Plan:
         described = self.folder / "plan.json"
         if described.exists():
             self.planned = PlannedSource.read(described)
-        self._starts = sorted(
-            int(name[6:-8]) for name in names_in(self.lists_folder, "parts-") if name.endswith(".parquet")
-        )
+        self._starts = sorted(_numbers(names_in(self.lists_folder, "parts-"), _LIST_NAME))
         self.num_parts = self._count()
 
     def index_path(self, part: int) -> AnyPath:
@@ -110,7 +111,7 @@ class Plan:
 
     def indexed_parts(self) -> set[int]:
         """By names alone: an index file is complete when it exists."""
-        return {int(name[5:11]) for name in names_in(self.index_folder, "part-")}
+        return set(_numbers(names_in(self.index_folder, "part-"), _INDEX_NAME))
 
     def part(self, number: int) -> Part:
         """Reads one part's files. Raises KeyError if there is no such part."""
@@ -252,6 +253,11 @@ class Plan:
         self._starts.append(first)
         self.num_parts = number
         return True
+
+
+def _numbers(names: Iterable[str], form: re.Pattern[str]) -> Iterator[int]:
+    """Yields the number in each file name of a form; a copy or a part of such a file has another name."""
+    return (int(match[1]) for name in names if (match := form.fullmatch(name)))
 
 
 def parts_of(place: SourcePlace, files: list[SourceFile]) -> list[list[SourceFile]]:

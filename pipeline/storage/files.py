@@ -160,16 +160,19 @@ def path_named_in(file: str, value: str) -> str:
 
 
 def names_at(folder: AnyPath) -> set[str]:
-    """The names of files and folders in a folder; none where there is none. Raises OSError, NotADirectoryError."""
-    if isinstance(folder, RemotePath):
-        if folder.exists():
-            raise NotADirectoryError(errno.ENOTDIR, "is a file", folder.uri)
-        try:
-            return {entry["name"].rstrip("/") for entry in remote.entries(folder.uri)}
-        except FileNotFoundError:
-            return set()
+    """The names in a folder, those of folders with a slash behind; none where there is none.
+
+    Raises:
+        NotADirectoryError: it is a file.
+        OSError: it cannot be read.
+    """
     try:
-        return set(os.listdir(folder))
+        if isinstance(folder, RemotePath):
+            if folder.exists():
+                raise NotADirectoryError(errno.ENOTDIR, "is a file", folder.uri)
+            return {entry["name"] for entry in remote.entries(folder.uri)}
+        with os.scandir(folder) as entries:
+            return {entry.name + ("/" if entry.is_dir() else "") for entry in entries}
     except FileNotFoundError:
         return set()
 

@@ -132,8 +132,9 @@ def exists(uri: str) -> bool:
         with named(uri):
             if scheme_of(uri) in S3:  # its `info` lists as well, in search of a folder
                 bucket, key, _ = client.split_path(path)
-                client.call_s3("head_object", Bucket=bucket, Key=key)
-                return True
+                if key:  # a bucket itself is no object
+                    client.call_s3("head_object", Bucket=bucket, Key=key)
+                return bool(key)
             return str(client.info(path)["type"]) != "directory"
     except FileNotFoundError:
         return False

@@ -10,7 +10,6 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from ..errors import RequestError
+from ..process import DaemonThreads
 from .config import INDEX_NAME, read_json, read_preprocessor, tower_config
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Checkpoint:
 
         Reads the files themselves, so that a process which only compares checkpoints needs no torch.
         """
-        with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        with DaemonThreads(HASHED_AT_ONCE) as pool:
             digests = dict(zip(self._files, pool.map(self._sha256_of, self._files), strict=True))
         return hashlib.sha256(json.dumps([digests, asdict(self.config)], sort_keys=True).encode()).hexdigest()
 

@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +35,7 @@ from conftest import (
     write_config,
 )
 from doors import DOORS, as_large_bytes, as_tar
-from s3_server import BUCKET, S3Server
+from s3_server import BUCKET, Request, S3Server
 
 from pipeline.cli import main
 from pipeline.config import Source
@@ -236,6 +238,22 @@ def test_listing_is_forbidden(s3: S3Server, source: str, model_path: Path) -> No
         run_here(s3_config(source, model_path))
 
 
+@pytest.mark.slow
+def test_a_bucket_itself_is_an_output_and_a_source(
+    s3: S3Server, folder: Path, expected: list[bytes], model_path: Path, tmp_path: Path
+) -> None:
+    """Its root is no object, so no request can ask for one."""
+    whole = config_for(folder, Path("unused"), model_path, output={"uri": URI})
+    assert run_here(whole).complete
+    assert embeddings(fetched(URI, tmp_path / "out")) == expected
+    assert run_here(whole).this_run.units == 0
+    assert Verifier(RemotePath(URI)).verify().proven
+    s3_files().rm(BUCKET, recursive=True)
+    s3_files().put(f"{folder}/", f"{BUCKET}/", recursive=True)
+    assert run_here(config_for(URI, tmp_path / "local", model_path)).complete
+    assert embeddings(tmp_path / "local") == expected
+
+
 @pytest.mark.parametrize("uri", ["s3://nowhere/photos", "s3://bucket/nothing", "s3://bucket/photos/*.tar"])
 def test_what_is_not_there_is_named(uri: str, s3: S3Server, source: str, model_path: Path) -> None:
     with pytest.raises(RequestError, match=re.escape(uri)):
@@ -337,6 +355,36 @@ def test_a_pattern_of_many_names_asks_once_for_each(s3: S3Server, tmp_path: Path
     listed = list_source(resolve_source(Source(uri=f"{URI}/in/{{000..039}}.tar")))
     assert listed.count == 40
     assert sum(s3.counts.requests.values()) <= 43
+
+
+def test_a_listing_under_way_does_not_keep_the_process_from_ending(s3: S3Server) -> None:
+    """It is made in the background: an error found meanwhile ends the command, however slow the store is."""
+    script = f"""
+import sys
+from pipeline.process import in_background
+from pipeline.source.lister import list_source
+from pipeline.source.part import SourcePlace
+tars = ("{URI}/in/0.tar", "{URI}/in/1.tar")
+place = SourcePlace(format="webdataset", root="{URI}/in", patterns=tars)
+in_background(lambda: list_source(place))
+sys.stdin.read()
+raise SystemExit(2)
+"""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def wait(request: Request) -> None:
+        asked.set()
+        go_on.wait(60)
+
+    s3.fault = wait
+    child = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, stdin=subprocess.PIPE)
+    try:
+        assert asked.wait(60)
+        child.communicate(timeout=20)
+        assert child.returncode == 2
+    finally:
+        go_on.set()
+        child.kill()
 
 
 @pytest.mark.slow

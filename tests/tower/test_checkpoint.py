@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import REPOSITORY, TINY
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import RequestError
@@ -44,6 +46,28 @@ def test_both_prefixes_and_any_sharding_are_the_same_tower(model_path: Path, tmp
     assert Checkpoint(str(tmp_path)).sha256() == first.sha256()
     write_random_checkpoint(tmp_path, TINY, seed=5)
     assert Checkpoint(str(tmp_path)).sha256() != first.sha256()
+
+
+def test_a_hash_under_way_does_not_keep_the_process_from_ending(copy: Path) -> None:
+    """An error found while the tower is hashed in the background: the command ends, whatever the disk is doing."""
+    script = """
+import os, sys
+from pathlib import Path
+from pipeline.process import in_background
+from pipeline.tower.checkpoint import Checkpoint
+checkpoint = Checkpoint(sys.argv[1])
+shard = sorted(Path(sys.argv[1]).glob("*.safetensors"))[0]
+shard.unlink()
+os.mkfifo(shard)  # a file that is never read to its end
+in_background(checkpoint.sha256)
+with open(shard, "wb") as stream:  # waits until it is being read
+    kept = os.dup(stream.fileno())
+print("being read", flush=True)
+raise SystemExit(2)
+"""
+    words = [sys.executable, "-c", script, str(copy)]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (2, "being read\n"), done.stderr
 
 
 def test_only_the_tower_is_read(checkpoint: Checkpoint) -> None:

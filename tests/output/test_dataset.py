@@ -1,0 +1,82 @@
+"""An output that cannot be one. Catches: a traceback, or an error late in the run, where the request is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline.errors import RequestError
+from pipeline.output.dataset import check_output
+from pipeline.output.layout import OUTPUT_NAMES, PLAN_NAMES
+from pipeline.source.plan import Plan
+from pipeline.storage.remote import RemotePath
+
+NAMES = [*OUTPUT_NAMES, *(f"plan/{name}" for name in PLAN_NAMES)]
+FOLDERS = [name.rstrip("/") for name in NAMES if name.endswith("/")]
+FILES = [name for name in NAMES if not name.endswith("/")]
+
+
+@pytest.fixture(params=["new", "begun"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An output before its first run, and one that an earlier run has begun."""
+    output = tmp_path / "out"
+    output.mkdir()
+    if request.param == "begun":
+        (output / "dataset.json").write_text("{}")
+    return output
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_file_where_a_folder_belongs_is_refused_by_name(name: str, output: Path) -> None:
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).write_text("mine")
+    with pytest.raises(RequestError, match=rf"out/{name} is a file"):
+        check_output(output, {})
+    assert (output / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_link_that_leads_nowhere_is_refused_by_name(name: str, output: Path) -> None:
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).symlink_to("nowhere")
+    with pytest.raises(RequestError, match=rf"out/{name} is a file"):
+        check_output(output, {})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_where_a_file_belongs_is_refused_by_name(name: str, output: Path) -> None:
+    (output / name).unlink(missing_ok=True)
+    (output / name).mkdir(parents=True)
+    with pytest.raises(RequestError, match=rf"out/{name} is a folder"):
+        check_output(output, {})
+
+
+def test_a_plan_that_is_a_folder_is_none_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "plan" / "plan.json").mkdir(parents=True)
+    with pytest.raises(RequestError, match=r"plan\.json is not a plan"):
+        Plan(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["plan", "data", "plan/index"])
+def test_the_same_of_remote_storage(name: str) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file(f"/out/{name}", b"mine")
+    try:
+        with pytest.raises(RequestError, match=rf"out/{name} is a file"):
+            check_output(RemotePath("memory://out"), {})
+    finally:
+        memory.rm("/", recursive=True)
+
+
+def test_what_runs_leave_behind_before_their_first_shard_is_taken(tmp_path: Path) -> None:
+    check_output(tmp_path / "nothing", {})
+    for folder in ("plan", "_tmp"):
+        (tmp_path / folder).mkdir()
+    check_output(tmp_path, {})
+    (tmp_path / "plan" / "index").mkdir()
+    with pytest.raises(RequestError, match=r"not an output of visionbake \(plan\)"):
+        check_output(tmp_path, {})
+    (tmp_path / "plan" / "plan.json").write_text("{}")
+    check_output(tmp_path, {})
