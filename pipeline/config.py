@@ -20,6 +20,13 @@ def _auto_or_positive(value: object) -> object:
     raise ValueError("must be auto or a positive integer")
 
 
+def _auto_or_seconds(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value == "auto" or (number and 0 < float(str(value)) < float("inf")):
+        return float(value) if isinstance(value, int) else value
+    raise ValueError("must be auto or a positive number of seconds")
+
+
 def _on_off(value: object) -> object:
     # YAML 1.1 reads a bare `on` as true and `off` as false.
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
@@ -91,6 +98,7 @@ class Output(_Section):
 class Cluster(_Section):
     engine: Literal["ray", "inline"] = "ray"
     address: Uri = "auto"
+    device: Literal["auto", "cuda", "cpu"] = "auto"
     encoders: AutoOrPositive = "auto"
     preprocessors: AutoOrPositive = "auto"
     threads_per_encoder: int = Field(default=1, ge=1, le=1024)
@@ -103,6 +111,7 @@ class Limits(_Section):
     max_rejected_fraction: float = Field(default=0.1, ge=0, le=1)
     attempts: int = Field(default=3, ge=1)
     sample_seconds: float = Field(default=60.0, gt=0, le=86_400, allow_inf_nan=False)
+    unit_seconds: Annotated[float | str, BeforeValidator(_auto_or_seconds)] = "auto"
 
 
 class Config(_Section):

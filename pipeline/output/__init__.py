@@ -2,6 +2,7 @@
 
 layout       where files lie in an output, and the schema's version
 metadata     the JSON in a shard's footer
+statistics   the facts about a unit's images that `stats` needs
 record       CommitRecord: what a samples shard's footer says
 settings     what every shard says about itself
 fingerprint  exactly what decides a byte
@@ -11,8 +12,9 @@ committed    what a commit tells the driver
 shard_formats  the forms of data shards, by name
 unit_rows    a unit as the columns of its two shards, and its record
 commit       publish the data shard, then the samples shard: the commit
-ledger       which units are committed
 totals       sums over commit records
+ledger_file  the records of a done part in one file
+ledger       which units are committed, and their records
 card         the data set card, README.md
 info         DatasetInfo: what dataset.json says
 dataset      the checks of an output, _SUCCESS

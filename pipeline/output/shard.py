@@ -11,7 +11,7 @@ import json
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
@@ -24,6 +24,7 @@ from ..errors import OutputError
 from ..grid import offsets
 from .metadata import METADATA_KEY, read_metadata
 from .record import CommitRecord
+from .statistics import statistics_of
 
 LENGTH_PREFIX_BYTES = 4  # Parquet's PLAIN encoding of BYTE_ARRAY
 EMBEDDING = "embedding"
@@ -285,9 +286,17 @@ def with_carried(table: pa.Table, carried: pa.Table | None) -> pa.Table:
 
 
 def write_samples_shard(
-    path: Path, columns: dict[str, list[object]], record: CommitRecord, carried: pa.Table | None = None
-) -> None:
-    """Writes a complete samples shard at a scratch path; its footer holds the commit record. Raises OutputError."""
+    path: Path, columns: dict[str, list[Any]], record: CommitRecord, carried: pa.Table | None = None
+) -> CommitRecord:
+    """Writes a complete samples shard at a scratch path; its footer holds the commit record.
+
+    Returns:
+        The record as it stands there: with the unit's statistics, which `columns` tell.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    record = replace(record, statistics=statistics_of(columns).to_json())
     schema = SAMPLES_SCHEMA.with_metadata({METADATA_KEY: json.dumps(record.to_json(), sort_keys=True)})
     table = pa.Table.from_pydict({field.name: columns[field.name] for field in SAMPLES_SCHEMA}, schema=schema)
     table = with_carried(table, carried)
@@ -297,3 +306,4 @@ def write_samples_shard(
             os.fsync(stream.fileno())
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error}") from error
+    return record

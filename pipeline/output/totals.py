@@ -6,7 +6,8 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from ..storage.files import AnyPath, requests_at_once
 from .layout import samples_path
@@ -57,13 +58,27 @@ class Totals:
         for reason, keys in other.reject_examples.items():
             kept = self.reject_examples.setdefault(reason, [])
             kept.extend(keys[: 3 - len(kept)])
-        self.seconds.update(other.seconds)
+        for stage, seconds in other.seconds.items():
+            # Records have ten-thousandths of a second: rounded to those, a sum is the same in any order.
+            self.seconds[stage] = round(self.seconds[stage] + seconds, 4)
 
     @property
     def rejected(self) -> int:
         return sum(self.rejects.values())
 
+    def to_json(self) -> dict[str, object]:
+        """All of it, as a JSON object."""
+        tree = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in tree.items()}
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Totals:
+        """The inverse of `to_json`. Raises KeyError, TypeError: it is something else."""
+        counters = {name: Counter(tree[name]) for name in ("rejects", "seconds")}
+        return cls(**{**tree, **counters})
+
     def as_dict(self) -> dict[str, object]:
+        """The sums by name, as _SUCCESS and the commands give them."""
         return {
             "units": self.units,
             "samples": self.samples,

@@ -29,15 +29,16 @@ class EncodeStage:
     """Encodes and commits units. Two calls may run at once: one encodes while the other writes.
 
     Args:
+        device: auto, cuda or cpu; see `choose_device`.
         number: which of the run's encoders this is, for the records.
     """
 
-    def __init__(self, settings: StageSettings, device: str | None = None, number: int = 0) -> None:
+    def __init__(self, settings: StageSettings, device: str = "auto", number: int = 0) -> None:
         self._settings = settings
         self._number = number
         self._scratch = Scratch(settings.output, settings.nonce)
         self._scratch.remove_stale()
-        chosen = torch.device(device) if device else choose_device()
+        chosen = choose_device(device)
         keep_freed_memory()
         self.compiled = settings.compile == "on" or (settings.compile == "auto" and chosen.type == "cuda")
         torch.set_num_threads(settings.threads)

@@ -195,13 +195,17 @@ class RayEngine:
         process, error = death.process, death.error
         if process.node not in self._places.nodes:
             return self._failed(process, death.calls, error, Blame.WORLD)
-        if not self._backend.is_there(process.node):
+        if not self._lives(process.node):
             return [*self._failed(process, death.calls, error, Blame.WORLD), *self._lose(process.node)]
         events = self._failed(process, death.calls, error, Blame.WORLD if error.by_world else Blame.PROCESS)
         reason = str(error).splitlines()[0]
         self._say(f"a {process.kind} process died and is replaced on node {self._places.name(process.node)}: {reason}")
-        self._start_again(process, "death", error)
+        self._start_again(process, "death" if process.ready else "stillborn", error)
         return events
+
+    def _lives(self, node: str) -> bool:
+        """Whether a node is still there, by Ray's account and by asking: Ray notices only after seconds."""
+        return any(one.id == node for one in self._backend.nodes()) and self._backend.is_there(node)
 
     def _take_out(self, process: Process) -> list[Call]:
         self.fleet.remove(process)
@@ -253,8 +257,10 @@ class RayEngine:
 
     def await_admission(self) -> None:
         """Waits until encoding may begin. Raises as `wait`."""
+        missed: list[Event] = []
         while self._shards is None:
-            self._missed += self.wait(1.0)
+            missed += self.wait(1.0)
+        self._missed = missed
 
     def _welcome(self, process: Process, said: Introduction) -> list[Event]:
         if not said.sees_output:

@@ -26,7 +26,7 @@ class Process:
         failures: calls in a row that failed in it.
         failed_at: when the first of those did, by the engine's clock.
         tries: processes in a row, it included, that were started in its place without one success.
-        gone: it has died, or was ended.
+        ready: it can be given work; `gone`: it has died, or was ended.
     """
 
     kind: Kind
@@ -38,6 +38,7 @@ class Process:
     failures: int = 0
     failed_at: float = 0.0
     tries: int = 1
+    ready: bool = False
     gone: bool = False
 
 
@@ -106,6 +107,7 @@ class Fleet:
     def add(self, process: Process) -> None:
         """Lets a process be given work."""
         node = self._nodes[process.node]
+        process.ready = True
         node.size[process.kind] += 1
         self._size[process.kind] += 1
         node.free[process.kind][0][process] = None
@@ -114,7 +116,7 @@ class Fleet:
     def remove(self, process: Process) -> None:
         """Takes a process out that is gone."""
         node = self._nodes.get(process.node)
-        if node is None or process.gone:
+        if node is None or process.gone or not process.ready:
             return
         process.gone = True
         node.size[process.kind] -= 1

@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
@@ -79,6 +80,22 @@ def _names_here(folder: Path, prefix: str) -> Iterator[str]:
 def small_file(path: AnyPath) -> Any:
     """Returns what pyarrow can open of a small file: its path, or an object's bytes, in one request. Raises OSError."""
     return io.BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path
+
+
+@contextmanager
+def open_tail(path: AnyPath, *, whole: bool) -> Iterator[Any]:
+    """Gives what pyarrow can open of a file that is read from its end; of an object its end, or all, is one request.
+
+    Args:
+        whole: whether all of it is going to be read.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if isinstance(path, RemotePath):
+        yield io.BytesIO(path.read_bytes()) if whole else remote_read.TailFile(path.uri)
+    else:
+        yield path
 
 
 def open_input(location: str | AnyPath, *, forwards: bool = True) -> IO[bytes]:

@@ -104,6 +104,47 @@ class RemoteFile(io.RawIOBase):
         return len(data)
 
 
+TAIL_BYTES = 64 << 10
+
+
+def read_tail(uri: str, size: int = TAIL_BYTES) -> tuple[bytes, int]:
+    """The last bytes of an object, all of a smaller one, and how many it has. On S3 one request. Raises OSError."""
+    client, path = client_of(uri)
+    if scheme_of(uri) not in S3:
+        whole = state_of(uri)[0]
+        return read(uri, max(0, whole - size), whole), whole
+    bucket, key, _ = client.split_path(path)
+
+    async def tail() -> tuple[bytes, int]:
+        answer = await client._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes=-{size}")
+        try:
+            data = bytes(await answer["Body"].read())
+        finally:
+            answer["Body"].close()
+        return data, int(answer["ContentRange"].rpartition("/")[2])
+
+    with named(uri):
+        data, whole = sync(client.loop, tail)
+    return data, whole
+
+
+class TailFile(RemoteFile):
+    """An object whose end has been read at once; what lies before is asked for as it is read. Raises OSError."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._position = uri, 0
+        self._tail, self._size = read_tail(uri)
+
+    def read(self, size: int | None = -1) -> bytes:
+        first = self._size - len(self._tail)
+        if self._position < first:
+            return super().read(size)
+        start = self._position - first
+        data = self._tail[start:] if size is None or size < 0 else self._tail[start : start + size]
+        self._position += len(data)
+        return data
+
+
 def dataset_of(folder: RemotePath) -> Any:
     """A folder of Parquet files as a pyarrow data set. Raises OSError."""
     import pyarrow.dataset

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..errors import RequestError
+
 
 def device_name(device: torch.device) -> str:
     """The device's model; for a CPU its instruction set, which is what decides bits."""
@@ -12,5 +14,20 @@ def device_name(device: torch.device) -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
-def choose_device() -> torch.device:
+def choose_device(wanted: str = "auto") -> torch.device:
+    """The device to encode on.
+
+    Args:
+        wanted: auto: the GPU where torch sees one; cuda; cpu.
+
+    Raises:
+        RequestError: a GPU is wanted, and torch sees none: never the CPU instead, without a word.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RequestError(
+            f"cluster.device: cuda: torch {torch.__version__} sees no GPU here (is it built for CUDA {torch.version.cuda}?); "
+            "cluster.device: cpu encodes on the CPU"
+        )
+    if wanted != "auto":
+        return torch.device(wanted)
     return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
