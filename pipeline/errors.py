@@ -26,6 +26,16 @@ class OutputError(Exception):
     """The output cannot be written. The run stops at once, because every further unit would fail the same way."""
 
 
+class SourceBusy(SourceError):
+    """tmp"""
+
+
+class OutputBusy(OutputError):
+    """tmp"""
+
+    here = False
+
+
 class EncodeError(Exception):
     """One image does not fit on the device, even alone, or a value does not fit the stored dtype."""
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from jobs.bench.mixes import GEOMETRY
 from jobs.bench.plan import write_indices
@@ -20,8 +19,11 @@ from pipeline.index.units import Unit
 from pipeline.output.committed import Committed
 from pipeline.output.record import CommitRecord
 from pipeline.process import peak_memory_bytes
-from pipeline.run.driver import Driver, DriverLimits, Work
-from pipeline.run.events import Event, PartIndexed, UnitCommitted, UnitPrepared
+from pipeline.run.calls import Call
+from pipeline.run.driver import Driver
+from pipeline.run.events import Event, Stage
+from pipeline.run.fleet import Fleet, Process
+from pipeline.run.work import DriverLimits, Work
 
 RECORD = CommitRecord(
     schema_version=0,
@@ -48,34 +50,35 @@ RECORD = CommitRecord(
 class NullEngine:
     """Stages that do nothing: what is left is the driver."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int = 8, budget_bytes: int = 1000) -> None:
         self._events: list[Event] = []
+        self.fleet = Fleet()
+        self.fleet.see("", budget_bytes)
+        for number in range(processes):
+            self.fleet.add(Process(kind="preparer", number=number))
+            self.fleet.add(Process(kind="encoder", number=number))
 
-    def free_preparers(self) -> int:
-        return 8 - len(self._events)
+    def now(self) -> float:
+        return time.monotonic()
 
-    def free_encoders(self) -> int:
-        return 8 - len(self._events)
-
-    def index(self, part: int, guarded: bool) -> None:
-        self._events.append(PartIndexed(part=part))
-
-    def prepare(self, unit: Unit, guarded: bool) -> None:
-        self._events.append(UnitPrepared(unit=unit, handle=None))
-
-    def encode(self, unit: Unit, handle: Any) -> None:
-        committed = Committed(unit=unit, record=replace(RECORD, unit=unit.id), fresh=True)
-        self._events.append(UnitCommitted(unit=unit, committed=committed))
+    def submit(self, call: Call) -> None:
+        committed = None
+        if call.unit is not None and call.stage is Stage.ENCODE:
+            committed = Committed(unit=call.unit, record=replace(RECORD, unit=call.unit.id), fresh=True)
+        self._events.append(call.done(committed))
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         events, self._events = self._events, []
         return events
 
+    def replace(self, process: Process, reason: str) -> list[Event]:
+        return []
+
 
 def drive_nothing(parts: int, units_of: Callable[[int], list[Unit]]) -> int:
     """Drives all units of all parts through stages that do nothing; returns how many there were."""
-    work = Work(parts=parts, indexed=set(), units_of=units_of, unit_bytes=lambda unit: 1)
-    driver = Driver(NullEngine(), work, DriverLimits(in_flight_bytes=1000, attempts=3))
+    work = Work(parts=parts, to_index=list(range(parts)), to_cut=[], units_of=units_of, unit_bytes=lambda unit: 1)
+    driver = Driver(NullEngine(), work, DriverLimits(attempts=3))
     return driver.run().totals.units
 
 

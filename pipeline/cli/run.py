@@ -9,7 +9,7 @@ import time
 from tqdm import tqdm
 
 from ..config import load_config
-from ..run.driver import Progress
+from ..run.progress import Progress
 from ..run.runner import run
 from ..run.summary import Summary
 from .console import add_config_arguments, bytes_text, catch_signals, print_json, say, seconds_text
@@ -36,12 +36,12 @@ class Reporter:
         else:
             print(line, file=sys.stderr if self._quiet else sys.stdout, flush=True)
 
-    def __call__(self, progress: Progress, seconds: float, encoders: int) -> None:
+    def __call__(self, progress: Progress, seconds: float, encoder_seconds: float) -> None:
         catch_signals()
         if self._quiet:
             return
         totals = progress.totals
-        busy = totals.seconds["encode"] / max(1e-9, seconds * encoders)
+        busy = totals.seconds["encode"] / max(1e-9, encoder_seconds)
         more = progress.parts_cut < progress.parts - len(progress.failed_parts)
         rates = (
             f"{totals.tokens / max(seconds, 1e-9):,.0f} tokens/s, {totals.rows / max(seconds, 1e-9):,.1f} images/s, "

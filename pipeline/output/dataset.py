@@ -89,6 +89,11 @@ def recorded_versions() -> dict[str, str | None]:
     return {name: version_of(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()}
 
 
+def is_complete(output: AnyPath) -> bool:
+    """Whether an output says that it is."""
+    return (output / "_SUCCESS").exists()
+
+
 def remove_success(output: AnyPath) -> None:
     path = output / "_SUCCESS"
     if path.exists():  # who may only write new objects may run into a new output

@@ -22,7 +22,7 @@ class Admission:
         self._encoders: dict[Process, None] = {}
 
     def begin(self, admit: Callable[[Identity], ShardSettings]) -> None:
-        """`admit` turns what they are into what a shard says about itself. Raises RequestError: not with this output."""
+        """`admit` turns what they are into what a shard says of itself. Raises RequestError: not with this output."""
         self._admit = admit
 
     def meet(self, process: Process, identity: Identity) -> None:
@@ -31,8 +31,8 @@ class Admission:
         for name in first.keys() | identity.keys():
             if first.get(name) != identity.get(name) and not self._mixed:
                 raise RequestError(
-                    f"the {process.kind}s differ in {name}: {first.get(name)}, {identity.get(name)}; bits would depend on "
-                    "which of them works on an image. cluster.mixed_devices: true accepts that"
+                    f"the {process.kind}s differ in {name}: {first.get(name)}, {identity.get(name)}; bits would depend "
+                    "on which of them works on an image. cluster.mixed_devices: true accepts that"
                 )
         if process.kind == "encoder":
             self._encoders[process] = None

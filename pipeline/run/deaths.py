@@ -1,4 +1,4 @@
-"""Deaths: processes that have died, until it can be said why: of a node's processes one dies before the node is gone."""
+"""Deaths: processes that have died, until it can be said why: they die before it is known that their node is gone."""
 
 from __future__ import annotations
 

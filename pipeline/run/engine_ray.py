@@ -265,8 +265,8 @@ class RayEngine:
     def _welcome(self, process: Process, said: Introduction) -> list[Event]:
         if not said.sees_output:
             error = RequestError(
-                f"output.uri is not seen by node {self._places.name(process.node)}: on several nodes the output must be on a "
-                "file system that all of them share"
+                f"output.uri is not seen by node {self._places.name(process.node)}: on several nodes the output must "
+                "be on a file system that all of them share"
             )
             return self._leave_out(process, error)
         try:

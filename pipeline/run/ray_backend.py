@@ -1,4 +1,4 @@
-"""Ray backend: actors of Ray, pinned to their nodes. Their answers come in a queue: a wait costs what there is to take."""
+"""Ray backend: actors of Ray, pinned to their nodes. Answers come in a queue: a wait costs what there is to take."""
 
 from __future__ import annotations
 
@@ -11,14 +11,7 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
-from ray.exceptions import (
-    ActorUnavailableError,
-    ObjectLostError,
-    OwnerDiedError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import ActorUnavailableError, ObjectLostError, OwnerDiedError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from .actors import EncodeActor, PrepareActor
@@ -37,11 +30,43 @@ REACHABLE_SECONDS = 1.0
 ACCELERATOR = "accelerator_type:"
 
 
-class RayBackend:
-    """Starts actors on the cluster that this process has joined."""
+def nodes_now(places: dict[str, tuple[str, int]] | None = None) -> list[NodeFacts]:
+    """The nodes of the cluster that this process has joined.
 
-    def __init__(self, settings: StageSettings, device: Device) -> None:
-        self._settings, self._device = settings, device
+    Args:
+        places: takes the address of each node's manager.
+    """
+    free = available_resources_per_node()
+    found = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        name, total = node["NodeID"], node["Resources"]
+        if places is not None:
+            places[name] = (node["NodeManagerAddress"], node["NodeManagerPort"])
+        found.append(
+            NodeFacts(
+                id=name,
+                name=f"{node['NodeManagerAddress']} ({name[:8]})",
+                cpus=total.get("CPU", 0.0),
+                free_cpus=free.get(name, {}).get("CPU", 0.0),
+                gpus=int(total.get("GPU", 0)),
+                store_bytes=int(total.get("object_store_memory", 0)),
+                accelerators=tuple(one.removeprefix(ACCELERATOR) for one in total if one.startswith(ACCELERATOR)),
+            )
+        )
+    return found
+
+
+class RayBackend:
+    """Starts actors on the cluster that this process has joined.
+
+    Args:
+        owns_cluster: it was started for this run, and ends with it.
+    """
+
+    def __init__(self, settings: StageSettings, device: Device, *, owns_cluster: bool) -> None:
+        self._settings, self._device, self._owns_cluster = settings, device, owns_cluster
         self._answers: queue.SimpleQueue[tuple[Call, Future[Any]]] = queue.SimpleQueue()
         self._places: dict[str, tuple[str, int]] = {}  # of each node's manager
         self._asked: tuple[str, int] = ("", 0)
@@ -52,27 +77,7 @@ class RayBackend:
 
     def nodes(self) -> list[NodeFacts]:
         """The nodes that live, by Ray's own account: one that has just died may still be among them."""
-        free = available_resources_per_node()
-        found = []
-        for node in ray.nodes():
-            if not node["Alive"]:
-                continue
-            name, total = node["NodeID"], node["Resources"]
-            self._places[name] = (node["NodeManagerAddress"], node["NodeManagerPort"])
-            found.append(
-                NodeFacts(
-                    id=name,
-                    name=f"{node['NodeManagerAddress']} ({name[:8]})",
-                    cpus=total.get("CPU", 0.0),
-                    free_cpus=free.get(name, {}).get("CPU", 0.0),
-                    gpus=int(total.get("GPU", 0)),
-                    store_bytes=int(total.get("object_store_memory", 0)),
-                    accelerators=tuple(
-                        sorted(one.removeprefix(ACCELERATOR) for one in total if one.startswith(ACCELERATOR))
-                    ),
-                )
-            )
-        return found
+        return nodes_now(self._places)
 
     def is_there(self, node: str) -> bool:
         """Whether a node's manager still takes connections: Ray notices a lost node only after seconds."""
@@ -138,10 +143,12 @@ class RayBackend:
         self._metrics.observe(progress, seconds, encoders)
 
     def close(self) -> None:
-        """Takes back what the autoscaler was asked for."""
+        """Takes back what the autoscaler was asked for; ends the cluster if it was started for this run."""
         if self._asked[1]:
             with suppress(RayError, RuntimeError):
                 self.ask_for("", 0)
+        if self._owns_cluster:
+            ray.shutdown()
 
 
 def _translated(error: BaseException) -> BaseException:

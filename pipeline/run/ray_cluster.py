@@ -8,12 +8,21 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from ..config import Cluster
 from ..errors import RequestError
+from ..storage.files import is_on_a_disk
+from ..storage.publish import write_text
+from ..storage.scratch import Scratch
+from .engine_ray import RayEngine
+from .ray_backend import RayBackend, nodes_now
+from .settings import StageSettings
+from .sizing import Device, NodeFacts
 
 REACHABLE_SECONDS = 10.0
 
@@ -86,3 +95,67 @@ def _join_or_start(address: str, say: Callable[[str], None]) -> bool:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RequestError(f"cluster.address: {address}: {str(error).splitlines()[0]}") from error
     return False
+
+
+def start_on_ray(
+    settings: StageSettings, cluster: Cluster, scratch: Scratch, say: Callable[[str], None], *, encoding: bool = True
+) -> RayEngine:
+    """Joins or starts a cluster, and starts a run's processes on it.
+
+    Args:
+        scratch: of the run; a file in it shows which nodes see the output.
+        say: prints a line for the user.
+        encoding: False where only indexing is to be done.
+
+    Raises:
+        RequestError: the cluster cannot be joined, or has no device that is wanted.
+    """
+    probe = ""
+    if is_on_a_disk(settings.output):
+        probe = str(scratch.path("probe"))
+        write_text(Path(probe), settings.nonce)
+    started = connect(cluster.address, say)
+    try:
+        nodes = nodes_now()
+        device = device_of(cluster.device, nodes, started=started) if encoding else "cpu"
+        if device == "cuda" and not cluster.mixed_devices:
+            check_alike(nodes)
+        backend = RayBackend(settings, device, owns_cluster=started)
+        return RayEngine(backend, cluster, device, probe=probe, say=say, encoding=encoding)
+    except BaseException:  # an interruption too must not leave a cluster behind
+        if started:
+            ray.shutdown()
+        raise
+
+
+def device_of(wanted: str, nodes: list[NodeFacts], *, started: bool) -> Device:
+    """The device to encode on: never the CPU without a word where a GPU may be meant.
+
+    Args:
+        started: whether the run has started this cluster, on this machine.
+
+    Raises:
+        RequestError: there is none of that kind.
+    """
+    has_gpu = any(node.gpus for node in nodes)
+    if wanted == "cuda" and started and not has_gpu:
+        raise RequestError("cluster.device: cuda: Ray sees no GPU here; cluster.device: cpu encodes on the CPU")
+    if wanted == "auto" and not has_gpu and not started:
+        raise RequestError(
+            "cluster.device: auto: the cluster has no GPU at the moment. cluster.device: cuda waits for one, and asks "
+            "the autoscaler; cluster.device: cpu encodes on CPUs"
+        )
+    if wanted == "cpu" or (wanted == "auto" and not has_gpu):
+        return "cpu"
+    return "cuda"
+
+
+def check_alike(nodes: list[NodeFacts]) -> None:
+    """Raises RequestError: the GPUs that are there by now are of different models."""
+    models = {model: node.name for node in nodes if node.gpus for model in node.accelerators}
+    if len(models) > 1:
+        found = ", ".join(f"{model} on {name}" for model, name in sorted(models.items()))
+        raise RequestError(
+            f"the encoders would differ in device: {found}; bits would depend on which of them encodes an image. "
+            "cluster.mixed_devices: true accepts that"
+        )

@@ -7,44 +7,58 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from ..config import Config
 from ..errors import DamagedPart, RequestError, RunFailed
 from ..index.read import read_index_arrays
 from ..index.units import Unit, cut_units
-from ..output.dataset import check_output, recorded_versions, remove_success, stored_facts, write_dataset, write_success
+from ..output.dataset import (
+    check_output,
+    is_complete,
+    recorded_versions,
+    remove_success,
+    stored_facts,
+    write_dataset,
+    write_success,
+)
 from ..output.fingerprint import config_facts, fingerprint_of
 from ..output.info import DatasetInfo
 from ..output.layout import SCHEMA_VERSION
-from ..output.ledger import CommittedUnits
+from ..output.ledger import CommittedUnits, folded_parts, totals_of
 from ..output.settings import ShardSettings
-from ..output.totals import totals_of
 from ..process import in_background, peak_memory_bytes
 from ..source.carry import schema_text
 from ..source.plan import Plan
 from ..storage.files import make_folder
 from ..storage.scratch import Scratch
-from .driver import Driver, DriverLimits, Engine, Observer, Progress, Work, check_rejected_fraction
+from .driver import Driver, Engine
+from .failures import check_rejected_fraction
+from .folding import Folder
+from .progress import Progress
 from .request import Request, check_request, stage_settings
 from .summary import Summary
+from .work import DriverLimits, Observer, Work
 
 MOMENT_SECONDS = 1.0  # that a run looks for reasons not to start an engine
+CUTTING_THREADS = 16
 PARTS_LOOKED_AT = 256  # of a plan, for work, before an engine is started
 
 
 class StartedEngine(Engine, Protocol):
     """An engine whose processes may still be starting.
 
-    `begin` gives it what turns the encoders' identities, once all are there, into what a shard says about itself;
-    `admit` raises RequestError where they cannot go on with this output. Nothing is encoded before.
+    `begin` gives it what turns an encoder's identity into what a shard says about itself; `admit` raises RequestError
+    where it cannot go on with this output. Nothing is encoded before. `encoder_seconds`: of encoders at work, so far.
     """
 
-    encoders: int
+    @property
+    def encoder_seconds(self) -> float: ...
 
-    def begin(self, admit: Callable[[list[dict[str, object]]], ShardSettings]) -> None: ...
+    def begin(self, admit: Callable[[dict[str, object]], ShardSettings]) -> None: ...
 
-    def in_flight_bytes(self) -> int: ...
+    def await_admission(self) -> None: ...
 
     def observe(self, progress: Progress, seconds: float) -> None: ...
 
@@ -55,35 +69,19 @@ def start_engine(
     request: Request, scratch: Scratch, say: Callable[[str], None], *, encoding: bool = True
 ) -> StartedEngine:
     """Starts the configured engine; without encoders where only indexing is to be done."""
-    settings = stage_settings(request, scratch.nonce)
-    if request.config.cluster.engine == "inline":
+    settings, cluster = stage_settings(request, scratch.nonce), request.config.cluster
+    if cluster.engine == "inline":
         from .engine_inline import InlineEngine
 
-        return InlineEngine(settings, encoding=encoding)
+        return InlineEngine(settings, cluster.device, encoding=encoding)
     try:
-        from .engine_ray import RayEngine
+        from .ray_cluster import start_on_ray
     except ImportError as error:
         raise RequestError(f"cluster.engine: ray is not installed ({error}); use cluster.engine: inline") from error
-    return RayEngine(settings, request.config.cluster, scratch, say, encoding=encoding)
+    return start_on_ray(settings, cluster, scratch, say, encoding=encoding)
 
 
-def one_identity(identities: list[dict[str, object]], mixed_devices: bool) -> dict[str, object]:
-    """Returns what all encoders agree on. Raises RequestError, naming what differs."""
-    first = identities[0]
-    result = dict(first)
-    for name in first:
-        values = sorted({str(identity[name]) for identity in identities})
-        if len(values) > 1:
-            if not mixed_devices:
-                raise RequestError(
-                    f"the encoders differ in {name}: {', '.join(values)}; bits would depend on which of them encodes "
-                    "an image. cluster.mixed_devices: true accepts that"
-                )
-            result[name] = " + ".join(values)
-    return result
-
-
-def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progress, float, int], None]) -> Summary:
+def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progress, float, float], None]) -> Summary:
     """Indexes what is not indexed, encodes what is not committed.
 
     The source is listed and the tower hashed while the engine's processes start, but for the first moment: what is
@@ -91,7 +89,7 @@ def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progres
 
     Args:
         say: prints a line.
-        report: called with the progress, the seconds since encoding could begin, and the number of encoders.
+        report: called with the progress, the seconds since encoding could begin, and those of encoders at work.
 
     Raises:
         RequestError: before anything is encoded.
@@ -103,18 +101,21 @@ def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progres
     if (summary := whole.finished(None if config.cluster.engine == "inline" else MOMENT_SECONDS)) is not None:
         return summary
     with Scratch(request.output) as scratch:
+        folder = Folder(request.output, scratch, say)
         engine = start_engine(request, scratch, say)
         try:
-            return whole.go(engine, scratch)
+            progress = whole.go(engine, scratch, folder)
         finally:
-            engine.shutdown()
+            engine.shutdown()  # the cluster is given back before anything is added up
+        folder.close()
+        return whole.conclude(progress, scratch, engine.encoder_seconds)
 
 
 class Run:
     """One run into one output: what is known of it, step by step."""
 
     def __init__(
-        self, request: Request, say: Callable[[str], None], report: Callable[[Progress, float, int], None]
+        self, request: Request, say: Callable[[str], None], report: Callable[[Progress, float, float], None]
     ) -> None:
         self._request, self._say, self._report = request, say, report
         self._config, self._output = request.config, request.output
@@ -123,6 +124,9 @@ class Run:
         self._facts: dict[str, object] = {}
         self._skipped: dict[int, str] = {}
         self._started: float | None = None  # when encoding could begin
+        self._ended: float | None = None
+        self._committed: CommittedUnits | None = None  # before this run
+        self._folded: set[int] = set()
 
     def finished(self, seconds: float | None) -> Summary | None:
         """The summary if nothing is left to do. None if something is, or if it takes longer than this to see."""
@@ -134,17 +138,28 @@ class Run:
         plan = self._plan
         if new_files or len(plan.indexed_parts()) < plan.num_parts or stored_facts(self._output) is None:
             return None
-        committed = CommittedUnits(self._output, plan.num_parts)
+        committed = self._look()
+        cut = [part for part in range(plan.num_parts) if not self._is_done(part)]
         try:
-            for part in range(plan.num_parts):
-                if part >= PARTS_LOOKED_AT or not all(
-                    committed.has(part, unit.number) for unit in self._units_of(part)
-                ):
-                    return None
+            if len(cut) > PARTS_LOOKED_AT or not all(
+                committed.has(part, unit.number) for part in cut for unit in self._units_of(part)
+            ):
+                return None
         except DamagedPart:
             return None
         with Scratch(self._output) as scratch:
-            return self._conclude(Progress(parts=plan.num_parts), committed, scratch, encoders=1)
+            return self.conclude(Progress(parts=plan.num_parts), scratch, 0.0)
+
+    def _look(self) -> CommittedUnits:
+        """What is committed now, and which parts have a ledger: by names alone, at the same time."""
+        folded = in_background(partial(folded_parts, self._output))
+        self._committed = CommittedUnits(self._output, self._plan.num_parts)
+        self._folded = folded.result()
+        return self._committed
+
+    def _is_done(self, part: int) -> bool:
+        """Whether a part has a ledger, and committed units. That they are as many is found when they are added up."""
+        return part in self._folded and self._committed is not None and self._committed.count_of(part) > 0
 
     def _check(self, deadline: float | None) -> int:
         """How many files are new. Raises RequestError: this output cannot take this run; TimeoutError."""
@@ -157,51 +172,75 @@ class Run:
         check_output(self._output, self._facts)
         return self._plan.check_files(self._config.source, listing)
 
-    def go(self, engine: StartedEngine, scratch: Scratch) -> Summary:
+    def go(self, engine: StartedEngine, scratch: Scratch, folder: Folder) -> Progress:
         """Plans what is new, and drives the engine until nothing is left that can be done."""
         request, config, plan = self._request, self._config, self._plan
         new_files = self._check(None)
-        new_parts = plan.update(config.source, request.listed(), scratch, new_files)
-        committed = CommittedUnits(self._output, plan.num_parts)
+        if stored_facts(self._output) is not None and (new_files or is_complete(self._output)):
+            # A run that is refused must leave a complete output as it is.
+            engine.begin(partial(self._admit, scratch))
+            engine.await_admission()
+            if new_files:
+                remove_success(self._output)
+            new_parts = plan.update(config.source, request.listed(), scratch, new_files)
+        else:
+            new_parts = plan.update(config.source, request.listed(), scratch, new_files)
+            engine.begin(partial(self._admit, scratch))
+        committed = self._look()
         if committed.count or new_parts < plan.num_parts:
             self._say(f"{committed.count} units are committed; {new_parts} of {plan.num_parts} parts are new")
-        engine.begin(lambda identities: self._admit(identities, scratch))
-        tower, in_flight = request.checkpoint.config, config.cluster.in_flight
+        tower = request.checkpoint.config
         patch_bytes = tower.in_channels * tower.patch_size**2
 
         def tick(progress: Progress) -> None:
             seconds = self._seconds()
             engine.observe(progress, seconds)
-            self._report(progress, seconds, engine.encoders)
+            self._report(progress, seconds, engine.encoder_seconds)
 
+        indexed = plan.indexed_parts()
+        done = [part for part in indexed if self._is_done(part)]
         work = Work(
             parts=plan.num_parts,
-            indexed=plan.indexed_parts(),
+            to_index=[part for part in range(plan.num_parts) if part not in indexed],
+            to_cut=[part for part in sorted(indexed) if not self._is_done(part)],
             units_of=self._units_of,
             committed=committed.has,
             unit_bytes=lambda unit: unit.patches * patch_bytes,
         )
-        limits = DriverLimits(
-            in_flight_bytes=in_flight if isinstance(in_flight, int) else engine.in_flight_bytes(),
+        observer = Observer(
+            on_tick=tick, on_start=partial(remove_success, self._output), on_part_done=folder.add, say=self._say
+        )
+        driver = Driver(engine, work, self._limits(), observer)
+        driver.progress.units_known = driver.progress.units_before = sum(map(committed.count_of, done))
+        progress = driver.run()
+        self._ended = time.monotonic()
+        return progress
+
+    def _limits(self) -> DriverLimits:
+        config = self._config
+        in_flight, unit_seconds = config.cluster.in_flight, config.limits.unit_seconds
+        inline = config.cluster.engine == "inline"
+        return DriverLimits(
+            in_flight_bytes=in_flight if isinstance(in_flight, int) and not inline else None,
             attempts=config.limits.attempts,
             max_rejected_fraction=config.limits.max_rejected_fraction,
+            unit_seconds=unit_seconds if isinstance(unit_seconds, float) else None,
+            cutting_threads=0 if inline else CUTTING_THREADS,
         )
-        driver = Driver(engine, work, limits, Observer(on_tick=tick, on_start=lambda: remove_success(self._output)))
-        return self._conclude(driver.run(), committed, scratch, encoders=engine.encoders)
 
     def _seconds(self) -> float:
         """Since encoding could begin."""
-        return 0.0 if self._started is None else time.monotonic() - self._started
+        return 0.0 if self._started is None else (self._ended or time.monotonic()) - self._started
 
-    def _admit(self, identities: list[dict[str, object]], scratch: Scratch) -> ShardSettings:
+    def _admit(self, scratch: Scratch, identity: dict[str, object]) -> ShardSettings:
         """Completes the fingerprint by what the encoders are, and writes dataset.json. Raises RequestError."""
-        config, output, facts = self._config, self._output, self._facts
-        if any(identity["tower_sha256"] != facts["tower_sha256"] for identity in identities):
+        config, output, facts = self._config, self._output, dict(self._facts)
+        if identity["tower_sha256"] != facts["tower_sha256"]:
             raise RequestError(
                 f"model.path: {config.model.path}: an encoder has found other weights there than the driver; every "
                 "node must see the same checkpoint"
             )
-        facts |= one_identity(identities, config.cluster.mixed_devices)
+        facts |= identity
         check_output(output, facts)
         tower = self._request.checkpoint.config
         hidden_size = tower.width_of(config.output.stage)
@@ -243,10 +282,11 @@ class Run:
             self._skipped[part] = index.damaged
         return cut_units(part, index, self._request.geometry, self._config.output.shard_tokens)
 
-    def _conclude(self, progress: Progress, committed: CommittedUnits, scratch: Scratch, *, encoders: int) -> Summary:
+    def conclude(self, progress: Progress, scratch: Scratch, encoder_seconds: float) -> Summary:
         """Adds up, and writes the card and _SUCCESS where nothing failed. Raises RunFailed."""
-        config, output, wall_seconds = self._config, self._output, self._seconds()
-        totals = totals_of(output, committed.unit_ids())
+        config, output, wall_seconds, committed = self._config, self._output, self._seconds(), self._committed
+        assert committed is not None
+        totals = totals_of(output, committed, self._folded)
         totals.merge(progress.totals)
         problems = [*progress.failed_parts.values(), *progress.set_aside.values()]
         skipped = list(self._skipped.values())
@@ -257,7 +297,7 @@ class Run:
             this_run=progress.totals,
             already_committed=committed.count,
             wall_seconds=wall_seconds,
-            busy_share=progress.totals.seconds["encode"] / max(1e-9, wall_seconds * encoders),
+            busy_share=progress.totals.seconds["encode"] / max(1e-9, encoder_seconds),
             peak_memory_bytes=max(progress.peak_memory_bytes, peak_memory_bytes()),
             driver_peak_memory_bytes=peak_memory_bytes(),
             retries=progress.retries,
@@ -298,8 +338,11 @@ def make_plan(request: Request, say: Callable[[str], None]) -> tuple[Plan, list[
         engine = start_engine(request, scratch, say, encoding=False)
         try:
             plan.update(config.source, listing, scratch, new_files)
-            work = Work(parts=plan.num_parts, indexed=plan.indexed_parts(), units_of=lambda part: [])
-            driver = Driver(engine, work, DriverLimits(in_flight_bytes=1, attempts=config.limits.attempts))
+            indexed = plan.indexed_parts()
+            to_index = [part for part in range(plan.num_parts) if part not in indexed]
+            work = Work(parts=plan.num_parts, to_index=to_index, to_cut=[], units_of=lambda part: [])
+            limits = DriverLimits(attempts=config.limits.attempts)
+            driver = Driver(engine, work, limits, Observer(say=say))
             return plan, list(driver.run().failed_parts.values())
         finally:
             engine.shutdown()

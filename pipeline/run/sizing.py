@@ -51,7 +51,12 @@ class Present:
 
 
 def shares_of(
-    wanted: Cluster, nodes: Sequence[NodeFacts], device: Device, *, encoding: bool = True, present: Present | None = None
+    wanted: Cluster,
+    nodes: Sequence[NodeFacts],
+    device: Device,
+    *,
+    encoding: bool = True,
+    present: Present | None = None,
 ) -> dict[str, Share]:
     """Sizes a run, node by node.
 

@@ -15,7 +15,12 @@ from .places import Places
 from .sizing import Device, NodeFacts, Share, options_of
 
 Reason = Literal["sick", "start", "stillborn", "death"]
-MAX_TRIES: dict[Reason, int] = {"sick": 2, "start": 2, "stillborn": 5, "death": 20}  # in a row in one place, without a success
+MAX_TRIES: dict[Reason, int] = {
+    "sick": 2,
+    "start": 2,
+    "stillborn": 5,
+    "death": 20,
+}  # in a row in one place, without a success
 
 
 class Staff:

@@ -10,7 +10,7 @@ from .fleet import Fleet
 
 
 class Waiting:
-    """Prepared units by node. An encoder takes what lies on its own node; what is more than a node needs, any may take."""
+    """Prepared units by node. An encoder takes what lies on its node; what is more than a node needs, any may take."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet

@@ -25,7 +25,7 @@ def choose_device(wanted: str = "auto") -> torch.device:
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise RequestError(
-            f"cluster.device: cuda: torch {torch.__version__} sees no GPU here (is it built for CUDA {torch.version.cuda}?); "
+            f"cluster.device: cuda: torch {torch.__version__} (built for CUDA {torch.version.cuda}) sees no GPU here; "
             "cluster.device: cpu encodes on the CPU"
         )
     if wanted != "auto":

@@ -21,7 +21,7 @@ from pipeline.errors import ReaderLost
 from pipeline.output.verify import Verifier
 from pipeline.prepare.guard import ALONE, GuardedReader, ImageReader
 from pipeline.rejects import Reject
-from pipeline.run.driver import DEATHS_BEFORE_GUARD
+from pipeline.run.failures import DEATHS_BEFORE_GUARD
 
 VICTIM = "0/0002.jpg"
 

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 
 from jobs.bench.driver import NullEngine, drive_nothing
-from pipeline.errors import DamagedPart, OutputError, RunFailed, SourceError
+from pipeline.errors import DamagedPart, OutputBusy, OutputError, RunFailed, SourceBusy, SourceError
 from pipeline.index.units import Unit
-from pipeline.run.driver import Driver, DriverLimits, Observer, Progress, Work
-from pipeline.run.events import Blame, CallFailed, Event, PartIndexed, Stage, UnitCommitted, UnitPrepared
+from pipeline.run.calls import Call
+from pipeline.run.driver import Driver
+from pipeline.run.events import Blame, CallFailed, Event, NodeLost, ProcessLost, Stage
+from pipeline.run.fleet import Fleet, Process
+from pipeline.run.progress import Progress
+from pipeline.run.work import DriverLimits, Observer, Work
 
 Fault = tuple[BaseException, Blame]
 
@@ -19,63 +23,59 @@ def units_of(part: int) -> list[Unit]:
     return [Unit(part=part, number=number, first=number, count=1, tokens=1, patches=4) for number in range(5)]
 
 
-def drive(engine: Any, parts: int = 3, on_start: Any = lambda: None, **options: Any) -> Progress:
-    work = {"indexed": set(), "units_of": units_of, "unit_bytes": lambda unit: 10}
-    limits = {"in_flight_bytes": 40, "attempts": 3}
+def drive(engine: Any, parts: int = 3, observer: Observer | None = None, **options: Any) -> Progress:
+    work = {"to_index": list(range(parts)), "to_cut": [], "units_of": units_of, "unit_bytes": lambda unit: 10}
+    limits = {"attempts": 3}
     for name, value in options.items():
         (limits if name in DriverLimits.__dataclass_fields__ else work)[name] = value
-    return Driver(engine, Work(parts=parts, **work), DriverLimits(**limits), Observer(on_start=on_start)).run()
+    driver = Driver(engine, Work(parts=parts, **work), DriverLimits(**limits), observer or Observer())
+    return driver.run()
 
 
 class Faulty(NullEngine):
-    """Fails calls as told; after a loss nobody is free for a while."""
+    """Fails calls as told, in a time of its own: a second passes with every wait."""
 
-    def __init__(self, faults: dict[tuple[Stage, str], list[Fault]]) -> None:
-        super().__init__()
+    def __init__(self, faults: dict[tuple[Stage, str], list[Fault]], **options: Any) -> None:
+        super().__init__(**{"budget_bytes": 40} | options)
         self.faults = faults
-        self.away = 0
         self.in_flight = 0
         self.most_in_flight = 0
         self.fired = 0
+        self.seconds = 0.0
+        self.prepared: list[str] = []
 
-    def free_preparers(self) -> int:
-        return 0 if self.away else super().free_preparers()
+    def now(self) -> float:
+        return self.seconds
 
-    def free_encoders(self) -> int:
-        return 0 if self.away else super().free_encoders()
-
-    def prepare(self, unit: Unit, guarded: bool) -> None:
-        self.in_flight += 10
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        super().prepare(unit, guarded)
+    def submit(self, call: Call) -> None:
+        if call.stage is Stage.PREPARE:
+            assert call.unit is not None
+            self.prepared.append(call.unit.id)
+            self.in_flight += 10
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        super().submit(call)
 
     def wait(self, timeout_seconds: float) -> list[Event]:
-        self.away = max(0, self.away - 1)
-        events: list[Event] = []
-        for event in super().wait(timeout_seconds):
-            stage, part, unit = called(event)
-            faults = self.faults.get((stage, unit.id if unit else str(part)), [])
-            if faults:
-                self.fired += 1
-                error, blame = faults.pop(0)
-                event = CallFailed(stage=stage, part=part, unit=unit, error=error, blame=blame)
-                self.away = 3 if blame is not Blame.CALL else 0
-            if unit is not None and (stage is Stage.ENCODE or isinstance(event, CallFailed)):
-                self.in_flight -= 10
-            events.append(event)
-        return events
+        self.seconds += 1
+        return [self.judged(event) for event in super().wait(timeout_seconds)]
+
+    def judged(self, event: Any) -> Event:
+        stage, part, unit = called(event)
+        faults = self.faults.get((stage, unit.id if unit else str(part)), [])
+        if faults:
+            self.fired += 1
+            error, blame = faults.pop(0)
+            event = CallFailed(process=event.process, stage=stage, part=part, unit=unit, error=error, blame=blame)
+        if unit is not None and (stage is Stage.ENCODE or isinstance(event, CallFailed)):
+            self.in_flight -= 10
+        return event  # type: ignore[no-any-return]
 
 
-def called(event: Event) -> tuple[Stage, int, Unit | None]:
-    match event:
-        case PartIndexed(part=part):
-            return Stage.INDEX, part, None
-        case UnitPrepared(unit=unit):
-            return Stage.PREPARE, unit.part, unit
-        case UnitCommitted(unit=unit):
-            return Stage.ENCODE, unit.part, unit
-        case CallFailed():
-            raise AssertionError("nothing fails by itself here")
+def called(event: Any) -> tuple[Stage, int, Unit | None]:
+    unit = getattr(event, "unit", None)
+    if unit is None:
+        return Stage.INDEX, event.part, None
+    return (Stage.ENCODE if hasattr(event, "committed") else Stage.PREPARE), unit.part, unit
 
 
 def failure(error: BaseException, blame: Blame = Blame.CALL) -> Fault:
@@ -156,3 +156,210 @@ def test_prepared_bytes_are_bounded() -> None:
     engine = Faulty({})
     drive(engine, in_flight_bytes=1)  # a unit larger than the bound passes alone
     assert engine.most_in_flight == 10
+    engine = Faulty({}, budget_bytes=30)  # of its node
+    drive(engine)
+    assert engine.most_in_flight == 30
+
+
+def test_storage_that_does_not_answer_is_waited_for_with_growing_pauses() -> None:
+    lines: list[str] = []
+    faults: dict[tuple[Stage, str], list[Fault]] = {
+        (Stage.ENCODE, "000001-0001"): [failure(OutputBusy("503")) for _ in range(6)],
+        (Stage.PREPARE, "000002-0001"): [failure(SourceBusy("503")) for _ in range(6)],
+    }
+    engine = Faulty(faults)
+    progress = drive(engine, observer=Observer(say=lines.append))
+    assert engine.fired == 12
+    assert (progress.totals.units, len(progress.set_aside)) == (15, 0)
+    assert sum("waiting" in line and "503" in line for line in lines) >= 3
+    assert engine.prepared.count("000001-0001") == 1  # its patches were kept
+
+
+def test_storage_that_does_not_answer_for_ten_minutes_ends_the_run() -> None:
+    engine = Faulty({(Stage.ENCODE, unit.id): [failure(OutputBusy("503"))] * 1000 for unit in units_of(0)})
+    with pytest.raises(OutputError, match="nothing could be written for 10 minutes, the last: 503"):
+        drive(engine, parts=1)
+    assert engine.seconds > 600
+
+
+def test_what_cannot_be_written_on_one_node_is_written_on_another() -> None:
+    """One node's scratch is full: the units of its preparers go to the other's encoder."""
+
+    class Full(Faulty):
+        def judged(self, event: Any) -> Event:
+            if hasattr(event, "committed") and event.process.node == "full":
+                self.fired += 1
+                error = OutputBusy("no space left")
+                return CallFailed(
+                    process=event.process, stage=Stage.ENCODE, part=event.unit.part, unit=event.unit, error=error
+                )
+            return super().judged(event)
+
+    engine = Full({})
+    engine.fleet = two_nodes("full", "other")
+    progress = drive(engine)
+    assert engine.fired
+    assert (progress.totals.units, len(progress.set_aside)) == (15, 0)
+
+
+def two_nodes(*names: str) -> Fleet:
+    fleet = Fleet()
+    for name in names:
+        fleet.see(name, 40)
+        fleet.add(Process(kind="preparer", number=0, node=name))
+        fleet.add(Process(kind="encoder", number=0, node=name))
+    return fleet
+
+
+class Still(Faulty):
+    """Never answers the first call of a stage by one process; ends it when told to."""
+
+    def __init__(self, stage: Stage, processes: int = 2) -> None:
+        super().__init__({}, processes=processes)
+        self.stage, self.held, self.replaced = stage, [], []  # type: ignore[var-annotated]
+
+    def submit(self, call: Call) -> None:
+        if call.stage is self.stage and not self.held and not self.replaced:
+            self.held.append(call)
+            return
+        super().submit(call)
+
+    def replace(self, process: Process, reason: str) -> list[Event]:
+        self.replaced.append(process)
+        self.fleet.remove(process)
+        process.gone = True
+        self.fleet.add(Process(kind=process.kind, number=9))
+        held = [call for call in self.held if call.process is process]
+        self.held = [call for call in self.held if call.process is not process]
+        return [*(call.failed(RuntimeError(reason), Blame.WORLD) for call in held), ProcessLost(process=process)]
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_call_that_is_never_answered_is_ended_and_done_by_another(stage: Stage) -> None:
+    lines: list[str] = []
+    engine = Still(stage, processes=1)
+    progress = drive(engine, unit_seconds=20.0, observer=Observer(say=lines.append))
+    assert len(engine.replaced) == 1
+    assert engine.seconds > 20
+    assert (progress.totals.units, progress.retries) == (15, 1)
+    assert any("has not answered for" in line for line in lines)
+
+
+def test_without_a_limit_a_call_may_take_ten_minutes_or_ten_medians() -> None:
+    engine = Still(Stage.ENCODE, processes=1)
+    drive(engine)
+    assert 600 < engine.seconds < 1000
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.ENCODE])
+def test_the_last_unit_is_given_to_a_second_process(stage: Stage) -> None:
+    lines: list[str] = []
+    engine = Still(stage)
+    progress = drive(engine, observer=Observer(say=lines.append))
+    assert engine.held and not engine.replaced
+    assert progress.totals.units == 15
+    assert engine.seconds < 60
+    assert any("tries it too" in line for line in lines)
+
+
+def test_the_answer_of_a_slower_twin_changes_nothing() -> None:
+    class Late(Still):
+        def wait(self, timeout_seconds: float) -> list[Event]:
+            if self.seconds > 30 and self.held:
+                call = self.held.pop()
+                super(Still, self).submit(call)
+            return super().wait(timeout_seconds)
+
+    engine = Late(Stage.PREPARE)
+    progress = drive(engine, parts=40)
+    assert not engine.held
+    assert progress.totals.units == 200
+
+
+def test_a_node_that_is_lost_costs_no_attempt_and_its_patches_are_made_again() -> None:
+    class Losing(Faulty):
+        lost = False
+        calls_lost = 0
+
+        def wait(self, timeout_seconds: float) -> list[Event]:
+            if self.lost or self.seconds < 5:
+                return super().wait(timeout_seconds)
+            self.lost = True
+            error, events = RuntimeError("node b is lost"), []
+            for event in super().wait(0):
+                stage, part, unit = called(event)
+                process: Process = event.process  # type: ignore[union-attr]
+                if process.node == "b":
+                    self.calls_lost += 1
+                    event = CallFailed(
+                        process=process, stage=stage, part=part, unit=unit, error=error, blame=Blame.WORLD
+                    )
+                events.append(event)
+            for process in self.there["b"]:
+                self.fleet.remove(process)
+                events.append(ProcessLost(process=process))
+            self.fleet.forget("b")
+            return [*events, NodeLost(node="b")]
+
+    engine = Losing({})
+    engine.fleet = Fleet()
+    engine.there = {}  # type: ignore[attr-defined]
+    for name in "ab":
+        engine.fleet.see(name, 40)
+        engine.there[name] = []  # type: ignore[attr-defined]
+        for number in range(6):
+            process = Process(kind="preparer" if number else "encoder", number=number, node=name)
+            engine.there[name].append(process)  # type: ignore[attr-defined]
+            engine.fleet.add(process)
+    progress = drive(engine, parts=20, attempts=1)
+    assert engine.lost and engine.calls_lost
+    assert (progress.totals.units, len(progress.set_aside)) == (100, 0)
+    assert len(engine.prepared) > 100
+
+
+def test_an_encoder_that_always_fails_is_replaced_and_sets_nothing_aside() -> None:
+    """It answers faster than the others, so that it is always the least busy."""
+
+    class Sick(Faulty):
+        def __init__(self) -> None:
+            super().__init__({}, processes=4)
+            self.sick: Process | None = None
+            self.calls = 0
+            self.replaced = 0
+
+        def judged(self, event: Any) -> Event:
+            if hasattr(event, "committed"):
+                self.sick = self.sick or event.process
+                if event.process is self.sick:
+                    self.calls += 1
+                    error = RuntimeError("CUDA error")
+                    return CallFailed(
+                        process=event.process, stage=Stage.ENCODE, part=event.unit.part, unit=event.unit, error=error
+                    )
+            return super().judged(event)
+
+        def replace(self, process: Process, reason: str) -> list[Event]:
+            assert process is self.sick
+            self.replaced += 1
+            self.fleet.remove(process)
+            return [ProcessLost(process=process)]
+
+    engine = Sick()
+    progress = drive(engine, parts=20)
+    assert (progress.totals.units, len(progress.set_aside)) == (100, 0)
+    assert engine.replaced == 1
+    assert engine.calls <= 4
+
+
+def test_the_run_is_begun_before_the_first_unit_is_prepared() -> None:
+    begun: list[int] = []
+    engine = Faulty({})
+    drive(engine, observer=Observer(on_start=lambda: begun.append(len(engine.prepared))))
+    assert begun == [0]
+
+
+def test_a_part_that_is_done_is_told_with_its_records() -> None:
+    done: dict[int, tuple[range, list[int]]] = {}
+    observer = Observer(on_part_done=lambda part, numbers, records: done.update({part: (numbers, sorted(records))}))
+    drive(Faulty({}), committed=lambda part, number: part == 1 or number == 0, observer=observer)
+    assert done == {0: (range(5), [1, 2, 3, 4]), 1: (range(5), []), 2: (range(5), [1, 2, 3, 4])}
