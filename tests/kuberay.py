@@ -1,9 +1,9 @@
 """Facts about KubeRay's API, to hold `configs/rayjob.yaml` to: which fields there are, and what each takes.
 
 The fields of ray.io/v1 are all of those of KubeRay 1.7.0, by its generated API reference (docs/reference/api.md at the
-release tag v1.7.0; KubeRay's own CI holds it to the Go types that the CRD is made from too). Marked `since` is what was
-not in the reference shortly before 1.5.1, but for authOptions.mode, which is what 1.5.1 is known for. Of Kubernetes' own
-types (API 1.28) only the fields are here that the file uses.
+release tag v1.7.0; KubeRay's CI holds it to the Go types that the CRD is made from). Marked `since` is what was not in
+the reference shortly before 1.5.1, but for authOptions.mode, which is what 1.5.1 is known for. Of Kubernetes' own types
+(API 1.28) only the fields are here that the file uses.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def test_the_cluster_grows_to_as_many_gpus_as_the_run_asks_for(job: Any) -> None
 
 
 def test_everyone_has_the_token_from_kuberay(job: Any) -> None:
-    """Whoever reaches Ray's ports without one runs code there. One set by hand would be another than the submitter's."""
+    """Whoever reaches Ray's ports without one runs code there. One set by hand is not the submitter's."""
     assert cluster(job)["authOptions"] == {"mode": "token"}
     assert "RAY_AUTH" not in str(job)
 
