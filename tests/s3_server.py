@@ -32,6 +32,7 @@ class Request:
     first: bool  # whether this is the first of this method, key and part
     number: int  # how many like it came before
     conditional: bool  # whether it may only make a new object
+    payer: str  # who pays, where it says so
 
     @property
     def completes(self) -> bool:
@@ -43,11 +44,13 @@ class Counts:
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     bytes_sent: Counter[str] = field(default_factory=Counter)
     faults: int = 0
+    unheeded: int = 0  # conditions of a GET
 
 
 class S3Server:
     """`fault`, where set, says what happens to a request: "403", "500", "503", "cut" (the connection ends before the
-    request is looked at), "lost" (it is done, and its answer never arrives), or None."""
+    request is looked at), "lost" (it is done, and its answer never arrives), or None. `heeds_if_match`: whether a GET
+    may name the object's ETag."""
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -55,6 +58,7 @@ class S3Server:
         self._seen: Counter[tuple[str, str, str]] = Counter()
         self._lock = threading.Lock()
         self.fault: Callable[[Request], str | None] = lambda request: None
+        self.heeds_if_match = True
         self.counts = Counts()
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -67,6 +71,7 @@ class S3Server:
     def reset(self) -> None:
         """No faults, nothing counted."""
         self.fault = lambda request: None
+        self.heeds_if_match = True
         self._seen.clear()
         self.counts = Counts()
 
@@ -90,6 +95,7 @@ class S3Server:
             first=number == 0,
             number=number,
             conditional="HTTP_IF_NONE_MATCH" in environ,
+            payer=environ.get("HTTP_X_AMZ_REQUEST_PAYER", ""),
         )
         fault = None if path.startswith("/moto-api") else self.fault(asked)
         if fault:
@@ -103,6 +109,9 @@ class S3Server:
             return [] if method == "HEAD" else [body.encode()]
         if fault == "cut":
             return self._cut(environ)
+        if not self.heeds_if_match and environ.pop("HTTP_IF_MATCH", None):
+            with self._lock:
+                self.counts.unheeded += 1
         answer = list(self._app(environ, start_response if fault != "lost" else lambda *_: lambda data: None))
         if fault == "lost":
             return self._cut(environ)

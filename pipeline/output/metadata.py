@@ -15,10 +15,21 @@ METADATA_KEY = b"visionbake"
 
 
 def read_metadata(path: AnyPath) -> dict[str, Any]:
-    """The JSON in a shard's footer. Raises OutputError if it is not one of ours."""
+    """The JSON in a shard's footer. Raises OutputError if it is not one of ours, whatever its bytes are."""
     try:
         with open_input(path, forwards=False) as stream:
             metadata = pq.read_metadata(stream).metadata or {}
-        return dict(json.loads(metadata[METADATA_KEY]))
+        return parse_metadata(metadata[METADATA_KEY])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise OutputError(f"{path}: not a complete shard: {error}") from error
+
+
+def parse_metadata(text: str | bytes) -> dict[str, Any]:
+    """The JSON object that a shard says about itself. Raises ValueError: it is none."""
+    try:
+        tree = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its metadata is nested too deep") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"its metadata is no JSON object, but {str(tree)[:80]!r}")
+    return tree

@@ -38,7 +38,7 @@ def work_of(record: CommitRecord) -> Work | None:
     return Work(
         encoder=record.encoder,
         ended=record.encoded_at,
-        seconds=record.seconds["encode"],
+        seconds=record.seconds.get("encode", 0.0),
         images=record.rows_out,
         tokens=record.tokens,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+import math
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..errors import OutputError
@@ -42,10 +44,11 @@ class CommitRecord:
     fingerprint: str
     device: str
     halvings: int
-    overflows: int
-    packs: list[int]
-    adopted: bool
     seconds: dict[str, float]
+    # What outputs of earlier versions do not say.
+    overflows: int = 0
+    packs: list[int] = field(default_factory=list)
+    adopted: bool = False
     encoder: int = 0
     encoded_at: float = 0.0
     statistics: dict[str, Any] = field(default_factory=dict)
@@ -59,21 +62,55 @@ class CommitRecord:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> CommitRecord:
-        """The inverse of `to_json`. Raises KeyError, TypeError, ValueError: a field is missing or is something else."""
-        known = {one.name for one in fields(cls)} - {"errors"}
-        own = {name: value for name, value in tree.items() if name in known}
-        record = cls(**own, errors={name: value for name, value in tree.items() if name not in known})
-        for name in ("rows_in", "rows_out", "tokens", "embedding_bytes", "data_size", "halvings"):
-            if type(getattr(record, name)) is not int:
-                raise ValueError(f"its {name} is {getattr(record, name)!r}, not a number")
-        return record
+        """The inverse of `to_json`. Raises ValueError: a field is missing or is something else."""
+        own = {name: tree[name] for name in _FIELDS if name in tree}
+        if missing := _REQUIRED - own.keys():
+            raise ValueError(f"its record lacks {', '.join(sorted(missing))}")
+        for name, value in own.items():
+            if not _FIELDS[name](value):
+                raise ValueError(f"its record's {name} is {str(value)[:80]!r}")
+        return cls(**own, errors={name: value for name, value in tree.items() if name not in _FIELDS})
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_seconds(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0  # type: ignore[arg-type, operator]
+
+
+def _is_list(of: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(of, value))
+
+
+def _is_table(of: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(map(of, value.values()))
+
+
+_FORMS: dict[str, Callable[[object], bool]] = {
+    "int": _is_count,
+    "str": _is_text,
+    "float": _is_seconds,
+    "bool": lambda value: isinstance(value, bool),
+    "list[int]": _is_list(_is_count),
+    "dict[str, int]": _is_table(_is_count),
+    "dict[str, float]": _is_table(_is_seconds),
+    "dict[str, list[str]]": _is_table(_is_list(_is_text)),
+}
+_FIELDS = {one.name: _FORMS[str(one.type)] for one in fields(CommitRecord) if one.name != "errors"}
+_REQUIRED = {one.name for one in fields(CommitRecord) if one.default is MISSING and one.default_factory is MISSING}
 
 
 def read_record(path: AnyPath) -> CommitRecord:
     """The record in a samples shard's footer. Raises OutputError: the file is not one of ours."""
     try:
         return CommitRecord.from_json(read_metadata(path))
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise OutputError(f"{path}: not a complete shard: {error}") from error
 
 

@@ -187,10 +187,10 @@ class ParquetShards:
         try:
             metadata = read_metadata(path)
             table = pq.read_table(path, columns=["key", "scale"])
+            keys, scales = table.column("key").to_pylist(), table.column("scale").to_pylist()
             offsets_N = np.empty(0, np.int64) if lengths_N is None else embedding_offsets(path, lengths_N)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, LookupError, ValueError) as error:  # another's Parquet file, say
             raise OutputError(f"{path}: not a complete shard: {error}") from error
-        keys, scales = table.column("key").to_pylist(), table.column("scale").to_pylist()
         return ShardContent(metadata=metadata, keys=keys, offsets_N=offsets_N, scales=scales)
 
 

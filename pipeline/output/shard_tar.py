@@ -23,10 +23,15 @@ import numpy.typing as npt
 
 from ..errors import DamagedPart, OutputError, SourceError
 from ..source.tar import TarStream, walk
+from .metadata import parse_metadata
 from .shard import DATA_SCHEMA, EMBEDDING, DataShard, HashingFile, ShardContent, ShardRows
 
 SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "I8", "fp8": "F8_E4M3"}
 PAX_KEY = "VISIONBAKE.shard"
+TAR_DAMAGE = (
+    *(OSError, tarfile.TarError, DamagedPart, SourceError),
+    *(LookupError, TypeError, ValueError, OverflowError, RecursionError, struct.error),
+)
 
 
 def member_key(key: str) -> str:
@@ -114,7 +119,7 @@ def read_tar_shard(path: Path) -> tuple[dict[str, Any], list[tuple[str, int, int
         if os.path.getsize(path) % tarfile.RECORDSIZE:
             raise ValueError("its last record is cut")
         with tarfile.open(path, "r:") as tar:
-            metadata = dict(json.loads(tar.pax_headers[PAX_KEY]))
+            metadata = parse_metadata(tar.pax_headers[PAX_KEY])
         # Our own walk: tarfile takes most kinds of truncation for the end.
         with TarStream(path) as tar_stream, open(path, "rb") as stream:
             for member, _ in walk(tar_stream, wanted=()):
@@ -124,7 +129,7 @@ def read_tar_shard(path: Path) -> tuple[dict[str, Any], list[tuple[str, int, int
                     first, last = json.loads(stream.read(size))["image_embeds"]["data_offsets"]
                     key = true_key(member.name.removesuffix(".safetensors"))
                     found.append((key, member.offset + 8 + size + first, last - first))
-    except (OSError, tarfile.TarError, KeyError, ValueError, struct.error, DamagedPart, SourceError) as error:
+    except TAR_DAMAGE as error:
         raise OutputError(f"{path}: not a complete shard: {error}") from error
     return metadata, found
 

@@ -40,6 +40,11 @@ from .totals import Totals
 
 BLOCK_BYTES = 1 << 22
 NORM_TOLERANCE = 1e-3
+# What looking at a damaged shard may raise: its rows can say anything.
+DAMAGE = (
+    *(OSError, OutputError, pa.ArrowException, RuntimeError),
+    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+)
 
 
 @dataclass(kw_only=True)
@@ -88,7 +93,7 @@ class Verifier:
             for part in range(self.plan.num_parts):
                 try:
                     units = self._units(part, report)
-                except (OutputError, KeyError, ValueError) as error:
+                except DAMAGE as error:
                     report.problems.append(f"plan/index of part {part}: cannot be read: {error}")
                     continue
                 if units is None:
@@ -136,7 +141,7 @@ class Verifier:
                     problems += self._check_data(copy, unit, record, accepted)
             else:
                 problems.append(f"{data.name} is missing")
-        except (OSError, pa.ArrowException, OutputError, KeyError, TypeError, ValueError) as error:
+        except DAMAGE as error:
             return [*problems, str(error).partition("\n")[0] or type(error).__name__], None, 0
         return problems, record, record.data_size
 

@@ -61,6 +61,11 @@ def client_of(uri: str) -> tuple[Any, str]:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}", uri) from error
 
 
+def request_options(client: Any) -> dict[str, str]:
+    """Returns what each of an S3 client's requests must say: who pays. Before s3fs 2026 only its own methods do."""
+    return dict(getattr(client, "req_kw", {}))
+
+
 @contextmanager
 def named(uri: str) -> Iterator[None]:
     """Gives every failure of a client one type."""
@@ -133,7 +138,7 @@ def exists(uri: str) -> bool:
             if scheme_of(uri) in S3:  # its `info` lists as well, in search of a folder
                 bucket, key, _ = client.split_path(path)
                 if key:  # a bucket itself is no object
-                    client.call_s3("head_object", Bucket=bucket, Key=key)
+                    client.call_s3("head_object", Bucket=bucket, Key=key, **request_options(client))
                 return bool(key)
             return str(client.info(path)["type"]) != "directory"
     except FileNotFoundError:
@@ -233,7 +238,7 @@ def _pages(folder: str, prefix: str) -> Iterator[dict[str, Any]]:
     where: dict[str, str] = {}
     while True:
         with named(folder):
-            page = client.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **where)
+            page = client.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **where, **request_options(client))
         yield from page.get("Contents", ())
         if not page.get("IsTruncated"):
             return

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .remote import client_of, entries, exists, named, state_of_info
+from .remote import client_of, entries, exists, named, request_options, state_of_info
 from .uri import S3, WHOLE_OBJECTS, scheme_of
 
 # Where the store itself refuses a name that is taken.
@@ -126,15 +126,16 @@ def remove_unfinished(folder: str, judge: Callable[[str, datetime], bool]) -> in
 def _abort_uploads(folder: str, judge: Callable[[str, datetime], bool]) -> int:
     client, path = client_of(folder)
     bucket, _, prefix = path.partition("/")
-    count = 0
+    count, who_pays = 0, request_options(client)
     where: dict[str, str] = {}
     while True:
         with named(folder):
             below = f"{prefix.rstrip('/')}/" if prefix else ""
-            page = client.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=below, **where)
+            page = client.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=below, **where, **who_pays)
             for one in page.get("Uploads", ()):
                 if judge(posixpath.basename(one["Key"]), one["Initiated"]):
-                    client.call_s3("abort_multipart_upload", Bucket=bucket, Key=one["Key"], UploadId=one["UploadId"])
+                    upload = {"Bucket": bucket, "Key": one["Key"], "UploadId": one["UploadId"]}
+                    client.call_s3("abort_multipart_upload", **upload, **who_pays)
                     count += 1
         if not page.get("IsTruncated"):
             return count

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import config_for, make_folder
 
 from pipeline.cli import verify as verify_job
-from pipeline.errors import RequestError
+from pipeline.errors import OutputError, RequestError
 from pipeline.output.shard import METADATA_KEY
+from pipeline.output.shard_formats import shard_format
 from pipeline.output.verify import Verifier
 from pipeline.run.runner import run
 
 UNIT = "part-000000-0001"
+SUFFIX_FORMATS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
 def make_output(folder: Path, output: Path, model_path: Path, **fields: object) -> Path:
@@ -85,6 +89,20 @@ def damage_a_record(output: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def a_record_of_other_types(output: Path) -> None:
+    rewrite_samples(output, lambda rows, record: record.update(seconds=[], packs="none"))
+
+
+def a_record_that_is_a_list(output: Path) -> None:
+    path = output / "samples" / f"{UNIT}.parquet"
+    pq.write_table(pq.read_table(path).replace_schema_metadata({METADATA_KEY: "[7]"}), path)
+
+
+def a_samples_shard_of_other_columns(output: Path) -> None:
+    path = output / "samples" / f"{UNIT}.parquet"
+    pq.write_table(pa.table({"key": [1]}).replace_schema_metadata(pq.read_schema(path).metadata), path)
+
+
 def exchange_two_data_shards(output: Path) -> None:
     one, other = data_of(output), data_of(output, "part-000000-0000")
     kept = one.read_bytes()
@@ -147,6 +165,9 @@ DAMAGES = {
     lose_a_data_shard: "is missing",
     lose_a_record: "is not committed",
     damage_a_record: "not a complete shard",
+    a_record_of_other_types: f"{UNIT}.parquet: not a complete shard: its record's seconds is '[]'",
+    a_record_that_is_a_list: f"{UNIT}.parquet: not a complete shard: its metadata is no JSON object",
+    a_samples_shard_of_other_columns: "unit 000000-0001: ",
     exchange_two_data_shards: "unit 000000-0001: part-000000-0001",
     drop_a_sample: "samples' key are not those of the source's index",
     name_a_sample_twice: "samples' key are not those of the source's index",
@@ -213,6 +234,15 @@ def test_samples_are_compared_with_the_reference(good: Path, tmp_path: Path, fol
     verifier = Verifier(output)
     verifier.dataset.config["preprocess"]["max_pixels"] = 10_000
     assert any(row["relative_rms"] > row["limit"] for row in verify_job.compare_with_reference(verifier, 5))
+
+
+def test_another_s_file_in_a_shards_place_is_named(output: Path) -> None:
+    stranger = pa.table({"other": [1]}).replace_schema_metadata({METADATA_KEY: "{}"})
+    for path in (output / "data").iterdir():
+        path.unlink()
+        pq.write_table(stranger, path)
+        with pytest.raises(OutputError, match=re.escape(path.name)):
+            shard_format(SUFFIX_FORMATS[path.suffix]).read(path, np.array([4]))
 
 
 def test_other_weights_are_refused(good: Path) -> None:

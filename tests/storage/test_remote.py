@@ -336,16 +336,58 @@ def test_an_image_of_a_folder_is_one_request_that_names_its_etag(s3: S3Server, s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("heeds_if_match", [True, False])
 def test_an_object_that_changes_under_a_run_is_named(
-    s3: S3Server, source: str, model_path: Path, monkeypatch: pytest.MonkeyPatch
+    heeds_if_match: bool, s3: S3Server, source: str, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the listing and the reading: the condition is the only thing that can see it."""
+    """Between the listing and the reading: only the condition can see it, or the answer where a store has none."""
     request = check_request(s3_config(source, model_path))
     request.listed()
+    s3.heeds_if_match = heeds_if_match
     s3_files().pipe_file(f"{BUCKET}/photos/003.png", b"another image")
     failed = make_plan(request, say=lambda line: None)[1]
     assert len(failed) == 1
     assert re.search(r"photos/003\.png has changed since it was planned: \d+ bytes then, 13 now", failed[0])
+
+
+def test_a_range_of_another_object_is_never_taken(s3: S3Server) -> None:
+    """Several pieces at once, by a store that takes no notice of If-Match: one of them is of another object."""
+    data = bytes(range(256)) * 4
+    s3_files().pipe_file(f"{BUCKET}/a", data)
+    etag = remote.state_of(f"{URI}/a")[2]
+    s3.heeds_if_match = False
+    assert remote_read.read_if_match(f"{URI}/a", etag, 10, 500) == data[10:500]
+    assert remote_read.read_if_match(f"{URI}/a", etag) == data
+    s3_files().pipe_file(f"{BUCKET}/a", data[::-1])
+    for piece in ((), (10, 500)):
+        with pytest.raises(remote_read.Changed):
+            remote_read.read_if_match(f"{URI}/a", etag, *piece)
+    assert s3.counts.unheeded == 4
+
+
+def test_every_request_of_our_own_says_who_pays(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the requests of s3fs before 2026, which says so in its own methods alone."""
+
+    def older(self: Any, method: Any, *tables: dict[str, Any], **words: Any) -> Any:
+        everything = dict(self.s3_additional_kwargs)
+        for table in (*tables, words):
+            everything.update(table)
+        return self._filter_kwargs(method, everything)
+
+    s3_files().pipe_file(f"{BUCKET}/in/a", b"a photo")
+    s3_files().call_s3("create_multipart_upload", Bucket=BUCKET, Key="in/begun")
+    etag = remote.state_of(f"{URI}/in/a")[2]
+    monkeypatch.setattr(s3fs.S3FileSystem, "_get_s3_method_kwargs", older)
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"requester_pays": True})
+    s3.fault = lambda asked: None if asked.payer == "requester" else "403"
+    s3.counts.requests.clear()
+    assert remote.exists(f"{URI}/in/a")
+    assert [path for path, _ in remote.walk(f"{URI}/in", ())] == ["a"]
+    assert remote_read.read_if_match(f"{URI}/in/a", etag) == b"a photo"
+    assert remote_read.read_if_match(f"{URI}/in/a", etag, 2, 7) == b"photo"
+    assert remote_publish.remove_unfinished(f"{URI}/in", lambda name, begun: True) == 1
+    assert s3.counts.requests.total() == 6
+    assert not s3.counts.faults
 
 
 def test_a_pattern_of_many_names_asks_once_for_each(s3: S3Server, tmp_path: Path) -> None:
