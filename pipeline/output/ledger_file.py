@@ -44,7 +44,7 @@ SUMS = ("repeats", "repeated_tokens", "norm_sum", "norm_max")
 STATISTICS = (*ARRAYS, *SUMS)
 RECORD = ("number", "text", "encoded_at", *NUMBERS)  # what a record is made of, but for its statistics
 WHOLE = (*RECORD, *STATISTICS)
-PACE = ("encode_seconds", "encoded_at", "tokens", "encoder", "rows_out")
+PACE = ("encoded_at", "encode_seconds", "rows_out", "tokens", "encoder")
 SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.large_binary()) for name in ARRAYS),

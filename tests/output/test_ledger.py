@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import zlib
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from ledger_outputs import PARTS, UNITS, write_output
 
-from pipeline.errors import OutputError
-from pipeline.output import ledger_file
-from pipeline.output.ledger import (
-    CommittedUnits,
-    fold_part,
-    folded_parts,
-    read_ledger,
-    records_of,
-    totals_of,
-)
-from pipeline.output.ledger_file import ledger_path
+from pipeline.output.ledger import CommittedUnits, fold_part, folded_parts, read_ledger, records_of, totals_of
 from pipeline.output.record import CommitRecord, read_record
 from pipeline.storage.scratch import Scratch
-from ledger_outputs import PARTS, UNITS, make_records, write_output
 
 
 @pytest.fixture(scope="module")
