@@ -97,8 +97,8 @@ class Written:
             self.totals.add(record)
             if (work := work_of(record)) is not None:
                 self.works.append(work)
-            if record.statistics:
-                self.add_unit(UnitStatistics.from_json(record.statistics))
+            if (unit := UnitStatistics.of_record(record)) is not None:
+                self.add_unit(unit)
             elif record.rows_out:
                 unknown.append(record.unit)
         return unknown

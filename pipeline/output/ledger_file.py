@@ -189,18 +189,17 @@ def _row(part: int, record: CommitRecord) -> dict[str, Any]:
     tree = record.to_json()
     row: dict[str, Any] = {name: tree.pop(name) for name in ("encoded_at", *NUMBERS)}
     row |= {"number": unit.number, "encode_seconds": record.seconds.get("encode")}
-    if record.statistics:
-        statistics = UnitStatistics.from_json(record.statistics)
-        if statistics.to_json() == record.statistics:  # else it stays in the text, exactly as it is
-            del tree["statistics"]
-            row |= {
-                "hashes": statistics.hash_N.tobytes(),
-                "image_tokens": statistics.tokens_N.tobytes(),
-                "heights": statistics.height_N.tobytes(),
-                "widths": statistics.width_N.tobytes(),
-                "branches": statistics.branches_N.tobytes(),
-                **{name: getattr(statistics, name) for name in SUMS},
-            }
+    statistics = UnitStatistics.of_record(record)
+    if statistics is not None and statistics.to_json() == record.statistics:  # else it stays in the text, as it is
+        del tree["statistics"]
+        row |= {
+            "hashes": statistics.hash_N.tobytes(),
+            "image_tokens": statistics.tokens_N.tobytes(),
+            "heights": statistics.height_N.tobytes(),
+            "widths": statistics.width_N.tobytes(),
+            "branches": statistics.branches_N.tobytes(),
+            **{name: getattr(statistics, name) for name in SUMS},
+        }
     return row | {"text": json.dumps(tree, sort_keys=True)}
 
 

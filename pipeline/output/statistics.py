@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from .. import rejects
 from ..index.read import hashes_of
+from .record import CommitRecord
 
 BRANCHES = ("clamped_min", "clamped_max", "scaled_up")  # bit 0, 1, 2 of `branches_N`
 COLUMNS = (
@@ -68,6 +69,14 @@ class UnitStatistics:
             "norm_sum": self.norm_sum,
             "norm_max": self.norm_max,
         }
+
+    @classmethod
+    def of_record(cls, record: CommitRecord) -> UnitStatistics | None:
+        """Reads a record's; None where it has none, or such as this version does not know."""
+        try:
+            return cls.from_json(record.statistics) if record.statistics else None
+        except (KeyError, TypeError, ValueError):
+            return None
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> UnitStatistics:
