@@ -7,6 +7,7 @@ write     a data shard against a raw write of the same bytes
 read      the reader against a raw read of the same bytes
 driver    its own time for each unit, and its memory for a plan of a million samples
 plan      the command over the index of ten million samples
+ledger    the reader, `status` and `stats` on a million committed units
 job       the whole job on Ray against the Ray Data recipe
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from jobs.bench.driver import bench_driver
 from jobs.bench.encoder import bench_encoder
 from jobs.bench.job import bench_job
+from jobs.bench.ledger import bench_ledger
 from jobs.bench.plan import bench_plan
 from jobs.bench.prepare import bench_pack, bench_prepare
 from jobs.bench.shards import bench_read, bench_write
@@ -47,6 +49,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {
     "read": bench_read,
     "driver": bench_driver,
     "plan": bench_plan,
+    "ledger": bench_ledger,
     "job": bench_job,
 }
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 import glob
 import math
-from collections import Counter
-from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
-
 from .. import rejects
-from ..config import Config, parse_config
+from ..config import parse_config
 from ..errors import OutputError, RequestError
-from ..estimate.estimate import BRANCHES, Estimate, Rates, SourceFacts, Writing
+from ..estimate.estimate import Rates, Writing
+from ..estimate.written import read_written
 from ..output.info import read_dataset
-from ..output.ledger import CommittedUnits
-from ..output.pace import Timeline, Work, work_of
-from ..output.totals import Totals, read_records
+from ..output.ledger import CommittedUnits, folded_parts
+from ..source.plan import Plan
 from ..storage.files import AnyPath, names_in
 from ..storage.remote import RemotePath
 from ..storage.remote_read import dataset_of
@@ -26,7 +23,6 @@ from .console import add_json_argument, bytes_text, number_text, output_of, prin
 
 TEXT_ROWS = 200
 COLUMN = 32
-SIZES_AT_ONCE = 1 << 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,30 +57,31 @@ def connect(output: AnyPath) -> Any:
 
 
 def statistics_of(output: AnyPath) -> dict[str, Any]:
-    """The numbers of the committed units: those of `plan` by the same names, and what only a run can say."""
-    connection, dataset = connect(output), read_dataset(output)
+    """The numbers of the committed units: those of `plan` by the same names, and what only a run can say.
+
+    Raises:
+        RequestError: no output, or nothing is committed.
+        OutputError: a shard cannot be read.
+    """
+    dataset = read_dataset(output)
     config = parse_config(dataset.config)
-    totals = Totals()
-
-    def works() -> Iterator[Work]:
-        for record in read_records(output, CommittedUnits(output).unit_ids()):
-            totals.add(record)
-            if (work := work_of(record)) is not None:
-                yield work
-
-    timeline = Timeline(works())
-    written = written_of(connection, config, totals)
-    norms = connection.execute("SELECT avg(norm_mean), max(norm_max) FROM samples WHERE status = 'ok'").fetchone()
+    committed = CommittedUnits(output, Plan(output).num_parts)
+    if not committed.count:
+        raise RequestError(f"{output}: nothing is committed yet")
+    with ExitStack() as files:
+        written = read_written(output, committed, folded_parts(output), files)
+        estimate = written.estimate(config)
+    totals, norms, timeline = written.totals, written.norms(), written.timeline()
     stretches = timeline.stretches()
     seconds, encoder_seconds = (
         sum(one.seconds for one in stretches),
         sum(one.seconds * one.encoders for one in stretches),
     )
     return (
-        written.as_dict(Writing.of(config, dataset.hidden_size), Rates())
+        estimate.as_dict(Writing.of(config, dataset.hidden_size), Rates())
         | totals.as_dict()
         | {"non_finite": totals.rejects[rejects.NON_FINITE], "norm_mean": norms[0], "norm_max": norms[1]}
-        | source_of(connection).as_dict()
+        | written.sizes.as_dict()
         | {
             "device_hours": totals.seconds["encode"] / 3600,
             "seconds_by_stage": {name: round(value, 3) for name, value in sorted(totals.seconds.items())},
@@ -94,51 +91,6 @@ def statistics_of(output: AnyPath) -> dict[str, Any]:
             "over_time": timeline.over_time(),
         }
     )
-
-
-def written_of(connection: Any, config: Config, totals: Totals) -> Estimate:
-    """Returns what an estimate would have said, had it known what was written."""
-    counts = connection.execute("SELECT num_tokens, count(*) FROM samples WHERE status = 'ok' GROUP BY 1").fetchall()
-    histogram = np.zeros(1 + max((tokens for tokens, _ in counts), default=0), np.int64)
-    for tokens, images in counts:
-        histogram[tokens] = images
-    shares = connection.execute(
-        "SELECT count_if(clamped = 'min'), count_if(clamped = 'max'), "
-        "count_if(resized_width * resized_height > width::BIGINT * height) FROM samples WHERE status = 'ok'"
-    ).fetchone()
-
-    def again(by: str) -> tuple[int, int]:
-        row = connection.execute(
-            "SELECT sum(copies - 1), sum((copies - 1) * tokens) FROM (SELECT count(*) AS copies, any_value(num_tokens) "
-            f"AS tokens FROM samples WHERE status = 'ok' GROUP BY {by} HAVING copies > 1)"
-        ).fetchone()
-        return int(row[0] or 0), int(row[1] or 0)
-
-    everywhere, within = again("sha256"), again("sha256, shard") if config.pack.deduplicate else (0, 0)
-    return Estimate(
-        max_pixels=config.preprocess.max_pixels,
-        samples=totals.samples,
-        units=totals.units,
-        rejects=totals.rejects,
-        histogram=histogram,
-        branches=Counter(dict(zip(BRANCHES, shares, strict=True))),
-        duplicates=everywhere[0],
-        duplicate_tokens=everywhere[1],
-        unit_duplicates=within[0],
-        unit_duplicate_tokens=within[1],
-    )
-
-
-def source_of(connection: Any) -> SourceFacts:
-    """The sizes of the images that were written, before they were resized."""
-    rows = connection.execute(
-        "SELECT height::BIGINT, width::BIGINT, count(*) FROM samples WHERE status = 'ok' GROUP BY 1, 2"
-    )
-    facts = SourceFacts()
-    while chunk := rows.fetchmany(SIZES_AT_ONCE):
-        height_N, width_N, count_N = np.array(chunk, np.int64).T
-        facts.add_sizes(height_N, width_N, count_N)
-    return facts
 
 
 def main(arguments: argparse.Namespace) -> int:

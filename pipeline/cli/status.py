@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..index.read import read_index_arrays
-from ..index.units import UnitId, cut_units
+from ..index.units import cut_units
 from ..output.info import read_dataset
-from ..output.ledger import CommittedUnits
-from ..output.pace import Recent, Work, work_of
-from ..output.totals import Totals, read_records
+from ..output.ledger import CommittedUnits, folded_parts, read_committed
+from ..output.ledger_file import PACE
+from ..output.pace import FoldedWorks, Recent, Work, work_of
+from ..output.totals import Totals
 from ..source.plan import Plan
 from ..storage.files import READS_AT_ONCE, AnyPath, map_ahead, requests_at_once
 from .console import Interrupted, add_json_argument, bytes_text, output_of, print_json, say, seconds_text
@@ -37,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Status:
     """Reads what is new since the last look: an index is cut, and a record summed, once.
 
+    A part whose records are folded is done: it is neither cut nor is any of its shards opened.
+
     Raises:
         RequestError: there is neither a run nor a plan.
     """
@@ -46,7 +49,7 @@ class Status:
         if not (output / "plan" / "plan.json").exists():
             read_dataset(output)  # says what is wrong
         self._unit_tokens: dict[int, npt.NDArray[np.int64]] = {}
-        self._tokens_left = 0
+        self._done: dict[int, int] = {}  # units of the parts that were read from their ledger
         self._seen: CommittedUnits | None = None
         self._recent = Recent()
         self.totals = Totals()
@@ -55,38 +58,56 @@ class Status:
         plan = Plan(self._output)
         indexed = plan.indexed_parts()
         begun = (self._output / "dataset.json").exists()  # else it is planned, and no more
-        if begun:
-            self._cut(plan, sorted(indexed - self._unit_tokens.keys()))
         committed = CommittedUnits(self._output, plan.num_parts)
-        fresh: list[Work] = []
-        for unit_id, record in zip(
-            committed.unit_ids(self._seen), read_records(self._output, committed.unit_ids(self._seen)), strict=True
-        ):
-            self.totals.add(record)
-            part, number = UnitId.parse(unit_id)
-            if part in self._unit_tokens:
-                self._tokens_left -= int(self._unit_tokens[part][number])
-            if (work := work_of(record)) is not None:
-                fresh.append(work)
-        self._seen = committed
+        fresh = self._read(committed)
+        if begun:
+            self._cut(plan, sorted(indexed - self._unit_tokens.keys() - self._done.keys()))
         self._recent.add(fresh)
         now = time.time()
         pace = self._recent.pace(now)
         rate = pace.tokens_per_second if pace else 0.0
+        known = sum(len(tokens) for tokens in self._unit_tokens.values()) + sum(self._done.values())
+        tokens_left = sum(self._tokens_left_of(part, committed) for part in self._unit_tokens)
         return {
             "output": str(self._output),
             "begun": begun,
             "complete": (self._output / "_SUCCESS").exists(),
             "parts": plan.num_parts,
             "parts_indexed": len(indexed),
-            "units_known": sum(len(tokens) for tokens in self._unit_tokens.values()),
+            "units_known": known,
             "units_committed": committed.count,
-            "tokens_left": self._tokens_left,
+            "tokens_left": tokens_left,
             **self.totals.as_dict(),
             "pace": asdict(pace) if pace else None,
-            "seconds_left": self._tokens_left / rate if rate > 0 else None,
+            "seconds_left": tokens_left / rate if rate > 0 else None,
             "encoders": self._recent.encoders(now),
         }
+
+    def _read(self, committed: CommittedUnits) -> list[Work]:
+        """Sums the records of the units that the last look had not found; returns what tells of the pace."""
+        folded = folded_parts(self._output) if committed.count else set()
+        works: list[Work] = []
+        in_ledgers = FoldedWorks()
+        for one in read_committed(self._output, committed, folded, PACE, without=self._seen):
+            if isinstance(one, list):
+                for record in one:
+                    self.totals.add(record)
+                    if (work := work_of(record)) is not None:
+                        works.append(work)
+            else:
+                self.totals.merge(one.totals)
+                self._unit_tokens.pop(one.part, None)
+                self._done[one.part] = len(one.numbers)
+                in_ledgers.add(one)
+        self._seen = committed
+        return sorted(works + in_ledgers.latest(), key=lambda work: (work.ended, work.encoder))
+
+    def _tokens_left_of(self, part: int, committed: CommittedUnits) -> int:
+        tokens = self._unit_tokens[part]
+        if committed.count_of(part) == len(tokens):
+            return 0
+        done = [number for number in committed.numbers(part) if number < len(tokens)]
+        return int(tokens.sum() - tokens[done].sum())
 
     def _cut(self, plan: Plan, parts: list[int]) -> None:
         dataset = read_dataset(self._output)
@@ -95,7 +116,6 @@ class Status:
             for part, index in zip(parts, map_ahead(pool, read_index_arrays, paths, READS_AT_ONCE), strict=True):
                 units = cut_units(part, index, dataset.geometry, dataset.config["output"]["shard_tokens"])
                 self._unit_tokens[part] = np.array([unit.tokens for unit in units], np.int64)
-                self._tokens_left += sum(unit.tokens for unit in units)
 
 
 def pace_line(look: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RequestError
+from ..output.report import Report
 from ..output.verify import Verifier
 from .console import add_json_argument, bytes_text, output_of, print_json, say
 
@@ -22,7 +23,38 @@ BFLOAT16_TOWER = 0.06
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="the output of a run")
     parser.add_argument("--sample", type=int, metavar="N", help="encode N samples again with the reference and compare")
+    parser.add_argument(
+        "--parts", type=_parts, metavar="A-B", help="only these parts; totals and _SUCCESS are then left out"
+    )
+    parser.add_argument("--ray", action="store_true", help="check on a Ray cluster, ranges of parts at a time")
+    parser.add_argument("--address", default="auto", help="the cluster of --ray, as cluster.address")
     add_json_argument(parser)
+
+
+def _parts(text: str) -> range:
+    """Parses `A-B`, both included, or one part. Raises ArgumentTypeError."""
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal()) or int(last or first) < int(first):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of parts such as 0-99")
+    return range(int(first), int(last or first) + 1)
+
+
+def _checked(verifier: Verifier, arguments: argparse.Namespace) -> Report:
+    """Checks what is asked for, where it is asked for. Raises RequestError."""
+    parts: range | None = arguments.parts
+    if parts is not None and parts.stop > verifier.plan.num_parts:
+        raise RequestError(f"--parts: there are {verifier.plan.num_parts} parts, 0-{verifier.plan.num_parts - 1}")
+    if not arguments.ray:
+        return verifier.verify(parts=parts)
+    try:
+        from ..run.verify_ray import checker_on
+    except ImportError as error:
+        raise RequestError(f"--ray: ray is not installed ({error})") from error
+
+    def note(line: str) -> None:
+        print(line, file=sys.stderr)  # --json has the other stream to itself
+
+    return verifier.verify(parts=parts, check=checker_on(arguments.address, str(verifier.output), note))
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -30,7 +62,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise RequestError(f"--sample: must be positive, not {arguments.sample}")
     output = output_of(arguments.output)
     verifier = Verifier(output)
-    report = verifier.verify()
+    report = _checked(verifier, arguments)
     compared = compare_with_reference(verifier, arguments.sample) if arguments.sample and report.proven else []
     for row in compared:
         if row["relative_rms"] > row["limit"]:
@@ -60,7 +92,8 @@ def main(arguments: argparse.Namespace) -> int:
             print(f"{kind}  and {len(lines) - SHOWN} more", file=sys.stderr)
     if report.proven:
         but = f", {len(report.skipped)} damaged parts left out" if report.skipped else ""
-        say(f"proven     every sample of the plan is here once{but}; every shard is what its record says")
+        what = "of these parts" if arguments.parts is not None else "of the plan"
+        say(f"proven     every sample {what} is here once{but}; every shard is what its record says")
     return 0 if report.proven else 1
 
 

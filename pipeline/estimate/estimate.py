@@ -16,13 +16,13 @@ from ..config import Config
 from ..grid import Geometry, smart_resize_many
 from ..index.read import IndexArrays
 from ..output.output_size import FORMATS, VALUE_BYTES, data_bytes
+from ..output.statistics import BRANCHES
 
 Int64 = npt.NDArray[np.int64]
 PERCENTILES = (5, 50, 95, 99)
 STEPS = 200  # bins of a histogram of ratios or sizes, each 1/STEPS of a power of two wide: 0.35 %
 LANGUAGE_MODEL_EXTRA = 2  # <|vision_start|> and <|vision_end|> around an image's tokens
 BINS = 12  # of a histogram of tokens
-BRANCHES = ("clamped_min", "clamped_max", "scaled_up")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,5 +20,6 @@ info         DatasetInfo: what dataset.json says
 dataset      the checks of an output, _SUCCESS
 output_size  how many bytes the shards will take
 pace         how fast units were encoded, and how busy encoders were
+report       the findings of `verify`
 verify       an output's files against their records and the source's index
 """

@@ -42,7 +42,7 @@ class CommittedUnits:
         listings = -(-(parts or 0) // PARTS_PER_LISTING)
         prefixes = [f"part-{first:03d}" for first in range(listings)] if split else ["part-"]
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            for found in pool.map(partial(_listed, output / "samples"), prefixes):
+            for found in pool.map(lambda prefix: bits_of(names_in(output / "samples", prefix)), prefixes):
                 for part, bits in found.items():  # a listing of part-100 has part-1000000 as well
                     self._bits[part] = self._bits.get(part, 0) | bits
         self.count = sum(bits.bit_count() for bits in self._bits.values())
@@ -79,10 +79,10 @@ class CommittedUnits:
                 yield str(UnitId(part, number))
 
 
-def _listed(folder: AnyPath, prefix: str) -> dict[int, int]:
-    """The bits of the units whose shards are listed by one prefix. Raises OSError."""
+def bits_of(names: Iterable[str]) -> dict[int, int]:
+    """The units of samples shards by their names: for each part a bit a unit. Other names are left out."""
     bits: dict[int, int] = {}
-    for name in (name for name in names_in(folder, prefix) if name.endswith(".parquet")):
+    for name in (name for name in names if name.endswith(".parquet")):
         with suppress(ValueError):  # another's file
             part, number = unit_id_of(name)
             bits[part] = bits.get(part, 0) | 1 << number

@@ -44,7 +44,7 @@ SUMS = ("repeats", "repeated_tokens", "norm_sum", "norm_max")
 STATISTICS = (*ARRAYS, *SUMS)
 RECORD = ("number", "text", "encoded_at", *NUMBERS)  # what a record is made of, but for its statistics
 WHOLE = (*RECORD, *STATISTICS)
-PACE = ("encode_seconds", "encoded_at", "tokens", "encoder", "rows_out")
+PACE = ("encoded_at", "encode_seconds", "rows_out", "tokens", "encoder")
 SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.large_binary()) for name in ARRAYS),
@@ -113,20 +113,34 @@ def write_ledger(path: Path, part: int, records: Sequence[CommitRecord]) -> None
     fingerprints = {record.fingerprint for record in records}
     if len(fingerprints) != 1:
         raise OutputError(f"the records of part {part} are of {len(fingerprints)} runs: no ledger is made of them")
+    table = table_of(part, records)
+    facts = ledger_facts(part, fingerprints.pop(), table.column("number").to_pylist(), totals)
+    write_table(path, table.replace_schema_metadata(facts))
+
+
+def table_of(part: int, records: Sequence[CommitRecord]) -> pa.Table:
+    """Returns records as rows of SCHEMA. Raises OutputError: they are not of this part."""
     try:
-        rows = [_row(part, record) for record in records]
-        facts = {
-            "version": LEDGER_VERSION,
-            "part": part,
-            "fingerprint": records[0].fingerprint,
-            "numbers": ranges_of([row["number"] for row in rows]),
-            "totals": totals.to_json(),
-        }
-        text = json.dumps(facts).encode()
-        schema = SCHEMA.with_metadata({METADATA_KEY: text, CHECKSUM_KEY: str(zlib.crc32(text))})
-        table = pa.Table.from_pylist(rows, schema)
+        return pa.Table.from_pylist([_row(part, record) for record in records], SCHEMA)
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise OutputError(f"the records of part {part} fit into no ledger: {error}") from error
+
+
+def ledger_facts(part: int, fingerprint: str, numbers: Sequence[int], totals: Totals) -> dict[bytes, bytes]:
+    """The metadata of a ledger's footer, with their checksum."""
+    facts = {
+        "version": LEDGER_VERSION,
+        "part": part,
+        "fingerprint": fingerprint,
+        "numbers": ranges_of(numbers),
+        "totals": totals.to_json(),
+    }
+    text = json.dumps(facts).encode()
+    return {METADATA_KEY: text, CHECKSUM_KEY: str(zlib.crc32(text)).encode()}
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a ledger at a scratch path, and flushes it. Raises OutputError."""
     with writing(path):
         pq.write_table(
             table,
@@ -189,18 +203,17 @@ def _row(part: int, record: CommitRecord) -> dict[str, Any]:
     tree = record.to_json()
     row: dict[str, Any] = {name: tree.pop(name) for name in ("encoded_at", *NUMBERS)}
     row |= {"number": unit.number, "encode_seconds": record.seconds.get("encode")}
-    if record.statistics:
-        statistics = UnitStatistics.from_json(record.statistics)
-        if statistics.to_json() == record.statistics:  # else it stays in the text, exactly as it is
-            del tree["statistics"]
-            row |= {
-                "hashes": statistics.hash_N.tobytes(),
-                "image_tokens": statistics.tokens_N.tobytes(),
-                "heights": statistics.height_N.tobytes(),
-                "widths": statistics.width_N.tobytes(),
-                "branches": statistics.branches_N.tobytes(),
-                **{name: getattr(statistics, name) for name in SUMS},
-            }
+    statistics = UnitStatistics.of_record(record)
+    if statistics is not None and statistics.to_json() == record.statistics:  # else it stays in the text, as it is
+        del tree["statistics"]
+        row |= {
+            "hashes": statistics.hash_N.tobytes(),
+            "image_tokens": statistics.tokens_N.tobytes(),
+            "heights": statistics.height_N.tobytes(),
+            "widths": statistics.width_N.tobytes(),
+            "branches": statistics.branches_N.tobytes(),
+            **{name: getattr(statistics, name) for name in SUMS},
+        }
     return row | {"text": json.dumps(tree, sort_keys=True)}
 
 

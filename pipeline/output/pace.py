@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .ledger_file import PACE, FoldedPart
 from .record import CommitRecord
 
 RECENT_SECONDS = 60.0
@@ -42,6 +43,39 @@ def work_of(record: CommitRecord) -> Work | None:
         images=record.rows_out,
         tokens=record.tokens,
     )
+
+
+class FoldedWorks:
+    """The works that ledger files tell of: 40 bytes each, not an object."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in PACE}
+
+    def add(self, ledger: FoldedPart) -> None:
+        """Adds one part. `ledger`: its columns PACE."""
+        known = (ledger.column("encoded_at") != 0) & ~np.isnan(ledger.column("encode_seconds").astype(np.float64))
+        for name in PACE:
+            self._columns[name].append(ledger.column(name)[known].astype(np.float64))
+
+    def _all(self, name: str) -> npt.NDArray[np.float64]:
+        return np.concatenate([np.empty(0), *self._columns[name]])
+
+    def table(self) -> npt.NDArray[np.float64]:
+        """All of them [U, 5]: ended, seconds, images, tokens, encoder; as `Timeline` takes them."""
+        return np.stack([self._all(name) for name in PACE], axis=1)
+
+    def latest(self) -> list[Work]:
+        """Those that the last time's pace hangs on: of that time, and the longest, which says how long it is."""
+        table = self.table()
+        if not len(table):
+            return []
+        longest = int(table[:, 1].argmax())
+        first = table[:, 0].max() - max(RECENT_SECONDS, 4 * table[longest, 1])
+        chosen = np.flatnonzero(table[:, 0] > first).tolist()
+        return [
+            Work(encoder=int(encoder), ended=ended, seconds=seconds, images=int(images), tokens=int(tokens))
+            for ended, seconds, images, tokens, encoder in table[sorted({*chosen, longest})].tolist()
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +171,18 @@ class Stretch:
 
 
 class Timeline:
-    """All units of an output, some 80 bytes each."""
+    """All units of an output, some 80 bytes each. `folded`: the works of ledger files, beside the others."""
 
-    def __init__(self, works: Iterable[Work]) -> None:
+    def __init__(self, works: Iterable[Work], folded: FoldedWorks | None = None) -> None:
         flat = array("d")
         for work in works:
             flat.extend((work.ended, work.seconds, work.images, work.tokens, work.encoder))
         table = np.frombuffer(flat, np.float64).reshape(-1, 5)
-        self._ended, self._seconds, self._images, self._tokens, self._encoder = table[np.argsort(table[:, 0])].T
+        if folded is not None:
+            table = np.concatenate([table, folded.table()])
+        self._ended, self._seconds, self._images, self._tokens, self._encoder = table[
+            np.lexsort(table.T[::-1])
+        ].T  # one order
         self._began = self._ended - self._seconds
 
     def stretches(self) -> list[Stretch]:

@@ -27,7 +27,8 @@ class CommitRecord:
         encoder: a number for the one that encoded it; `encoded_at`: when it had, Unix seconds; 0 where that is unknown.
         adopted: whether the data shard was found published.
         errors: measured ones, of a lossy setting, by what they are of.
-        statistics: facts about the accepted images, as `UnitStatistics.to_json` writes them; empty of earlier versions.
+        statistics: facts about the accepted images, as `UnitStatistics.to_json` writes them; empty where they are
+            not known. They follow from the rows: two records are equal whether or not both have them.
     """
 
     schema_version: int
@@ -51,7 +52,7 @@ class CommitRecord:
     adopted: bool = False
     encoder: int = 0
     encoded_at: float = 0.0
-    statistics: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict, compare=False)
     errors: dict[str, object] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
@@ -98,6 +99,7 @@ _FORMS: dict[str, Callable[[object], bool]] = {
     "float": _is_seconds,
     "bool": lambda value: isinstance(value, bool),
     "list[int]": _is_list(_is_count),
+    "dict[str, Any]": _is_table(lambda value: True),
     "dict[str, int]": _is_table(_is_count),
     "dict[str, float]": _is_table(_is_seconds),
     "dict[str, list[str]]": _is_table(_is_list(_is_text)),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from .. import rejects
 from ..index.read import hashes_of
+from .record import CommitRecord
 
 BRANCHES = ("clamped_min", "clamped_max", "scaled_up")  # bit 0, 1, 2 of `branches_N`
 COLUMNS = (
@@ -29,6 +30,7 @@ COLUMNS = (
     "norm_mean",
     "norm_max",
 )
+NO_SHA256 = 64 * "0"
 _WIDE, _NARROW = np.dtype("<u4"), np.dtype("<u2")
 
 
@@ -69,6 +71,14 @@ class UnitStatistics:
         }
 
     @classmethod
+    def of_record(cls, record: CommitRecord) -> UnitStatistics | None:
+        """Reads a record's; None where it has none, or such as this version does not know."""
+        try:
+            return cls.from_json(record.statistics) if record.statistics else None
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> UnitStatistics:
         """The inverse of `to_json`. Raises KeyError, TypeError, ValueError: it is something else."""
         hash_N = np.frombuffer(base64.b64decode(tree["hashes"], validate=True), "<u8").astype(np.uint64, copy=False)
@@ -96,6 +106,10 @@ class UnitStatistics:
         return result
 
 
+def _as_stored(norm: float | None) -> float:
+    return float(np.float32(norm or 0.0))
+
+
 def _text(values: npt.NDArray[Any]) -> str:
     return base64.b64encode(values.tobytes()).decode("ascii")
 
@@ -106,22 +120,22 @@ def _narrowed(values_N: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
 
 
 def statistics_of(columns: Mapping[str, Sequence[Any]]) -> UnitStatistics:
-    """Returns what the columns of a samples shard say of its accepted images. `columns`: COLUMNS at least."""
+    """Counts the accepted images of a samples shard. `columns`: COLUMNS at least; what is unknown counts as 0."""
     chosen = [row for row, status in enumerate(columns["status"]) if status == rejects.OK]
 
     def numbers(name: str) -> npt.NDArray[np.int64]:
         values = columns[name]
-        return np.fromiter((values[row] for row in chosen), np.int64, len(chosen))
+        return np.fromiter((values[row] or 0 for row in chosen), np.int64, len(chosen))
 
     tokens_N, height_N, width_N = numbers("num_tokens"), numbers("height"), numbers("width")
-    hash_N = hashes_of("".join(columns["sha256"][row] for row in chosen).encode("ascii"))
+    hash_N = hashes_of("".join(columns["sha256"][row] or NO_SHA256 for row in chosen).encode("ascii"))
     clamped = columns["clamped"]
     branches_N = (
         np.fromiter((clamped[row] == "min" for row in chosen), np.uint8, len(chosen))
         + 2 * np.fromiter((clamped[row] == "max" for row in chosen), np.uint8, len(chosen))
         + 4 * (numbers("resized_height") * numbers("resized_width") > height_N * width_N)
     )
-    norms = [float(columns["norm_mean"][row]) for row in chosen]
+    norms = [_as_stored(columns["norm_mean"][row]) for row in chosen]
     first_N = np.zeros(len(chosen), bool)
     first_N[np.unique(hash_N, return_index=True)[1]] = True
     return UnitStatistics(
@@ -133,5 +147,5 @@ def statistics_of(columns: Mapping[str, Sequence[Any]]) -> UnitStatistics:
         repeats=int((~first_N).sum()),
         repeated_tokens=int(tokens_N[~first_N].sum()),
         norm_sum=float(sum(norms)),
-        norm_max=max((float(columns["norm_max"][row]) for row in chosen), default=0.0),
+        norm_max=max((_as_stored(columns["norm_max"][row]) for row in chosen), default=0.0),
     )

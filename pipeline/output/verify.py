@@ -14,7 +14,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +26,17 @@ from .. import rejects
 from ..encode.dtypes import STORED, is_scaled, restore
 from ..errors import OutputError
 from ..index.read import read_index_arrays
-from ..index.units import Unit, cut_units
+from ..index.units import Unit, UnitId, cut_units
 from ..source.plan import Plan
 from ..storage.files import AnyPath, names_in, small_file
 from ..storage.scratch import local_copy
 from .fingerprint import fingerprint_of
 from .info import read_dataset
 from .layout import data_path, samples_path
+from .ledger import CommittedUnits, folded_parts
+from .ledger_file import WHOLE, ledger_path, open_ledger
 from .record import CommitRecord, read_record
+from .report import PartsChecked, Report
 from .shard_formats import shard_format
 from .totals import Totals
 
@@ -45,28 +47,6 @@ DAMAGE = (
     *(OSError, OutputError, pa.ArrowException, RuntimeError),
     *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
 )
-
-
-@dataclass(kw_only=True)
-class Report:
-    """The findings: what was checked, and what is wrong. `missing` is what a run that goes on would still do."""
-
-    units: int = 0
-    samples: int = 0
-    rows: int = 0
-    tokens: int = 0
-    bytes_checked: int = 0
-    problems: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    uncommitted: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # parts, by source.on_damaged: skip
-
-    def as_dict(self) -> dict[str, object]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"proven": self.proven}
-
-    @property
-    def proven(self) -> bool:
-        return not self.problems and not self.missing
 
 
 class Verifier:
@@ -84,35 +64,83 @@ class Verifier:
         self.shard_tokens: int = config["output"]["shard_tokens"]
         self.plan = Plan(output)
 
-    def verify(self, report_part: Callable[[int, int], None] = lambda done, parts: None) -> Report:
-        report, totals = Report(), Totals()
+    def verify(
+        self,
+        report_part: Callable[[int, int], None] = lambda done, parts: None,
+        *,
+        parts: range | None = None,
+        check: Callable[[range], Iterator[PartsChecked]] | None = None,
+    ) -> Report:
+        """Checks all parts, or a range of them.
+
+        Args:
+            report_part: called with how many parts are checked, and of how many.
+            parts: those to check; only of all are the totals and _SUCCESS. None: all.
+            check: checks the parts of a range and yields the findings, in order; None: `check_parts` in this process.
+        """
+        chosen = range(self.plan.num_parts) if parts is None else parts
+        checked = PartsChecked()
         if fingerprint_of(self.dataset.fingerprint_facts) != self.dataset.fingerprint:
-            report.problems.append("dataset.json: its fingerprint is not that of its facts")
-        expected: set[str] = set()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for part in range(self.plan.num_parts):
-                try:
-                    units = self._units(part, report)
-                except DAMAGE as error:
-                    report.problems.append(f"plan/index of part {part}: cannot be read: {error}")
-                    continue
-                if units is None:
-                    report.missing.append(f"part {part} is not indexed")
-                    continue
-                expected.update(unit.id for unit in units)
-                for unit, (problems, record, size) in zip(units, pool.map(self._unit, units), strict=True):
-                    report.problems += [f"unit {unit.id}: {problem}" for problem in problems]
-                    report.bytes_checked += size
-                    if record is not None:
-                        totals.add(record)
-                    elif not problems:
-                        report.missing.append(f"unit {unit.id} is not committed")
-                report_part(part + 1, self.plan.num_parts)
+            checked.report.problems.append("dataset.json: its fingerprint is not that of its facts")
+        done = 0
+        for one in (check or self.check_parts)(chosen):
+            checked.merge(one)
+            report_part(done := done + 1, len(chosen))
+        report, totals = checked.report, checked.totals
         report.units, report.samples = totals.units, totals.samples
         report.rows, report.tokens = totals.rows, totals.tokens
-        self._strangers(expected, report)
-        self._success(totals, report)
+        self._strangers(checked.expected, chosen, report)
+        if chosen == range(self.plan.num_parts):
+            self._success(totals, report)
         return report
+
+    def check_parts(self, parts: range) -> Iterator[PartsChecked]:
+        """Checks parts, one after the other."""
+        folded = folded_parts(self.output)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for part in parts:
+                yield self._part(part, pool, folded=part in folded)
+
+    def _part(self, part: int, pool: ThreadPoolExecutor, *, folded: bool) -> PartsChecked:
+        checked = PartsChecked()
+        report = checked.report
+        try:
+            units = self._units(part, report)
+        except DAMAGE as error:
+            report.problems.append(f"plan/index of part {part}: cannot be read: {error}")
+            return checked
+        if units is None:
+            report.missing.append(f"part {part} is not indexed")
+            return checked
+        checked.expected[part] = len(units)
+        records: list[CommitRecord] = []
+        for unit, (problems, record, size) in zip(units, pool.map(self._unit, units), strict=True):
+            report.problems += [f"unit {unit.id}: {problem}" for problem in problems]
+            report.bytes_checked += size
+            if record is not None:
+                checked.totals.add(record)
+                records.append(record)
+            elif not problems:
+                report.missing.append(f"unit {unit.id} is not committed")
+        if folded and len(records) == len(units):  # else it is out of date, is read by nobody, and will be replaced
+            report.problems += self._check_ledger(part, records)
+        return checked
+
+    def _check_ledger(self, part: int, records: list[CommitRecord]) -> Iterator[str]:
+        """Whether a part's ledger says what the footers do. It can always be made anew, from them."""
+        name = f"ledger/{ledger_path(self.output, part).name}"
+        try:
+            ledger = open_ledger(self.output, part, WHOLE)
+            folded = ledger.records()
+        except OutputError as error:
+            yield f"{error}; remove {name}: it is made anew"
+            return
+        totals = Totals()
+        for record in records:
+            totals.add(record)
+        same = [record.to_json() for record in folded] == [record.to_json() for record in records]
+        if ledger.fingerprint != self.dataset.fingerprint or ledger.totals != totals or not same:
+            yield f"{name} does not say what the footers of its units do; remove it: it is made anew"
 
     def _units(self, part: int, report: Report) -> list[Unit] | None:
         path = self.plan.index_path(part)
@@ -209,21 +237,38 @@ class Verifier:
                     norm = float(norms.max())
                     yield f"{row['key']}: a largest norm of {norm:.4g}, {row['norm_max']:.4g} was recorded"
 
-    def _strangers(self, expected: set[str], report: Report) -> None:
+    def _strangers(self, expected: dict[int, int], parts: range, report: Report) -> None:
         """Files that no unit accounts for. A complete data shard without a record is what a crash may leave."""
-        committed = set(names_in(self.output / "samples"))
+        everything = parts == range(self.plan.num_parts)
+        committed = CommittedUnits(self.output, self.plan.num_parts)
         for folder, ending in (("data", self._shards.suffix), ("samples", "parquet")):
-            for name in sorted(names_in(self.output / folder)):
-                unit = name.removeprefix("part-").removesuffix(f".{ending}")
-                if name != f"part-{unit}.{ending}" or unit not in expected:
+            for name in sorted(self._unaccounted(folder, ending, expected, committed)):
+                unit = _unit_of(name, ending)
+                if not everything and (unit is None or unit.part not in parts):
+                    continue
+                if unit is None or unit.number >= expected.get(unit.part, 0):
                     report.problems.append(f"{folder}/{name} belongs to no unit of the plan")
-                elif folder == "data" and f"part-{unit}.parquet" not in committed:
-                    try:
-                        with local_copy(self.output / folder / name) as path:
-                            self._shards.read(path)
-                        report.uncommitted.append(f"data/{name}")
-                    except OutputError as error:
-                        report.problems.append(str(error))
+                    continue
+                if folder == "samples":  # committed a moment ago
+                    continue
+                try:
+                    with local_copy(self.output / folder / name) as path:
+                        self._shards.read(path)
+                    report.uncommitted.append(f"data/{name}")
+                except OutputError as error:
+                    report.problems.append(str(error))
+        for part in sorted(folded_parts(self.output) - expected.keys()):
+            if part in parts or (everything and part >= self.plan.num_parts):
+                report.problems.append(f"ledger/{ledger_path(self.output, part).name} belongs to no part of the plan")
+
+    def _unaccounted(
+        self, folder: str, ending: str, expected: dict[int, int], committed: CommittedUnits
+    ) -> Iterator[str]:
+        """The names in a folder that are no committed unit's: few, where names are millions."""
+        for name in names_in(self.output / folder):
+            unit = _unit_of(name, ending)
+            if unit is None or unit.number >= expected.get(unit.part, 0) or not committed.has(*unit):
+                yield name
 
     def _success(self, totals: Totals, report: Report) -> None:
         path = self.output / "_SUCCESS"
@@ -240,6 +285,15 @@ class Verifier:
         for name, value in totals.as_dict().items():
             if stated.get(name) != value:
                 report.problems.append(f"_SUCCESS says {name} {stated.get(name)}, the records sum to {value}")
+
+
+def _unit_of(name: str, ending: str) -> UnitId | None:
+    """The unit of a shard by its name, None of a name that no unit's shard has."""
+    try:
+        unit = UnitId.parse(name.removeprefix("part-").removesuffix(f".{ending}"))
+    except ValueError:
+        return None
+    return unit if name == f"part-{unit}.{ending}" else None
 
 
 def _sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ and works in the workers of a DataLoader.
 from __future__ import annotations
 
 import os
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,11 +26,14 @@ from torch.utils.data import Dataset
 
 from ..encode.dtypes import STORED, is_scaled
 from ..errors import OutputError, RequestError
+from ..index.units import UnitId
 from ..output.info import read_dataset
-from ..output.record import read_record
+from ..output.layout import samples_path
+from ..output.ledger import CommittedUnits, folded_parts, read_committed
 from ..output.shard import SAMPLES_SCHEMA
+from ..source.plan import Plan
 from ..storage import remote
-from ..storage.files import AnyPath, absolute, names_in, open_input, small_file
+from ..storage.files import AnyPath, absolute, open_input, small_file
 from ..storage.remote import RemotePath, check_uri
 from .stream import EmbeddingStream, Item
 
@@ -66,12 +70,14 @@ class EmbeddingDataset(Dataset[Item]):
         self._root = absolute(self.uri)
         try:
             self.info = read_dataset(self._root)
-            names = sorted(names_in(self._root / "samples", "part-"))
+            committed = CommittedUnits(self._root, Plan(self._root).num_parts)
+            folded = folded_parts(self._root) if committed.count else set()
         except OSError as error:
             raise RequestError(f"{self.uri} is not an output of visionbake: {error}") from error
-        self._units = [self._root / "samples" / name for name in names if name.endswith(".parquet")]
-        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-            counts = list(pool.map(self._rows_out, self._units))
+        # Two numbers and a sum for each unit: there may be millions.
+        self._unit_parts, self._unit_numbers, counts = (
+            np.frombuffer(one, np.int64) for one in self._lengths(committed, folded)
+        )
         self._ends = np.cumsum(counts, dtype=np.int64)
         self.dtype = STORED[self.info.config["output"]["dtype"]]
         self.hidden_size: int = self.info.hidden_size
@@ -97,8 +103,24 @@ class EmbeddingDataset(Dataset[Item]):
         for descriptor in getattr(self, "_files", {}).values():
             os.close(descriptor)
 
-    def _rows_out(self, unit: AnyPath) -> int:
-        return read_record(unit).rows_out
+    def _lengths(self, committed: CommittedUnits, folded: set[int]) -> tuple[array[int], array[int], array[int]]:
+        """Part, number and rows of each committed unit, in order. Raises OutputError: a footer cannot be read."""
+        parts, numbers, rows = array("q"), array("q"), array("q")
+        for one in read_committed(self._root, committed, folded, ("rows_out",)):
+            if isinstance(one, list):
+                ids = [UnitId.parse(record.unit) for record in one]
+                parts.extend(unit.part for unit in ids)
+                numbers.extend(unit.number for unit in ids)
+                rows.extend(record.rows_out for record in one)
+            else:
+                parts.extend([one.part] * len(one.numbers))
+                numbers.extend(one.numbers)
+                rows.extend(one.column("rows_out").tolist())
+        return parts, numbers, rows
+
+    def _unit(self, unit: int) -> AnyPath:
+        """The samples shard of the unit-th committed unit."""
+        return samples_path(self._root, str(UnitId(int(self._unit_parts[unit]), int(self._unit_numbers[unit]))))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -151,20 +173,20 @@ class EmbeddingDataset(Dataset[Item]):
     def _hash_keys(self) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of all keys in sorted order, and the row of each: 16 bytes a row."""
 
-        def of_unit(unit: AnyPath) -> np.ndarray:
-            with open_input(unit, forwards=False) as stream:
+        def of_unit(unit: int) -> np.ndarray:
+            with open_input(self._unit(unit), forwards=False) as stream:
                 table = pq.read_table(stream, columns=["key", "status"])
             keys = table.filter(pc.equal(table.column("status"), "ok")).column("key")
             return np.fromiter((hash(key) for key in keys.to_pylist()), np.int64, len(keys))
 
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-            hashes = np.concatenate([np.empty(0, np.int64), *pool.map(of_unit, self._units)])
+            hashes = np.concatenate([np.empty(0, np.int64), *pool.map(of_unit, range(len(self._ends)))])
         order = np.argsort(hashes, kind="stable")
         return hashes[order], order
 
     def _rows(self, unit: int) -> _Rows:
         if unit not in self._tables:
-            table = pq.read_table(small_file(self._units[unit]))
+            table = pq.read_table(small_file(self._unit(unit)))
             table = table.filter(pc.equal(table.column("status"), "ok"))
             columns = {name: table.column(name).to_pylist() for name in _WHERE}
             rows = _Rows(columns=columns, carried=table.drop_columns(SAMPLES_SCHEMA.names))

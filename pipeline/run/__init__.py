@@ -14,5 +14,6 @@ calls          the actors of a run, and what each has not answered yet
 engine_ray     the actors of a run, kept alive
 metrics_ray    what Prometheus sees of a run
 summary        what a run did, and what its output holds
+verify_ray     ranges of parts of an output, checked on a cluster
 runner         the whole data flow on one screen
 """

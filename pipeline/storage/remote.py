@@ -225,14 +225,14 @@ def _walk(folder: str) -> Iterator[tuple[str, State]]:
 
 
 def _below(folder: str) -> str:
-    """What the keys of all objects in a folder of S3 begin with."""
+    """Returns the prefix that the keys of all objects in a folder of S3 have."""
     _, path = client_of(folder)
     prefix = path.partition("/")[2]
     return f"{prefix.rstrip('/')}/" if prefix else ""
 
 
 def _pages(folder: str, prefix: str) -> Iterator[dict[str, Any]]:
-    """What S3 says of each object whose key begins with a prefix, a page of a thousand at a time. Raises OSError."""
+    """Lists the objects whose keys begin with a prefix, a page of a thousand at a time. Raises OSError."""
     client, path = client_of(folder)
     bucket = path.partition("/")[0]
     where: dict[str, str] = {}

@@ -22,6 +22,7 @@ from pipeline.output.commit import commit_unit
 from pipeline.output.committed import Committed
 from pipeline.output.layout import data_path, samples_path
 from pipeline.output.metadata import read_metadata
+from pipeline.output.record import CommitRecord
 from pipeline.output.settings import ShardSettings
 from pipeline.prepare.patches import patches_of_pixels
 from pipeline.prepare.unit import PreparedSample, PreparedUnit
@@ -248,7 +249,7 @@ def test_a_committed_unit_says_where_each_embedding_lies(dtype: str, tower: Towe
         assert row["grid_thw"] == stored["grid_thw"] == list(prepared.grids[sample.image])
         assert row["norm_max"] == stored["norm_max"] == pytest.approx(float(read.float().norm(dim=-1).max()), rel=1e-3)
     record = read_metadata(samples_path(tmp_path, "000003-0001"))
-    assert record == committed.record.to_json()
+    assert CommitRecord.from_json(record) == committed.record
     assert (record["rows_in"], record["rows_out"], record["rejects"]) == (8, 6, {"corrupt": 1, "truncated": 1})
     import hashlib
 

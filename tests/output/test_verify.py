@@ -207,7 +207,10 @@ def test_every_damage_is_found(
 def arguments(output: Path, **fields: object) -> Any:
     import argparse
 
-    return argparse.Namespace(**{"output": str(output), "sample": None, "json": False} | fields)
+    return argparse.Namespace(
+        **{"output": str(output), "sample": None, "json": False, "parts": None, "ray": False, "address": "auto"}
+        | fields
+    )
 
 
 def test_an_incomplete_run_is_not_proven_but_not_damaged(output: Path) -> None:
