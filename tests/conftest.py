@@ -304,7 +304,7 @@ def connected(nodes: dict[str, str], **environment: str) -> Iterator[None]:
 
 
 def on_ray(source: Path, output: Path, model: Path, **cluster: object) -> Config:
-    return config_for(source, output, model, cluster={"engine": "ray", **cluster})
+    return config_for(source, output, model, cluster={"engine": "ray", "device": "cpu", **cluster})
 
 
 @pytest.fixture(scope="module")

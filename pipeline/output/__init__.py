@@ -15,6 +15,7 @@ commit       publish the data shard, then the samples shard: the commit
 totals       sums over commit records
 ledger_file  the records of a done part in one file
 ledger       which units are committed, and their records
+done         which parts are done, by one small file
 card         the data set card, README.md
 info         DatasetInfo: what dataset.json says
 dataset      the checks of an output, _SUCCESS

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from ..errors import OutputError
+from ..output.done import write_counts
 from ..output.ledger import fold_part
 from ..output.record import CommitRecord
 from ..storage.files import AnyPath, requests_at_once
 from ..storage.scratch import Scratch
 
 THREADS = 4
+COUNTS_SECONDS = 60.0
 
 _Done = tuple[int, range, dict[int, CommitRecord]]
 
@@ -26,6 +30,9 @@ class Folder:
 
     def __init__(self, output: AnyPath, scratch: Scratch, say: Callable[[str], None]) -> None:
         self._output, self._scratch, self._say = output, scratch, say
+        self.counts: dict[int, int] = {}  # units by part, of those that have a ledger
+        self._written = time.monotonic()
+        self._lock = threading.Lock()
         self._parts: queue.SimpleQueue[_Done | None] = queue.SimpleQueue()
         self._said = False
         self._threads = [
@@ -44,10 +51,19 @@ class Folder:
             part, numbers, records = done
             try:
                 fold_part(self._output, part, records, numbers, self._scratch)
+                if numbers:
+                    self.counts[part] = len(numbers)
+                self._write_counts(COUNTS_SECONDS)
             except (OSError, OutputError) as error:
                 if not self._said:
                     self._said = True
                     self._say(f"a part's ledger could not be written, which costs requests later: {error}")
+
+    def _write_counts(self, after_seconds: float) -> None:
+        with self._lock:
+            if time.monotonic() - self._written >= after_seconds and self.counts:
+                self._written = time.monotonic()
+                write_counts(self._output, dict(self.counts), self._scratch)
 
     def close(self) -> None:
         """Waits until all are written."""
@@ -55,3 +71,5 @@ class Folder:
             self._parts.put(None)
         for thread in self._threads:
             thread.join()
+        with suppress(OSError, OutputError):
+            self._write_counts(0.0)

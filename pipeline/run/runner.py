@@ -23,6 +23,7 @@ from ..output.dataset import (
     write_dataset,
     write_success,
 )
+from ..output.done import done_parts, read_counts
 from ..output.fingerprint import config_facts, fingerprint_of
 from ..output.info import DatasetInfo
 from ..output.layout import SCHEMA_VERSION
@@ -127,6 +128,8 @@ class Run:
         self._ended: float | None = None
         self._committed: CommittedUnits | None = None  # before this run
         self._folded: set[int] = set()
+        self._done: set[int] = set()
+        self._counts: dict[int, int] = {}
 
     def finished(self, seconds: float | None) -> Summary | None:
         """The summary if nothing is left to do. None if something is, or if it takes longer than this to see."""
@@ -139,7 +142,7 @@ class Run:
         if new_files or len(plan.indexed_parts()) < plan.num_parts or stored_facts(self._output) is None:
             return None
         committed = self._look()
-        cut = [part for part in range(plan.num_parts) if not self._is_done(part)]
+        cut = [part for part in range(plan.num_parts) if part not in self._done]
         try:
             if len(cut) > PARTS_LOOKED_AT or not all(
                 committed.has(part, unit.number) for part in cut for unit in self._units_of(part)
@@ -151,15 +154,13 @@ class Run:
             return self.conclude(Progress(parts=plan.num_parts), scratch, 0.0)
 
     def _look(self) -> CommittedUnits:
-        """What is committed now, and which parts have a ledger: by names alone, at the same time."""
+        """What is committed now, which parts have a ledger, and which of them are done."""
         folded = in_background(partial(folded_parts, self._output))
+        counts = in_background(partial(read_counts, self._output))
         self._committed = CommittedUnits(self._output, self._plan.num_parts)
-        self._folded = folded.result()
+        self._folded, self._counts = folded.result(), counts.result()
+        self._done = done_parts(self._output, self._committed, self._folded, self._counts)
         return self._committed
-
-    def _is_done(self, part: int) -> bool:
-        """Whether a part has a ledger, and committed units. That they are as many is found when they are added up."""
-        return part in self._folded and self._committed is not None and self._committed.count_of(part) > 0
 
     def _check(self, deadline: float | None) -> int:
         """How many files are new. Raises RequestError: this output cannot take this run; TimeoutError."""
@@ -198,11 +199,11 @@ class Run:
             self._report(progress, seconds, engine.encoder_seconds)
 
         indexed = plan.indexed_parts()
-        done = [part for part in indexed if self._is_done(part)]
+        folder.counts |= self._counts
         work = Work(
             parts=plan.num_parts,
             to_index=[part for part in range(plan.num_parts) if part not in indexed],
-            to_cut=[part for part in sorted(indexed) if not self._is_done(part)],
+            to_cut=[part for part in sorted(indexed) if part not in self._done],
             units_of=self._units_of,
             committed=committed.has,
             unit_bytes=lambda unit: unit.patches * patch_bytes,
@@ -211,7 +212,7 @@ class Run:
             on_tick=tick, on_start=partial(remove_success, self._output), on_part_done=folder.add, say=self._say
         )
         driver = Driver(engine, work, self._limits(), observer)
-        driver.progress.units_known = driver.progress.units_before = sum(map(committed.count_of, done))
+        driver.progress.units_known = driver.progress.units_before = sum(map(committed.count_of, self._done))
         progress = driver.run()
         self._ended = time.monotonic()
         return progress

@@ -49,6 +49,7 @@ WRONG: dict[str, list[object]] = {
     "seconds": [None, 7.5, [], {"encode": "1"}, {"encode": None}, {"encode": math.nan}, {"encode": -1.0}],
     "packs": [None, 7, {}, "77", ["7"], [7.5], [True]],
     "adopted": [None, 0, "false"],
+    "statistics": [None, 7, [], "none"],
     "encoded_at": [None, "now", math.nan, math.inf, -1.0, True],
 }
 

@@ -206,7 +206,7 @@ def test_a_small_object_store_makes_it_slower_and_no_more(own_cluster: Any, mode
             photos,
             tmp_path / "out",
             model_path,
-            cluster={"engine": "ray", "encoders": 1, "preprocessors": 2},
+            cluster={"engine": "ray", "device": "cpu", "encoders": 1, "preprocessors": 2},
             preprocess={"max_pixels": 1_003_520},
             output={"shard_tokens": 8000},
             pack={"max_patches": 8192},
