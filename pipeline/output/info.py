@@ -42,12 +42,20 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> DatasetInfo:
-        """The inverse of `to_json`; fields of later versions are left alone. Raises TypeError: one is missing."""
+        """The inverse of `to_json`; fields of later versions are left alone.
+
+        Raises:
+            TypeError: a field is missing or is something else, or the configuration lacks what every reader needs.
+        """
         known = {one.name for one in fields(cls)}
         info = cls(**{name: value for name, value in tree.items() if name in known})
-        for name in ("fingerprint_facts", "config"):
-            if not isinstance(getattr(info, name), dict):
-                raise TypeError(f"{name} is not an object")
+        for names, kind, what in _KINDS:
+            for name in names:
+                if type(getattr(info, name)) is not kind:
+                    raise TypeError(f"{name} is not {what}")
+        for section, name in _NEEDED:
+            if not isinstance(info.config.get(section), dict) or name not in info.config[section]:
+                raise TypeError(f"config lacks {section}.{name}")
         return info
 
     @property
@@ -63,10 +71,22 @@ class DatasetInfo:
         )
 
 
+_KINDS: tuple[tuple[tuple[str, ...], type, str], ...] = (
+    (("fingerprint_facts", "config", "versions"), dict, "an object"),
+    (("schema_version", "hidden_size", "merge_size", "patch_size", "temporal_patch_size"), int, "a number"),
+    (("fingerprint", "device"), str, "text"),
+)
+_NEEDED = (
+    *(("output", name) for name in ("dtype", "format", "shard_tokens")),
+    *(("preprocess", name) for name in ("min_pixels", "max_pixels")),
+    ("limits", "max_image_pixels"),
+)
+
+
 def read_dataset(output: AnyPath) -> DatasetInfo:
     """dataset.json. Raises RequestError if the folder is not an output."""
     try:
         return DatasetInfo.from_json(dict(json.loads((output / "dataset.json").read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         reason = str(error).replace("DatasetInfo.__init__() missing", "it lacks").replace("required keyword-only ", "")
         raise RequestError(f"{output} is not an output of visionbake: dataset.json: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import fsspec
@@ -9,7 +10,10 @@ import pytest
 
 from pipeline.errors import RequestError
 from pipeline.output.dataset import check_output
+from pipeline.output.info import read_dataset
 from pipeline.output.layout import OUTPUT_NAMES, PLAN_NAMES
+from pipeline.output.verify import Verifier
+from pipeline.read.reader import EmbeddingDataset
 from pipeline.source.plan import Plan
 from pipeline.storage.remote import RemotePath
 
@@ -80,3 +84,38 @@ def test_what_runs_leave_behind_before_their_first_shard_is_taken(tmp_path: Path
         check_output(tmp_path, {})
     (tmp_path / "plan" / "plan.json").write_text("{}")
     check_output(tmp_path, {})
+
+
+@pytest.fixture
+def described(undisturbed: Path) -> dict[str, object]:
+    return dict(json.loads((undisturbed / "dataset.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"config": []}, "config is not an object"),
+        ({"config": {}}, r"config lacks output\.dtype"),
+        ({"config": {"output": None}}, r"config lacks output\.dtype"),
+        ({"hidden_size": "64"}, "hidden_size is not a number"),
+        ({"merge_size": None}, "merge_size is not a number"),
+        ({"fingerprint": 7}, "fingerprint is not text"),
+        ({"fingerprint_facts": "x"}, "fingerprint_facts is not an object"),
+    ],
+)
+def test_a_damaged_description_is_named(
+    change: dict[str, object], says: str, described: dict[str, object], tmp_path: Path
+) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    assert read_dataset(tmp_path).hidden_size
+    (tmp_path / "dataset.json").write_text(json.dumps(described | change))
+    for look in (read_dataset, Verifier, EmbeddingDataset):
+        with pytest.raises(RequestError, match=f"dataset.json: {says}"):
+            look(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "7", "[]", "[1]", "[" * 100_000, "\x00"], ids=range(6))
+def test_a_description_that_is_none_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(RequestError, match=r"is not an output of visionbake: dataset\.json"):
+        read_dataset(tmp_path)
