@@ -7,7 +7,7 @@ import platform
 
 import pyarrow as pa
 
-from ..errors import RequestError
+from ..errors import RequestError, is_busy, output_error, writing
 from ..source.carry import schema_of_text
 from ..storage.files import AnyPath, can_be_written, names_at
 from ..storage.publish import publish_new, publish_over, remove_unfinished, write_text
@@ -28,7 +28,8 @@ def check_output(output: AnyPath, facts: dict[str, object]) -> None:
     except NotADirectoryError as error:
         raise RequestError(f"output.uri: {output} is a file") from error
     except OSError as error:
-        raise RequestError(f"output.uri: {output} cannot be read: {error}") from error
+        message = f"output.uri: {output} cannot be read: {error}"
+        raise (output_error(message, error) if is_busy(error) else RequestError(message)) from error
     if not can_be_written(output):
         raise RequestError(f"output.uri: {output} is not writable")
     foreign = names - {"plan", "_tmp"}  # all that a run writes before dataset.json
@@ -72,9 +73,11 @@ def recorded_versions() -> dict[str, str | None]:
 
 
 def remove_success(output: AnyPath) -> None:
+    """Raises OutputError."""
     path = output / "_SUCCESS"
-    if path.exists():  # who may only write new objects may run into a new output
-        path.unlink(missing_ok=True)
+    with writing(path):
+        if path.exists():  # who may only write new objects may run into a new output
+            path.unlink(missing_ok=True)
 
 
 def write_success(output: AnyPath, totals: Totals, skipped: list[str], scratch: Scratch) -> None:

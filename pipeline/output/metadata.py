@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import OutputError
+from ..errors import output_error
 from ..storage.files import AnyPath, open_input
 
 METADATA_KEY = b"visionbake"
@@ -21,4 +21,4 @@ def read_metadata(path: AnyPath) -> dict[str, Any]:
             metadata = pq.read_metadata(stream).metadata or {}
         return dict(json.loads(metadata[METADATA_KEY]))
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise OutputError(f"{path}: not a complete shard: {error}") from error
+        raise output_error(f"{path}: not a complete shard: {error}", error) from error
