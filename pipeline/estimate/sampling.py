@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from .. import rejects
-from ..errors import DamagedPart, RequestError
+from ..errors import DamagedPart, RequestError, listing_error
 from ..index.headers import read_header
 from ..rejects import Reject
 from ..source.drawing import DRAWS, Drawing, Drawn, Draws
@@ -52,7 +52,7 @@ def draw(listing: Listing, count: int, seed: int, image_column: str) -> Draws:
     try:
         draws = format_named(listing.place.format).draw(listing, drawing)
     except (OSError, DamagedPart, pa.ArrowException) as error:
-        raise RequestError(f"source: cannot be sampled: {error}") from error
+        raise listing_error(f"source: cannot be sampled: {error}", error) from error
     except KeyError as error:
         raise RequestError(f"source: cannot be sampled: a file has no column {error}") from error
     if not draws.samples:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .. import rejects
-from ..errors import OutputError
+from ..errors import output_error
 from ..grid import offsets
 from ..source.sample import IndexedSample
 from ..storage.files import AnyPath, small_file
@@ -67,7 +67,7 @@ def _read(path: AnyPath, columns: list[str]) -> pa.Table:
     try:
         return pq.ParquetFile(small_file(path)).read(columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
-        raise OutputError(f"{path} cannot be read: {error}") from error
+        raise output_error(f"{path} cannot be read: {error}", error) from error
 
 
 def _arrays_of(table: pa.Table) -> IndexArrays:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import DamagedPart, writing
+from ..errors import DamagedPart
 from ..rejects import Reject
 from ..source.format import Columns
 from ..source.formats import format_named
@@ -24,7 +24,7 @@ from ..source.part import Part
 from ..source.sample import IndexedSample
 from ..storage.files import AnyPath
 from ..storage.publish import publish_new, sync_file
-from ..storage.scratch import Scratch
+from ..storage.scratch import Scratch, writing_scratch
 from .headers import HeaderReader, PlainReader
 
 INDEX_VERSION = 2
@@ -73,7 +73,7 @@ def index_part(
         OutputError: the index cannot be written.
     """
     path = scratch.path(final.name)
-    with writing(path):  # the source's failures, and the guard's, are SourceError
+    with writing_scratch(path):  # the source's failures, and the guard's, are SourceError
         try:
             count = _write(path, index_samples(part, columns, images), damaged="")
         except DamagedPart as error:

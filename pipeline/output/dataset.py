@@ -7,7 +7,7 @@ import platform
 
 import pyarrow as pa
 
-from ..errors import RequestError
+from ..errors import RequestError, is_busy, output_error, writing
 from ..source.carry import schema_of_text
 from ..storage.files import AnyPath, can_be_written, names_at
 from ..storage.publish import publish_new, publish_over, remove_unfinished, write_text
@@ -50,7 +50,8 @@ def _names_at(folder: AnyPath, expected: tuple[str, ...]) -> set[str]:
     except NotADirectoryError as error:
         raise RequestError(f"output.uri: {folder} is a file") from error
     except OSError as error:
-        raise RequestError(f"output.uri: {folder} cannot be read: {error}") from error
+        message = f"output.uri: {folder} cannot be read: {error}"
+        raise (output_error(message, error) if is_busy(error) else RequestError(message)) from error
     for name in expected:
         other = name.rstrip("/") if name.endswith("/") else f"{name}/"
         # An object store may have both of one name.
@@ -95,9 +96,11 @@ def is_complete(output: AnyPath) -> bool:
 
 
 def remove_success(output: AnyPath) -> None:
+    """Raises OutputError."""
     path = output / "_SUCCESS"
-    if path.exists():  # who may only write new objects may run into a new output
-        path.unlink(missing_ok=True)
+    with writing(path):
+        if path.exists():  # who may only write new objects may run into a new output
+            path.unlink(missing_ok=True)
 
 
 def write_success(output: AnyPath, totals: Totals, skipped: list[str], scratch: Scratch) -> None:

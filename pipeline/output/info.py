@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..errors import RequestError
+from ..errors import RequestError, is_busy, output_error
 from ..grid import Geometry
 from ..storage.files import AnyPath
 
@@ -89,4 +89,6 @@ def read_dataset(output: AnyPath) -> DatasetInfo:
         return DatasetInfo.from_json(dict(json.loads((output / "dataset.json").read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         reason = str(error).replace("DatasetInfo.__init__() missing", "it lacks").replace("required keyword-only ", "")
+        if is_busy(error):
+            raise output_error(f"{output}: dataset.json cannot be read: {error}", error) from error
         raise RequestError(f"{output} is not an output of visionbake: dataset.json: {reason}") from error

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import OutputError
+from ..errors import output_error
 from ..storage.files import AnyPath, open_input
 
 METADATA_KEY = b"visionbake"
@@ -21,7 +21,7 @@ def read_metadata(path: AnyPath) -> dict[str, Any]:
             metadata = pq.read_metadata(stream).metadata or {}
         return parse_metadata(metadata[METADATA_KEY])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise OutputError(f"{path}: not a complete shard: {error}") from error
+        raise output_error(f"{path}: not a complete shard: {error}", error) from error
 
 
 def parse_metadata(text: str | bytes) -> dict[str, Any]:

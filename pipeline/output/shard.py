@@ -20,8 +20,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import OutputError
+from ..errors import OutputError, output_error
 from ..grid import offsets
+from ..storage.publish import sync_file
+from ..storage.scratch import writing_scratch
 from .metadata import METADATA_KEY, read_metadata
 from .record import CommitRecord
 from .statistics import statistics_of
@@ -190,7 +192,7 @@ class ParquetShards:
             keys, scales = table.column("key").to_pylist(), table.column("scale").to_pylist()
             offsets_N = np.empty(0, np.int64) if lengths_N is None else embedding_offsets(path, lengths_N)
         except (OSError, pa.ArrowException, LookupError, ValueError) as error:  # another's Parquet file, say
-            raise OutputError(f"{path}: not a complete shard: {error}") from error
+            raise output_error(f"{path}: not a complete shard: {error}", error) from error
         return ShardContent(metadata=metadata, keys=keys, offsets_N=offsets_N, scales=scales)
 
 
@@ -225,23 +227,20 @@ def write_data_shard(path: Path, rows: ShardRows, row_group_bytes: int) -> DataS
     table = with_carried(pa.Table.from_arrays(arrays, schema=schema), rows.carried)
     lengths_N = np.diff(np.frombuffer(embedding.buffers()[1], np.int64)[: len(embedding) + 1])
     compression = {name: "NONE" if name == EMBEDDING else "ZSTD" for name in table.schema.names}
-    try:
-        with open(path, "xb", buffering=0) as stream:
-            sink = HashingFile(stream)
-            writer = pq.ParquetWriter(
-                sink,
-                table.schema,
-                compression=compression,
-                use_dictionary=_DICTIONARY,
-                write_statistics=_STATISTICS,
-                data_page_size=1 << 30,
-            )
-            for first, last in row_groups(lengths_N, row_group_bytes):
-                writer.write_table(table.slice(first, last - first), row_group_size=max(1, last - first))
-            writer.close()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
+    with writing_scratch(path), open(path, "xb", buffering=0) as stream:
+        sink = HashingFile(stream)
+        writer = pq.ParquetWriter(
+            sink,
+            table.schema,
+            compression=compression,
+            use_dictionary=_DICTIONARY,
+            write_statistics=_STATISTICS,
+            data_page_size=1 << 30,
+        )
+        for first, last in row_groups(lengths_N, row_group_bytes):
+            writer.write_table(table.slice(first, last - first), row_group_size=max(1, last - first))
+        writer.close()
+        os.fsync(stream.fileno())
     if os.path.getsize(path) != sink.size:
         raise OutputError(f"{path} holds {os.path.getsize(path)} bytes, {sink.size} were written")
     offsets_N = embedding_offsets(path, lengths_N)
@@ -300,10 +299,7 @@ def write_samples_shard(
     schema = SAMPLES_SCHEMA.with_metadata({METADATA_KEY: json.dumps(record.to_json(), sort_keys=True)})
     table = pa.Table.from_pydict({field.name: columns[field.name] for field in SAMPLES_SCHEMA}, schema=schema)
     table = with_carried(table, carried)
-    try:
+    with writing_scratch(path):
         pq.write_table(table, path, compression="ZSTD", use_dictionary=["source", "status", "clamped", "shard"])
-        with open(path, "rb") as stream:
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
+        sync_file(path)
     return record

@@ -21,8 +21,9 @@ from typing import Any, BinaryIO, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DamagedPart, OutputError, SourceError
+from ..errors import DamagedPart, OutputError, SourceError, output_error
 from ..source.tar import TarStream, walk
+from ..storage.scratch import writing_scratch
 from .metadata import parse_metadata
 from .shard import DATA_SCHEMA, EMBEDDING, DataShard, HashingFile, ShardContent, ShardRows
 
@@ -75,32 +76,27 @@ def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
     values = memoryview(buffer).cast("B") if buffer is not None else memoryview(b"")
     carried = rows.carried.to_pylist() if rows.carried is not None else [{}] * len(embedding)
     offsets: list[int] = []
-    try:
-        with open(path, "xb", buffering=0) as stream:
-            sink = HashingFile(stream)
-            header = {PAX_KEY: json.dumps(metadata, sort_keys=True)}
-            target = cast("BinaryIO", sink)  # of a file it is only written to
-            with tarfile.TarFile(fileobj=target, mode="w", format=tarfile.PAX_FORMAT, pax_headers=header) as tar:
-                for row in range(len(embedding)):
-                    name = member_key(str(columns["key"][row]))
-                    head, tail = _safetensors(columns, row, int(bounds[row + 1] - bounds[row]))
-                    data = _Joined([head, values[bounds[row] : bounds[row + 1]], tail])
-                    start = _add(tar, f"{name}.safetensors", data)
-                    offsets.append(start + len(head))
-                    facts = {
-                        field: columns[field][row] for field in DATA_SCHEMA.names if field not in (EMBEDDING, "scale")
-                    }
-                    for field, value in carried[row].items():
-                        if isinstance(value, str | bytes):
-                            raw = value.encode() if isinstance(value, str) else value
-                            _add(tar, f"{name}.{field}", _Joined([raw]))
-                        else:
-                            facts[field] = value
-                    text = json.dumps(facts, ensure_ascii=False, default=str) + "\n"
-                    _add(tar, f"{name}.json", _Joined([text.encode()]))
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
+    with writing_scratch(path), open(path, "xb", buffering=0) as stream:
+        sink = HashingFile(stream)
+        header = {PAX_KEY: json.dumps(metadata, sort_keys=True)}
+        target = cast("BinaryIO", sink)  # of a file it is only written to
+        with tarfile.TarFile(fileobj=target, mode="w", format=tarfile.PAX_FORMAT, pax_headers=header) as tar:
+            for row in range(len(embedding)):
+                name = member_key(str(columns["key"][row]))
+                head, tail = _safetensors(columns, row, int(bounds[row + 1] - bounds[row]))
+                data = _Joined([head, values[bounds[row] : bounds[row + 1]], tail])
+                start = _add(tar, f"{name}.safetensors", data)
+                offsets.append(start + len(head))
+                facts = {field: columns[field][row] for field in DATA_SCHEMA.names if field not in (EMBEDDING, "scale")}
+                for field, value in carried[row].items():
+                    if isinstance(value, str | bytes):
+                        raw = value.encode() if isinstance(value, str) else value
+                        _add(tar, f"{name}.{field}", _Joined([raw]))
+                    else:
+                        facts[field] = value
+                text = json.dumps(facts, ensure_ascii=False, default=str) + "\n"
+                _add(tar, f"{name}.json", _Joined([text.encode()]))
+        os.fsync(stream.fileno())
     if os.path.getsize(path) != sink.size:
         raise OutputError(f"{path} holds {os.path.getsize(path)} bytes, {sink.size} were written")
     lengths_N = np.diff(bounds).astype(np.int64)
@@ -130,7 +126,7 @@ def read_tar_shard(path: Path) -> tuple[dict[str, Any], list[tuple[str, int, int
                     key = true_key(member.name.removesuffix(".safetensors"))
                     found.append((key, member.offset + 8 + size + first, last - first))
     except TAR_DAMAGE as error:
-        raise OutputError(f"{path}: not a complete shard: {error}") from error
+        raise output_error(f"{path}: not a complete shard: {error}", error) from error
     return metadata, found
 
 

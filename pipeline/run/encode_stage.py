@@ -9,7 +9,7 @@ import pyarrow
 import torch
 
 from ..encode.unit import UnitEncoder
-from ..errors import OutputError
+from ..errors import output_error
 from ..fault import fault_point
 from ..output.commit import commit_unit
 from ..output.committed import Committed
@@ -87,7 +87,7 @@ class EncodeStage:
         }
 
     def encode(self, prepared: PreparedUnit, shard_settings: ShardSettings) -> Committed:
-        """Encodes, writes and commits one unit. Raises EncodeError, OutputError."""
+        """Encodes, writes and commits one unit. Raises EncodeError, OutputError (OutputBusy: waiting may help)."""
         fault_point("before_encode")
         encoded = self._encoder.encode(prepared)
         encoded_at = time.time()
@@ -100,5 +100,5 @@ class EncodeStage:
             output = as_path(self._settings.output)
             committed = commit_unit(prepared, encoded, output, self._scratch, shard_settings, encoding)
         except OSError as error:
-            raise OutputError(f"cannot write to {self._settings.output}: {error}") from error
+            raise output_error(f"cannot write to {self._settings.output}: {error}", error) from error
         return replace(committed, peak_memory_bytes=peak_memory_bytes())

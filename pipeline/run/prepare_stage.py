@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import PIL
 
-from ..errors import OutputError
+from ..errors import OutputError, is_busy, output_error
 from ..fault import fault_point
 from ..index.read import read_index_rows
 from ..index.units import Unit
@@ -59,7 +61,8 @@ class PrepareStage:
         """Indexes a part; returns its number of samples. Raises as `index_part`."""
         settings = self._settings
         fault_point("index")
-        part = self._load(number)
+        with self._reading_plan():
+            part = self._load(number)
         assert self._plan is not None
         final, images = self._plan.index_path(number), self._reader_of_images(guarded)
         skip = settings.on_damaged == "skip"
@@ -73,25 +76,38 @@ class PrepareStage:
         self._guard.close()
 
     def prepare(self, unit: Unit, guarded: bool = False) -> PreparedUnit:
-        """Prepares one unit. Raises SourceError."""
+        """Prepares one unit.
+
+        Raises:
+            SourceError: the source cannot be read (SourceBusy: waiting may help).
+            OutputBusy: the plan cannot be read at the moment.
+        """
         # Not before: it takes seconds and most of this process's memory, and indexing has no use for it.
         import torch
 
-        settings = self._settings
         torch.set_num_threads(1)
         fault_point("prepare")
-        try:
+        with self._reading_plan():
             part = self._load(unit.part)
             samples = read_index_rows(self._index_of(unit.part), unit.first, unit.count)
-        except OSError as error:
-            if has_vanished(settings.output):
-                raise OutputError(f"{settings.output} has vanished: {error}") from error
-            raise
         try:
             return prepare_unit(unit, part, samples, self._preparation(part, guarded))
         finally:
             if not self._guarded:
                 self._guard.close()  # it holds as much memory as its largest image took
+
+    @contextmanager
+    def _reading_plan(self) -> Iterator[None]:
+        """Raises OutputError for a plan that has vanished with its output, OutputBusy where waiting may help."""
+        output = self._settings.output
+        try:
+            yield
+        except OSError as error:
+            if has_vanished(output):
+                raise OutputError(f"{output} has vanished: {error}") from error
+            if is_busy(error):
+                raise output_error(f"the plan in {output} cannot be read: {error}", error) from error
+            raise
 
     def _preparation(self, part: Part, guarded: bool) -> Preparation:
         if self._reader is None:

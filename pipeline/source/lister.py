@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..errors import RequestError
+from ..errors import RequestError, listing_error
 from ..process import DaemonThreads
 from ..storage.files import kind_of, map_ahead, reads_ahead, relative_to
 from ..storage.local import State
@@ -47,7 +47,7 @@ def _list_folder(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFi
             else:
                 yield _file(path, state)
     except OSError as error:
-        raise RequestError(f"source.uri: {error.filename or place.root} cannot be listed: {error}") from error
+        raise listing_error(f"source.uri: {error.filename or place.root} cannot be listed: {error}", error) from error
 
 
 def _file(path: str, state: State) -> SourceFile:
@@ -66,7 +66,7 @@ def _named_by(patterns: Sequence[str]) -> Iterator[Mapping[str, State | None]]:
         try:
             return kind_of(pattern).glob(pattern)
         except OSError as error:
-            raise RequestError(f"source.uri: {pattern} cannot be listed: {error}") from error
+            raise listing_error(f"source.uri: {pattern} cannot be listed: {error}", error) from error
 
     with DaemonThreads(PATTERNS_AT_ONCE) as pool:
         yield from map_ahead(pool, named_by, patterns, PATTERNS_AT_ONCE if reads_ahead(patterns[0]) else 0)
@@ -94,5 +94,5 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
             path.encode("utf-8")
             state = paths[path] or kind_of(path).state_of(path)
         except (OSError, UnicodeEncodeError) as error:
-            raise RequestError(f"source: {path!r} cannot be read: {error}") from error
+            raise listing_error(f"source: {path!r} cannot be read: {error}", error) from error
         yield _file(relative_to(place.root, path), state)

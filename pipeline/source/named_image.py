@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import rejects
-from ..errors import SourceError
+from ..errors import SourceError, source_error
 from ..storage.files import path_named_in, read_input
 from .sample import IndexedSample
 
@@ -98,7 +98,7 @@ def read_image_file(path: str) -> bytes | None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return None
-        raise SourceError(f"{path[:200]}: cannot be read: {error.strerror or error}") from error
+        raise source_error(f"{path[:200]}: cannot be read: {error.strerror or error}", error) from error
 
 
 def reread_image_file(sample: IndexedSample) -> bytes:

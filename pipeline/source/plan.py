@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import OutputError, RequestError
+from ..errors import RequestError
 from ..storage.files import AnyPath, as_path, names_in, open_input
 from ..storage.publish import publish_new, sync_file, write_text
-from ..storage.scratch import Scratch
+from ..storage.scratch import Scratch, writing_scratch
 from .formats import format_named
 from .lister import list_source
 from .listing import Listing
@@ -225,23 +225,22 @@ class Plan:
         writer: pq.ParquetWriter | None = None
         number = first
         try:
-            while written + len(rows) < self._files_per_list:
-                chunk = [file for _, file in zip(range(per_part), new, strict=False)]
-                if not chunk:
-                    break
-                for files in parts_of(place, chunk):
-                    rows.extend({"part": number, **asdict(file)} for file in files)
-                    number += 1
-                if len(rows) >= ROWS_AT_ONCE or len(chunk) == per_part > 1:
+            with writing_scratch(path):
+                while written + len(rows) < self._files_per_list:
+                    chunk = [file for _, file in zip(range(per_part), new, strict=False)]
+                    if not chunk:
+                        break
+                    for files in parts_of(place, chunk):
+                        rows.extend({"part": number, **asdict(file)} for file in files)
+                        number += 1
+                    if len(rows) >= ROWS_AT_ONCE or len(chunk) == per_part > 1:
+                        writer = writer or pq.ParquetWriter(path, PARTS_SCHEMA)
+                        writer.write_table(pa.Table.from_pylist(rows, PARTS_SCHEMA))
+                        written += len(rows)
+                        rows = []
+                if rows:
                     writer = writer or pq.ParquetWriter(path, PARTS_SCHEMA)
                     writer.write_table(pa.Table.from_pylist(rows, PARTS_SCHEMA))
-                    written += len(rows)
-                    rows = []
-            if rows:
-                writer = writer or pq.ParquetWriter(path, PARTS_SCHEMA)
-                writer.write_table(pa.Table.from_pylist(rows, PARTS_SCHEMA))
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error}") from error
         finally:
             if writer is not None:
                 writer.close()

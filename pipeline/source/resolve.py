@@ -7,7 +7,7 @@ import glob
 import os
 from typing import TYPE_CHECKING
 
-from ..errors import RequestError
+from ..errors import RequestError, listing_error
 from ..storage.files import absolute_uri, common_folder, kind_of
 from ..storage.remote import check_uri
 from .formats import FORMATS, format_named
@@ -33,7 +33,7 @@ def resolve_source(source: Source) -> SourcePlace:
     try:
         return _resolve(source, literal, patterns)
     except OSError as error:
-        raise RequestError(f"source.uri: {source.uri} cannot be read: {error}") from error
+        raise listing_error(f"source.uri: {source.uri} cannot be read: {error}", error) from error
 
 
 def _resolve(source: Source, literal: str, patterns: list[str]) -> SourcePlace:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from ..errors import DamagedPart, SourceError
+from ..errors import DamagedPart, source_error
 from ..storage.files import open_input
 
 BLOCK = 512
@@ -57,7 +57,7 @@ class TarStream:
             self._file = open_input(self.path)
             self._stream: IO[bytes] = gzip.open(self._file) if self.compressed else self._file  # type: ignore[assignment]
         except OSError as error:
-            raise SourceError(f"{self.path}: cannot be opened: {error}") from error
+            raise source_error(f"{self.path}: cannot be opened: {error}", error) from error
 
     def read(self, length: int) -> bytes:
         """Up to `length` bytes; fewer only at the end of the stream."""
@@ -66,7 +66,7 @@ class TarStream:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DamagedPart(f"{self.path}: damaged gzip stream after byte {self.position}: {error}") from error
         except OSError as error:
-            raise SourceError(f"{self.path}: cannot be read at byte {self.position}: {error}") from error
+            raise source_error(f"{self.path}: cannot be read at byte {self.position}: {error}", error) from error
         self.position += len(data)
         return data
 
@@ -87,7 +87,7 @@ class TarStream:
             try:
                 self._stream.seek(0 if self.compressed else offset)
             except OSError as error:
-                raise SourceError(f"{self.path}: cannot seek to byte {offset}: {error}") from error
+                raise source_error(f"{self.path}: cannot seek to byte {offset}: {error}", error) from error
             self.position = 0 if self.compressed else offset
         while self.position < offset:
             if not self.read(min(1 << 20, offset - self.position)):

@@ -2,6 +2,7 @@
 
 local           local file systems
 uri             URIs of remote storage, judged by their looks alone
+transient       which failures of remote storage are worth another try
 remote          object storage and all else that fsspec opens: one translation of names and errors
 remote_read     reading it: objects as files, copies, folders of Parquet
 remote_publish  writing it: create-if-absent, unfinished uploads

@@ -11,20 +11,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import output_error
 from ..fault import fault_point
 from . import remote_publish
 from .files import AnyPath
 from .remote import RemotePath
+from .scratch import writing_scratch
 
 
 def sync_file(path: Path) -> None:
     """Flushes a file that a library has written. Raises OutputError."""
-    try:
-        with open(path, "rb") as stream:
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
+    with writing_scratch(path), open(path, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def sync_directory(folder: Path) -> None:
@@ -59,7 +57,7 @@ def publish_new(scratch: Path, final: AnyPath) -> bool:
         sync_directory(final.parent)
         scratch.unlink()
     except OSError as error:
-        raise OutputError(f"cannot publish {final}: {error}") from error
+        raise output_error(f"cannot publish {final}: {error}", error) from error
     return True
 
 
@@ -82,7 +80,7 @@ def publish_over(scratch: Path, final: AnyPath) -> None:
         os.replace(scratch, final)
         sync_directory(final.parent)
     except OSError as error:
-        raise OutputError(f"cannot publish {final}: {error}") from error
+        raise output_error(f"cannot publish {final}: {error}", error) from error
 
 
 def remove_unfinished(output: AnyPath, committed: Callable[[str], bool]) -> None:
@@ -98,10 +96,7 @@ def remove_unfinished(output: AnyPath, committed: Callable[[str], bool]) -> None
 
 def write_text(path: Path, text: str) -> None:
     """Writes and flushes a small file. Raises OutputError."""
-    try:
-        with open(path, "x", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
+    with writing_scratch(path), open(path, "x", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())

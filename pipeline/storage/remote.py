@@ -19,11 +19,13 @@ from typing import Any
 
 import fsspec
 
-from ..errors import RequestError
+from ..errors import RequestError, StorageBusy
 from .local import State
+from .transient import is_transient
 from .uri import S3, WHOLE_OBJECTS, problem_with, scheme_of
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+REFUSED = errno.EPROTO  # of a failure that has no errno of its own, and that waiting does not help
 # A range larger than this is read in several requests: one that fails is asked for again by itself.
 RANGE_BYTES = 64 << 20
 
@@ -58,7 +60,7 @@ def client_of(uri: str) -> tuple[Any, str]:
         extra = f": pip install 'visionbake[{EXTRAS[scheme]}]'" if scheme in EXTRAS else ""
         raise OSError(errno.ENOPKG, f"{error}{extra}", uri) from error
     except Exception as error:
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", uri) from error
+        raise failure_of(error, uri) from error
 
 
 def request_options(client: Any) -> dict[str, str]:
@@ -68,23 +70,34 @@ def request_options(client: Any) -> dict[str, str]:
 
 @contextmanager
 def named(uri: str) -> Iterator[None]:
-    """Gives every failure of a client one type."""
+    """Gives every failure of a client one type: what waiting may help is StorageBusy, all else another OSError.
+
+    The one place where clients' errors are judged.
+    """
     try:
         yield
+    except StorageBusy:
+        raise
     except FileNotFoundError as error:
+        if "NoSuchUpload" in repr(error.__cause__):
+            raise StorageBusy(errno.EAGAIN, f"its upload was ended ({error})", uri) from error
         if "NoSuchBucket" in repr(error.__cause__):  # a wrong endpoint or account: nothing is said about the object
-            raise OSError(errno.EIO, f"there is no such bucket ({error})", uri) from error
+            raise OSError(REFUSED, f"there is no such bucket ({error})", uri) from error
         raise FileNotFoundError(errno.ENOENT, f"not found ({error})" if str(error) else "not found", uri) from error
     except PermissionError as error:
         raise PermissionError(errno.EACCES, f"access denied ({error})", uri) from error
     except (FileExistsError, TypeError, AttributeError, AssertionError):  # the first is an answer, the others are bugs
         raise
-    except OSError as error:
-        if error.errno == errno.ESTALE:  # an answer too: `remote_read.Changed`
-            raise
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", uri) from error
     except Exception as error:
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", uri) from error
+        if isinstance(error, OSError) and error.errno == errno.ESTALE:  # an answer too: `remote_read.Changed`
+            raise
+        raise failure_of(error, uri) from error
+
+
+def failure_of(error: Exception, uri: str) -> OSError:
+    """Returns the OSError that a client's failure is: StorageBusy where waiting may help."""
+    text = f"{type(error).__name__}: {error}"
+    return StorageBusy(errno.EAGAIN, text, uri) if is_transient(error) else OSError(REFUSED, text, uri)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from typing import Any
 
 from fsspec.asyn import sync
 
+from ..errors import StorageBusy
 from .remote import RANGE_BYTES, RemotePath, client_of, named, names, read, request_options, state_of
 from .uri import S3, scheme_of
 
 READ_AHEAD_BYTES = 8 << 20
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 PRECONDITION_FAILED = "PreconditionFailed"  # S3's code of an If-Match that does not
 
 
@@ -98,7 +100,8 @@ class RemoteFile(io.RawIOBase):
             return b""
         data = read(self._uri, self._position, end)
         if len(data) != end - self._position:
-            raise OSError(errno.EIO, f"{len(data)} of {end - self._position} bytes at {self._position}", self._uri)
+            text = f"{len(data)} of {end - self._position} bytes at {self._position}"
+            raise StorageBusy(errno.EAGAIN, text, self._uri)
         self._position = end
         return data
 
@@ -160,7 +163,12 @@ def dataset_of(folder: RemotePath) -> Any:
 
 
 def download(uri: str, target: Path) -> None:
-    """Raises OSError."""
+    """Raises OSError; StorageBusy of this node where its own disk does not take the file."""
     client, path = client_of(uri)
     with named(uri):
-        client.get_file(path, str(target))
+        try:
+            client.get_file(path, str(target))
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            raise StorageBusy(errno.ENOSPC, str(error), uri, here=True) from error

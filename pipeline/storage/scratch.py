@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import OutputError
+from ..errors import BUSY_NODE_DISK, OutputError, StorageBusy, output_error, writing
 from . import remote_publish, remote_read
 from .files import AnyPath, as_path
 from .remote import RemotePath
@@ -24,15 +24,35 @@ STALE_SCRATCH_SECONDS = 24 * 3600
 
 @contextmanager
 def local_copy(path: AnyPath) -> Iterator[Path]:
-    """The file itself, or a copy of an object in the temporary folder while the block runs. Raises OSError."""
+    """The file itself, or a copy of an object in the temporary folder while the block runs.
+
+    Raises:
+        OSError: it cannot be read, or (StorageBusy of this node) the temporary folder takes no copy.
+    """
     if isinstance(path, Path):
         yield path
         return
-    _make_private(_node_scratch())
-    with tempfile.TemporaryDirectory(dir=_node_scratch()) as folder:
+    try:
+        _make_private(_node_scratch())
+        made = tempfile.TemporaryDirectory(dir=_node_scratch())
+    except OSError as error:
+        if error.errno not in BUSY_NODE_DISK:
+            raise
+        raise StorageBusy(error.errno, str(error), str(_node_scratch()), here=True) from error
+    with made as folder:
         copy = Path(folder, path.name)
         remote_read.download(path.uri, copy)
         yield copy
+
+
+@contextmanager
+def writing_scratch(path: Path) -> Iterator[None]:
+    """Turns the system's errors while a file in scratch is written into an OutputError that names it.
+
+    Where scratch is on a disk of this node alone, one that is full or broken is an OutputBusy of this node.
+    """
+    with writing(path, node_disk=path.is_relative_to(_node_scratch())):
+        yield
 
 
 class Scratch:
@@ -68,7 +88,8 @@ class Scratch:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._there = True
         except OSError as error:
-            raise OutputError(f"cannot write to {self.folder}: {error}") from error
+            node_disk = isinstance(self.output, RemotePath)
+            raise output_error(f"cannot write to {self.folder}: {error}", error, node_disk=node_disk) from error
         return self.folder / f"{uuid.uuid4().hex[:8]}-{name}"
 
     def remove(self) -> None:

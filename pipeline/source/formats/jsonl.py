@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ...errors import RequestError, SourceError, reading
+from ...errors import RequestError, SourceError, listing_error, reading
 from ...storage.files import READS_AT_ONCE, map_ahead, open_input
 from ..drawing import DRAWS, Draw, Drawing, Draws, wrapped
 from ..format import Columns, Facts, SourceFormat, UnitBytes, table_of
@@ -52,7 +52,7 @@ class Jsonl(SourceFormat):
                         spans.append(replace(file, first=first, last=position, row=start))
                         first, start = position, row
         except OSError as error:
-            raise RequestError(f"source: {path}: cannot be read as jsonl: {error}") from error
+            raise listing_error(f"source: {path}: cannot be read as jsonl: {error}", error) from error
         if position > first or not spans:
             spans.append(replace(file, first=first, last=position, row=start))
         return spans
@@ -80,7 +80,7 @@ class Jsonl(SourceFormat):
                     for name in names:
                         values[name].append(tree.get(name))
         except OSError as error:
-            raise RequestError(f"source: {path}: cannot be read as jsonl: {error}") from error
+            raise listing_error(f"source: {path}: cannot be read as jsonl: {error}", error) from error
         return pa.schema([pa.field(name, _type_of(name, found, path)) for name, found in values.items()])
 
     def carried(

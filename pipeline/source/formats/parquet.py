@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...errors import DamagedPart, RequestError, SourceError
+from ...errors import DamagedPart, RequestError, SourceError, listing_error, source_error
 from ...storage.files import READS_AT_ONCE, map_ahead, open_random
 from ..drawing import DRAWS, Draw, Drawing, Drawn, Draws
 from ..format import Columns, Facts, SourceFormat, UnitBytes
@@ -58,7 +58,7 @@ class Parquet(SourceFormat):
         try:
             rows_by_group = _rows_by_group(path)
         except (OSError, pa.ArrowException) as error:
-            raise RequestError(f"source: {path}: cannot be read as parquet: {error}") from error
+            raise listing_error(f"source: {path}: cannot be read as parquet: {error}", error) from error
         spans: list[SourceFile] = []
         first = row = start = 0
         for group, rows in enumerate(rows_by_group):
@@ -159,7 +159,7 @@ def read_columns(part: Part, samples: Sequence[IndexedSample], columns: list[str
                 first = last
             return pa.concat_tables(pieces)
     except (OSError, pa.ArrowException, KeyError, IndexError) as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
+        raise source_error(f"{path}: cannot be read: {error}", error) from error
 
 
 def _schema_of(path: str) -> pa.Schema:
@@ -167,7 +167,7 @@ def _schema_of(path: str) -> pa.Schema:
         with open_parquet(path) as parquet:
             return parquet.schema_arrow
     except (OSError, pa.ArrowException) as error:
-        raise RequestError(f"source: {path}: cannot be read as parquet: {error}") from error
+        raise listing_error(f"source: {path}: cannot be read as parquet: {error}", error) from error
 
 
 def _holds_images(kind: pa.DataType) -> bool:
@@ -200,7 +200,7 @@ def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[N
                         row += 1
     except (OSError, pa.ArrowException, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
-            raise SourceError(f"{path}: cannot be read: {error}") from error
+            raise source_error(f"{path}: cannot be read: {error}", error) from error
         raise DamagedPart(f"{path}: cannot be read as Parquet with a column {columns.image}: {error}") from error
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from ...errors import RequestError, SourceError
+from ...errors import RequestError, SourceError, source_error
 from ..drawing import DRAWS, Draw, Drawing, Draws, wrapped
 from ..format import Columns, Facts, SourceFormat, UnitBytes, table_of
 from ..image_formats import EXTENSIONS
@@ -127,7 +127,7 @@ class TarReader:
                 return tar.read_exactly(end - start, "a unit's range")
             except SourceError as error:
                 self.close()  # where the stream stands is not known any more
-                raise SourceError(str(error)) from error  # the part was whole when it was indexed
+                raise source_error(str(error), error) from error  # no DamagedPart: it was whole when it was indexed
         data = read_planned(root, file, start, end)
         if len(data) != end - start:
             raise SourceError(f"{path}: ends at byte {start + len(data)}, inside a unit's range")
