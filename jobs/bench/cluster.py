@@ -1,7 +1,7 @@
 """The real driver and the real engine over a stand-in for Ray, in virtual time: does a large cluster stay busy?
 
-What is real: the driver, the engine, the fleet, sizing, leases; their CPU time moves the clock. What is made up: actors,
-which answer after some time; nodes, which are lost and come back; and Ray's own cost, so much a call.
+What is real: the driver, the engine, the fleet, sizing, leases; their CPU time moves the clock. What is made up:
+actors, which answer after some time; nodes, which are lost and come back; and Ray's own cost, so much a call.
 """
 
 from __future__ import annotations
@@ -352,9 +352,9 @@ def simulate(gpus: int, units_per_gpu: int, faults: Faults | None = None, **opti
 
 def bench_cluster(arguments: argparse.Namespace) -> dict[str, object]:
     """8 to 1000 GPUs, with and without faults."""
-    faults = {"node_seconds": 3600.0, "slow_share": 0.03, "bad_gpus": 1}
+    faults = Faults(node_seconds=3600.0, slow_share=0.03, bad_gpus=1)
     result: dict[str, object] = {"ray_microseconds_per_call": RAY_SECONDS * 1e6}
     for gpus in (8, 64, 1000):
         result[f"{gpus}"] = simulate(gpus, 100)
-        result[f"{gpus} with faults"] = simulate(gpus, 100, Faults(**faults))
+        result[f"{gpus} with faults"] = simulate(gpus, 100, faults)
     return result

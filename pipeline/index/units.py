@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -53,8 +54,9 @@ class Unit:
     tokens: int
     patches: int
 
-    @property
+    @cached_property
     def id(self) -> str:
+        """As text, `000003-0001`."""
         return str(UnitId(self.part, self.number))
 
 
