@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from ..config import Config
 from ..errors import DamagedPart, RequestError, RunFailed
@@ -23,63 +22,28 @@ from ..output.dataset import (
     write_dataset,
     write_success,
 )
-from ..output.done import done_parts, read_counts
 from ..output.fingerprint import config_facts, fingerprint_of
 from ..output.info import DatasetInfo
 from ..output.layout import SCHEMA_VERSION
-from ..output.ledger import CommittedUnits, folded_parts, totals_of
 from ..output.settings import ShardSettings
 from ..process import in_background, peak_memory_bytes
 from ..source.carry import schema_text
 from ..source.plan import Plan
 from ..storage.files import make_folder
 from ..storage.scratch import Scratch
-from .driver import Driver, Engine
+from .driver import Driver
 from .failures import check_rejected_fraction
 from .folding import Folder
 from .progress import Progress
-from .request import Request, check_request, stage_settings
+from .request import Request, check_request
+from .standing import Standing
+from .start import StartedEngine, start_engine
 from .summary import Summary
 from .work import DriverLimits, Observer, Work
 
 MOMENT_SECONDS = 1.0  # that a run looks for reasons not to start an engine
 CUTTING_THREADS = 16
 PARTS_LOOKED_AT = 256  # of a plan, for work, before an engine is started
-
-
-class StartedEngine(Engine, Protocol):
-    """An engine whose processes may still be starting.
-
-    `begin` gives it what turns an encoder's identity into what a shard says about itself; `admit` raises RequestError
-    where it cannot go on with this output. Nothing is encoded before. `encoder_seconds`: of encoders at work, so far.
-    """
-
-    @property
-    def encoder_seconds(self) -> float: ...
-
-    def begin(self, admit: Callable[[dict[str, object]], ShardSettings]) -> None: ...
-
-    def await_admission(self) -> None: ...
-
-    def observe(self, progress: Progress, seconds: float) -> None: ...
-
-    def shutdown(self) -> None: ...
-
-
-def start_engine(
-    request: Request, scratch: Scratch, say: Callable[[str], None], *, encoding: bool = True
-) -> StartedEngine:
-    """Starts the configured engine; without encoders where only indexing is to be done."""
-    settings, cluster = stage_settings(request, scratch.nonce), request.config.cluster
-    if cluster.engine == "inline":
-        from .engine_inline import InlineEngine
-
-        return InlineEngine(settings, cluster.device, encoding=encoding)
-    try:
-        from .ray_cluster import start_on_ray
-    except ImportError as error:
-        raise RequestError(f"cluster.engine: ray is not installed ({error}); use cluster.engine: inline") from error
-    return start_on_ray(settings, cluster, scratch, say, encoding=encoding)
 
 
 def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progress, float, float], None]) -> Summary:
@@ -126,10 +90,7 @@ class Run:
         self._skipped: dict[int, str] = {}
         self._started: float | None = None  # when encoding could begin
         self._ended: float | None = None
-        self._committed: CommittedUnits | None = None  # before this run
-        self._folded: set[int] = set()
-        self._done: set[int] = set()
-        self._counts: dict[int, int] = {}
+        self._standing: Standing | None = None  # before this run
 
     def finished(self, seconds: float | None) -> Summary | None:
         """The summary if nothing is left to do. None if something is, or if it takes longer than this to see."""
@@ -141,8 +102,8 @@ class Run:
         plan = self._plan
         if new_files or len(plan.indexed_parts()) < plan.num_parts or stored_facts(self._output) is None:
             return None
-        committed = self._look()
-        cut = [part for part in range(plan.num_parts) if part not in self._done]
+        standing = self._standing = Standing(self._output, plan.num_parts)
+        committed, cut = standing.committed, [part for part in range(plan.num_parts) if part not in standing.done]
         try:
             if len(cut) > PARTS_LOOKED_AT or not all(
                 committed.has(part, unit.number) for part in cut for unit in self._units_of(part)
@@ -152,15 +113,6 @@ class Run:
             return None
         with Scratch(self._output) as scratch:
             return self.conclude(Progress(parts=plan.num_parts), scratch, 0.0)
-
-    def _look(self) -> CommittedUnits:
-        """What is committed now, which parts have a ledger, and which of them are done."""
-        folded = in_background(partial(folded_parts, self._output))
-        counts = in_background(partial(read_counts, self._output))
-        self._committed = CommittedUnits(self._output, self._plan.num_parts)
-        self._folded, self._counts = folded.result(), counts.result()
-        self._done = done_parts(self._output, self._committed, self._folded, self._counts)
-        return self._committed
 
     def _check(self, deadline: float | None) -> int:
         """How many files are new. Raises RequestError: this output cannot take this run; TimeoutError."""
@@ -187,7 +139,8 @@ class Run:
         else:
             new_parts = plan.update(config.source, request.listed(), scratch, new_files)
             engine.begin(partial(self._admit, scratch))
-        committed = self._look()
+        standing = self._standing = Standing(self._output, plan.num_parts)
+        committed = standing.committed
         if committed.count or new_parts < plan.num_parts:
             self._say(f"{committed.count} units are committed; {new_parts} of {plan.num_parts} parts are new")
         tower = request.checkpoint.config
@@ -199,11 +152,11 @@ class Run:
             self._report(progress, seconds, engine.encoder_seconds)
 
         indexed = plan.indexed_parts()
-        folder.counts |= self._counts
+        folder.counts |= standing.counts
         work = Work(
             parts=plan.num_parts,
             to_index=[part for part in range(plan.num_parts) if part not in indexed],
-            to_cut=[part for part in sorted(indexed) if part not in self._done],
+            to_cut=[part for part in sorted(indexed) if part not in standing.done],
             units_of=self._units_of,
             committed=committed.has,
             unit_bytes=lambda unit: unit.patches * patch_bytes,
@@ -212,7 +165,7 @@ class Run:
             on_tick=tick, on_start=partial(remove_success, self._output), on_part_done=folder.add, say=self._say
         )
         driver = Driver(engine, work, self._limits(), observer)
-        driver.progress.units_known = driver.progress.units_before = sum(map(committed.count_of, self._done))
+        driver.progress.units_known = driver.progress.units_before = standing.units_done()
         progress = driver.run()
         self._ended = time.monotonic()
         return progress
@@ -285,9 +238,9 @@ class Run:
 
     def conclude(self, progress: Progress, scratch: Scratch, encoder_seconds: float) -> Summary:
         """Adds up, and writes the card and _SUCCESS where nothing failed. Raises RunFailed."""
-        config, output, wall_seconds, committed = self._config, self._output, self._seconds(), self._committed
-        assert committed is not None
-        totals = totals_of(output, committed, self._folded)
+        config, output, wall_seconds, standing = self._config, self._output, self._seconds(), self._standing
+        assert standing is not None
+        totals = standing.totals()
         totals.merge(progress.totals)
         problems = [*progress.failed_parts.values(), *progress.set_aside.values()]
         skipped = list(self._skipped.values())
@@ -296,7 +249,7 @@ class Run:
             complete=not problems,
             totals=totals,
             this_run=progress.totals,
-            already_committed=committed.count,
+            already_committed=standing.committed.count,
             wall_seconds=wall_seconds,
             busy_share=progress.totals.seconds["encode"] / max(1e-9, encoder_seconds),
             peak_memory_bytes=max(progress.peak_memory_bytes, peak_memory_bytes()),
