@@ -119,7 +119,7 @@ class Driver:
     def _fill(self) -> None:
         """Gives every process that is free something to do."""
         board, fleet = self._board, self._fleet
-        for node, _ in fleet.wake(self._engine.now()):
+        for node in fleet.wake(self._engine.now()):
             board.touch(node)
         self._cut()
         touched = board.touched()

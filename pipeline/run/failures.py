@@ -25,6 +25,7 @@ from .progress import Progress
 MAX_FAILURES_IN_A_ROW = 10
 MAX_LOSSES = 20  # of one unit or part with a node, or to the memory monitor: no attempts, but not for ever either
 DEATHS_BEFORE_GUARD = 2
+LONGEST_REST_SECONDS = 60.0  # of an encoder whose last calls have failed; the first rest is half a second
 
 
 class Verdict(Enum):
@@ -48,6 +49,7 @@ class Failures:
         self._progress, self._fleet, self._max_attempts, self._say = progress, fleet, attempts, say
         self._attempts: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
+        self._failed_in: dict[str, set[int]] = {}  # encoders, by unit
         self._guard, self._patience, self._health = Guard(), Patience(), Health()
         self._in_a_row = 0
 
@@ -59,6 +61,8 @@ class Failures:
         """A process has answered well."""
         if stage is Stage.ENCODE:
             self._in_a_row = 0
+            for counts in (self._attempts, self._losses, self._failed_in):
+                counts.pop(name, None)
         else:
             self._guard.passed(name)
         self._health.succeeded(process, now)
@@ -84,6 +88,8 @@ class Failures:
         if isinstance(error, DamagedPart | EncodeError):
             return self._set_aside(failure)
         sick = self._is_sick(failure, now)
+        if failure.process.failures:
+            self._fleet.rest(failure.process, now + min(LONGEST_REST_SECONDS, 2.0 ** (failure.process.failures - 2)))
         counter, limit = self._counter_of(failure, sick=sick)
         counter[failure.name] += 1
         if counter[failure.name] >= limit:
@@ -98,13 +104,22 @@ class Failures:
         return by_call and failure.stage is Stage.ENCODE and self._health.failed(failure.process, now)
 
     def _counter_of(self, failure: CallFailed, *, sick: bool) -> tuple[Counter[str], int]:
-        if failure.blame is Blame.WORLD or sick:
+        if failure.blame is Blame.WORLD or sick or self._is_known(failure):
             return self._losses, MAX_LOSSES
         reads_images = failure.stage is not Stage.ENCODE
         if failure.blame is Blame.PROCESS and reads_images and not self.is_suspect(failure.name):
             self._guard.died()
             return self._guard.deaths, DEATHS_BEFORE_GUARD + 1
         return self._attempts, self._max_attempts
+
+    def _is_known(self, failure: CallFailed) -> bool:
+        """Whether a unit has failed in this encoder before: that says nothing new of it, where there are others."""
+        if failure.stage is not Stage.ENCODE:
+            return False
+        known = self._failed_in.setdefault(failure.name, set())
+        is_known = failure.process.number in known
+        known.add(failure.process.number)
+        return is_known and self._fleet.count(failure.process.kind) > 1
 
     def _wait(self, failure: CallFailed, now: float) -> Verdict:
         """Pauses the node's processes of this kind. Raises RunFailed: it has been long enough."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ class Process:
         failures: calls in a row that failed in it.
         failed_at: when the first of those did, by the engine's clock.
         tries: processes in a row, it included, that were started in its place without one success.
-        ready: it can be given work; `gone`: it has died, or was ended.
+        ready: it can be given work; `rests`: but not now; `gone`: it has died, or was ended.
     """
 
     kind: Kind
@@ -40,6 +41,7 @@ class Process:
     tries: int = 1
     ready: bool = False
     gone: bool = False
+    rests: bool = False
 
 
 class _Ordered(dict[str, None]):
@@ -67,7 +69,8 @@ class Fleet:
         self._nodes: dict[str, _Node] = {}
         self._free: dict[Kind, _Ordered] = {kind: _Ordered() for kind in KINDS}  # nodes with room for a call
         self._idle: dict[Kind, _Ordered] = {kind: _Ordered() for kind in KINDS}  # nodes with a process without any
-        self._pauses: list[tuple[float, str, Kind]] = []
+        self._pauses: list[tuple[float, int, str, Kind | Process]] = []
+        self._order = itertools.count()
         self._size: dict[Kind, int] = dict.fromkeys(KINDS, 0)
 
     def see(self, node: str, budget_bytes: int) -> None:
@@ -140,7 +143,7 @@ class Fleet:
         if process.calls < len(free):
             free[process.calls].pop(process, None)
         process.calls = calls
-        if calls < len(free):
+        if calls < len(free) and not process.rests:
             free[calls][process] = None
         self._note(process.kind, process.node)
 
@@ -179,18 +182,30 @@ class Fleet:
         """Gives the processes of a node nothing until then, by the engine's clock."""
         if node in self._nodes:
             self._nodes[node].paused.add(kind)
-            heapq.heappush(self._pauses, (until, node, kind))
+            heapq.heappush(self._pauses, (until, next(self._order), node, kind))
             self._note(kind, node)
 
-    def wake(self, now: float) -> list[tuple[str, Kind]]:
-        """Ends the pauses that are over; returns whose they were."""
+    def rest(self, process: Process, until: float) -> None:
+        """Gives one process nothing until then: it has failed, and others may do better."""
+        if process.ready and not process.gone and not process.rests:
+            process.rests = True
+            self._move(process, process.calls)
+            heapq.heappush(self._pauses, (until, next(self._order), process.node, process))
+
+    def wake(self, now: float) -> list[str]:
+        """Ends the pauses that are over; returns on which nodes."""
         woken = []
         while self._pauses and self._pauses[0][0] <= now:
-            _, node, kind = heapq.heappop(self._pauses)
-            if node in self._nodes:
-                self._nodes[node].paused.discard(kind)
-                self._note(kind, node)
-                woken.append((node, kind))
+            _, _, node, who = heapq.heappop(self._pauses)
+            if node not in self._nodes:
+                continue
+            if isinstance(who, Process):
+                who.rests = False
+                self._move(who, who.calls)
+            else:
+                self._nodes[node].paused.discard(who)
+                self._note(who, node)
+            woken.append(node)
         return woken
 
     def next_waking(self) -> float | None:
