@@ -35,7 +35,8 @@ from .progress import PartTally, Progress
 from .work import SILENT, DriverLimits, Observer, Work
 
 REJECTS_CHECKED_AFTER = 1000
-TICK_SECONDS = 1.0
+TICK_SECONDS = 0.5
+WAIT_SECONDS = 1.0
 CUT_SECONDS = 0.05  # that an answer is waited for while parts are being cut
 PARTS_AHEAD = 8  # that are cut before a node asks for one; at least two a node
 WORKERS: dict[Stage, Kind] = {Stage.INDEX: "preparer", Stage.PREPARE: "preparer", Stage.ENCODE: "encoder"}
@@ -88,13 +89,14 @@ class Driver:
             while True:
                 self._fill()
                 if not len(self._board) and not self._indexing and not self._work_left():
+                    self._tell()
                     return self.progress
                 only_cutting = bool(self._cutter.pending) and not len(self._under_way)
-                seconds = 0.0 if only_cutting else CUT_SECONDS if self._cutter.pending else TICK_SECONDS
+                seconds = 0.0 if only_cutting else CUT_SECONDS if self._cutter.pending else WAIT_SECONDS
                 events = self._engine.wait(seconds)
                 for event in events:
                     self._handle(event)
-                self._add_cut(self._cutter.take(TICK_SECONDS if only_cutting and not events else 0.0))
+                self._add_cut(self._cutter.take(WAIT_SECONDS if only_cutting and not events else 0.0))
                 self._tick()
         finally:
             self._cutter.close()
@@ -104,14 +106,19 @@ class Driver:
         return bool(self._to_index or self._to_cut or self._cutter.pending or len(self._board.leases))
 
     def _tick(self) -> None:
+        """Now and then, however many events there are: looks for what is late, and tells how far it is."""
         now = self._engine.now()
-        if now - self._ticked >= TICK_SECONDS:
-            self._ticked = now
-            for stage, started in self._under_way.late(now):
-                self._give_up(stage, started, now)
-            if not self._indexing and not self._work_left() and not len(self._board.waiting):
-                self._try_twice(Stage.ENCODE, now)
-                self._try_twice(Stage.PREPARE, now)
+        if now - self._ticked < TICK_SECONDS:
+            return
+        self._ticked = now
+        for stage, started in self._under_way.late(now):
+            self._give_up(stage, started, now)
+        if not self._indexing and not self._work_left() and not len(self._board.waiting):
+            self._try_twice(Stage.ENCODE, now)
+            self._try_twice(Stage.PREPARE, now)
+        self._tell()
+
+    def _tell(self) -> None:
         self.progress.prepared = len(self._board.waiting)
         self.progress.encoders = self._fleet.count("encoder")
         self._observer.on_tick(self.progress)
@@ -251,10 +258,12 @@ class Driver:
             case NodeLost(node=node):
                 self.progress.retries += board.lose(node)
                 self._failures.forget(node)
-            case FleetChanged():
+            case FleetChanged(node=None):
                 board.touch_all()
                 for node in self._fleet.nodes_with_room("encoder"):
                     board.touch(node)
+            case FleetChanged(node=str(node)):
+                board.touch(node)
 
     def _ended(self, stage: Stage, name: str, process: Process, *, good: bool) -> None:
         now = self._engine.now()

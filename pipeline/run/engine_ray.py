@@ -275,7 +275,7 @@ class RayEngine:
             return self._leave_out(process, error)
         if process.kind == "preparer" or self._shards is not None:
             self.fleet.add(process)
-        return [FleetChanged()]
+        return [FleetChanged(node=process.node)]
 
     def _admit(self) -> list[Event]:
         """Lets the encoders begin, once, when the first of each kind is there."""

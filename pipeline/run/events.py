@@ -75,7 +75,9 @@ class CallFailed:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetChanged:
-    """A node has come, or a process has: there may be somebody for work that waits."""
+    """A process can be given work now, on this node, or on any where it is None."""
+
+    node: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

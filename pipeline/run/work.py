@@ -55,7 +55,7 @@ class Observer:
     """Callbacks of a driver.
 
     Attributes:
-        on_tick: whenever something happened.
+        on_tick: now and then, and at the end.
         on_start: once, before the first unit is prepared.
         on_part_done: all units of a part, by their numbers, are committed; with the records of those of this run.
         say: prints a line.

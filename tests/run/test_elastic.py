@@ -132,9 +132,7 @@ def test_no_gpu_at_the_start_and_one_that_joins(
 ) -> None:
     output = tmp_path / "out"
     with joined(nodes):
-        with pytest.raises(
-            RequestError, match=r"no GPU at the moment.*cuda waits.*cpu encodes on CPUs"
-        ):
+        with pytest.raises(RequestError, match=r"no GPU at the moment.*cuda waits.*cpu encodes on CPUs"):
             run_here(on_gpus(source, output, model_path))
         assert not (output / "data").exists()
         running = Running(on_gpus(source, output, model_path, cluster={"device": "cuda"}))
