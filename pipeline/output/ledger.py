@@ -15,6 +15,7 @@ from functools import partial
 from ..errors import OutputError
 from ..fault import fault_point
 from ..index.units import UnitId
+from ..process import usable_cores
 from ..storage.files import REQUESTS_AT_ONCE, AnyPath, lists_by_prefix, map_ahead, names_in, requests_at_once
 from ..storage.publish import publish_over
 from ..storage.scratch import Scratch
@@ -169,7 +170,7 @@ def read_committed(
             for first in range(0, len(numbers), FOOTERS_PER_CALL):
                 yield partial(footers, part, numbers[first : first + FOOTERS_PER_CALL])
 
-    at_once = requests_at_once(output)
+    at_once = max(requests_at_once(output), usable_cores())
     with ThreadPoolExecutor(at_once) as pool:
         for results in map_ahead(pool, lambda call: call(), calls(), 2 * at_once):
             yield from results
