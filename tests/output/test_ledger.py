@@ -230,7 +230,9 @@ def test_a_ledger_that_cannot_be_used_is_left_out_and_replaced_when_next_folded(
     assert as_json(records[UNITS : 2 * UNITS]) == as_json(
         [read_record(samples_path(output, f"000001-{number:04d}")) for number in range(UNITS)]
     )
-    assert totals_of(output, committed, folded).units == PARTS * UNITS
+    unusable: set[int] = set()
+    assert totals_of(output, committed, folded, unusable=unusable).units == PARTS * UNITS
+    assert unusable == {1}
     fold(output, [1])
     close_samples(output)
     assert as_json(list(records_of(output, committed, folded))) == as_json(records)
