@@ -224,7 +224,7 @@ def _row(part: int, record: CommitRecord) -> dict[str, Any]:
             "branches": statistics.branches_N.tobytes(),
             **{name: getattr(statistics, name) for name in SUMS},
         }
-    return row | {"text": json.dumps(tree, sort_keys=True)}
+    return row | {"text": json.dumps(tree)}
 
 
 def _record(part: int, row: dict[str, Any]) -> CommitRecord:
