@@ -321,6 +321,9 @@ def s3_server() -> Iterator[Any]:
     }
     before = {name: os.environ.get(name) for name in mine}
     os.environ.update(mine)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # one of another module's server
     try:
         yield server
     finally:

@@ -98,7 +98,7 @@ class Status:
                 self.totals.merge(one.totals)
                 self._unit_tokens.pop(one.part, None)
                 self._done[one.part] = len(one.numbers)
-                in_ledgers.add(one)
+                in_ledgers.add(one.table)
         self._seen = committed
         return sorted(works + in_ledgers.latest(), key=lambda work: (work.ended, work.encoder))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import Any
 
@@ -33,10 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _parts(text: str) -> range:
     """Parses `A-B`, both included, or one part. Raises ArgumentTypeError."""
-    first, _, last = text.partition("-")
-    if not (first.isdecimal() and (last or first).isdecimal()) or int(last or first) < int(first):
+    numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", text, re.ASCII)
+    first, last = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else (1, 0)
+    if last < first:
         raise argparse.ArgumentTypeError(f"{text!r} is not a range of parts such as 0-99")
-    return range(int(first), int(last or first) + 1)
+    return range(first, last + 1)
 
 
 def _checked(verifier: Verifier, arguments: argparse.Namespace) -> Report:

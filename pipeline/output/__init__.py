@@ -2,8 +2,8 @@
 
 layout       where files lie in an output, and the schema's version
 metadata     the JSON in a shard's footer
-statistics   the facts about a unit's images that `stats` needs
 record       CommitRecord: what a samples shard's footer says
+statistics   the facts about a unit's images that `stats` needs
 settings     what every shard says about itself
 fingerprint  exactly what decides a byte
 shard        a data shard as Parquet; the samples shard

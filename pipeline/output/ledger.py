@@ -15,6 +15,7 @@ from functools import partial
 from ..errors import OutputError
 from ..fault import fault_point
 from ..index.units import UnitId
+from ..process import usable_cores
 from ..storage.files import REQUESTS_AT_ONCE, AnyPath, lists_by_prefix, map_ahead, names_in, requests_at_once
 from ..storage.publish import publish_over
 from ..storage.scratch import Scratch
@@ -137,6 +138,7 @@ def read_committed(
     columns: Sequence[str] = (),
     *,
     without: CommittedUnits | None = None,
+    unusable: set[int] | None = None,
 ) -> Iterator[FoldedPart | list[CommitRecord]]:
     """Reads committed units, part by part: by their ledger where it can be used, else by their footers, some at a time.
 
@@ -144,6 +146,7 @@ def read_committed(
         folded: the parts that have a ledger file.
         columns: of the ledger; see `ledger_file.SCHEMA`.
         without: units that are known; the ledger of a part serves only where none of it is.
+        unusable: receives the parts whose ledger could not be used: to be folded again.
 
     Raises:
         OutputError: a footer cannot be read.
@@ -158,6 +161,8 @@ def read_committed(
             ledger = open_ledger(output, part, columns)
             if ledger.fingerprint == fingerprint and ledger.numbers == committed.numbers(part):
                 return [ledger]
+        if unusable is not None:
+            unusable.add(part)
         return footers(part, committed.numbers(part))
 
     def calls() -> Iterator[Callable[[], list[FoldedPart | list[CommitRecord]]]]:
@@ -169,7 +174,7 @@ def read_committed(
             for first in range(0, len(numbers), FOOTERS_PER_CALL):
                 yield partial(footers, part, numbers[first : first + FOOTERS_PER_CALL])
 
-    at_once = requests_at_once(output)
+    at_once = max(requests_at_once(output), usable_cores())
     with ThreadPoolExecutor(at_once) as pool:
         for results in map_ahead(pool, lambda call: call(), calls(), 2 * at_once):
             yield from results
@@ -178,13 +183,21 @@ def read_committed(
 def records_of(output: AnyPath, committed: CommittedUnits, folded: Set[int]) -> Iterator[CommitRecord]:
     """The records of committed units, in order. Raises OutputError: a footer cannot be read."""
     for one in read_committed(output, committed, folded, WHOLE):
-        yield from one if isinstance(one, list) else one.records()
+        if isinstance(one, list):
+            yield from one
+            continue
+        try:
+            yield from one.records()
+        except OutputError:  # whole, and not such as this version writes
+            yield from (read_record(samples_path(output, str(UnitId(one.part, number)))) for number in one.numbers)
 
 
-def totals_of(output: AnyPath, committed: CommittedUnits, folded: Set[int]) -> Totals:
-    """Sums the records of committed units; of a folded part its ledger has the sums. Raises OutputError."""
+def totals_of(
+    output: AnyPath, committed: CommittedUnits, folded: Set[int], *, unusable: set[int] | None = None
+) -> Totals:
+    """Sums the records of committed units; of a folded part its ledger has the sums. Raises as `read_committed`."""
     totals = Totals()
-    for one in read_committed(output, committed, folded):
+    for one in read_committed(output, committed, folded, unusable=unusable):
         if isinstance(one, list):
             for record in one:
                 totals.add(record)

@@ -7,6 +7,7 @@ their totals. Columns stand in the order of how seldom they are read, so that th
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import OutputError, writing
@@ -77,23 +79,31 @@ class FoldedPart:
     totals: Totals
     table: pa.Table
 
-    def column(self, name: str) -> np.ndarray:
-        """A numeric column [U]; null is NaN."""
-        return self.table.column(name).to_numpy()
-
-    def array(self, name: str) -> np.ndarray:
-        """One of ARRAYS, of all units one after the other; of a unit without statistics nothing."""
-        column = self.table.column(name).combine_chunks()
-        first, last = (int(np.frombuffer(column.buffers()[1], np.int64)[at]) for at in (0, len(column)))
-        data = column.buffers()[2]
-        return np.frombuffer(b"" if data is None else memoryview(data)[first:last], ARRAYS[name])
-
     def records(self) -> list[CommitRecord]:
         """The records, as the footers have them. Raises OutputError: they cannot be made from what stands there."""
         try:
             return [_record(self.part, row) for row in self.table.to_pylist()]
         except (KeyError, TypeError, ValueError) as error:
             raise OutputError(f"the ledger of part {self.part}: {error}") from error
+
+
+def numbers_of(table: pa.Table, name: str) -> np.ndarray:
+    """A numeric column of ledgers, a value a unit; null is NaN. Not by `to_numpy`, which imports pandas."""
+    column = table.column(name)
+    if column.null_count:
+        column = pc.fill_null(column.cast(pa.float64()), math.nan)
+    return np.concatenate([np.empty(0, column.type.to_pandas_dtype()), *map(np.from_dlpack, column.chunks)])
+
+
+def values_of(table: pa.Table, name: str) -> np.ndarray:
+    """One of ARRAYS, of all units one after the other; of a unit without statistics nothing."""
+    column = table.column(name).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # of a table without rows
+        return np.empty(0, ARRAYS[name])
+    starts = np.frombuffer(column.buffers()[1], np.int64)[column.offset :]
+    data = column.buffers()[2]
+    values = b"" if data is None else memoryview(data)[int(starts[0]) : int(starts[len(column)])]
+    return np.frombuffer(values, ARRAYS[name])
 
 
 def ledger_path(output: AnyPath, part: int) -> AnyPath:
@@ -116,6 +126,7 @@ def write_ledger(path: Path, part: int, records: Sequence[CommitRecord]) -> None
     table = table_of(part, records)
     facts = ledger_facts(part, fingerprints.pop(), table.column("number").to_pylist(), totals)
     write_table(path, table.replace_schema_metadata(facts))
+    sync_file(path)
 
 
 def table_of(part: int, records: Sequence[CommitRecord]) -> pa.Table:
@@ -140,7 +151,7 @@ def ledger_facts(part: int, fingerprint: str, numbers: Sequence[int], totals: To
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a ledger at a scratch path, and flushes it. Raises OutputError."""
+    """Writes a ledger at a scratch path. Raises OutputError."""
     with writing(path):
         pq.write_table(
             table,
@@ -150,7 +161,6 @@ def write_table(path: Path, table: pa.Table) -> None:
             write_statistics=False,
             write_page_checksum=True,
         )
-    sync_file(path)
 
 
 def open_ledger(output: AnyPath, part: int, columns: Sequence[str]) -> FoldedPart:
@@ -214,7 +224,7 @@ def _row(part: int, record: CommitRecord) -> dict[str, Any]:
             "branches": statistics.branches_N.tobytes(),
             **{name: getattr(statistics, name) for name in SUMS},
         }
-    return row | {"text": json.dumps(tree, sort_keys=True)}
+    return row | {"text": json.dumps(tree)}
 
 
 def _record(part: int, row: dict[str, Any]) -> CommitRecord:

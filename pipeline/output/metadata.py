@@ -9,15 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import output_error
-from ..storage.files import AnyPath, open_input
+from ..storage.files import AnyPath, open_tail
 
 METADATA_KEY = b"visionbake"
 
 
 def read_metadata(path: AnyPath) -> dict[str, Any]:
-    """The JSON in a shard's footer. Raises OutputError if it is not one of ours, whatever its bytes are."""
+    """The JSON in a shard's footer; of an object one request. Raises OutputError if it is not one of ours,
+    whatever its bytes are."""
     try:
-        with open_input(path, forwards=False) as stream:
+        with open_tail(path, whole=False) as stream:
             metadata = pq.read_metadata(stream).metadata or {}
         return parse_metadata(metadata[METADATA_KEY])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from .ledger_file import PACE, FoldedPart
+from .ledger_file import PACE, numbers_of
 from .record import CommitRecord
 
 RECENT_SECONDS = 60.0
 PAUSE_SECONDS = 120.0  # and 4 times the longest unit: a run that was interrupted, and given again
 BINS = 24
+TABLES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +51,26 @@ class FoldedWorks:
     """The works that ledger files tell of: 40 bytes each, not an object."""
 
     def __init__(self) -> None:
-        self._columns: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in PACE}
+        self._tables: list[pa.Table] = []  # not counted yet: a numpy call for many is cheaper than one for each
+        self._works: list[npt.NDArray[np.float64]] = []
 
-    def add(self, ledger: FoldedPart) -> None:
-        """Adds one part. `ledger`: its columns PACE."""
-        known = (ledger.column("encoded_at") != 0) & ~np.isnan(ledger.column("encode_seconds").astype(np.float64))
-        for name in PACE:
-            self._columns[name].append(ledger.column(name)[known].astype(np.float64))
+    def add(self, table: pa.Table) -> None:
+        """Adds the columns PACE of one part's ledger."""
+        self._tables.append(table.select(PACE))
+        if len(self._tables) == TABLES_AT_ONCE:
+            self._count()
 
-    def _all(self, name: str) -> npt.NDArray[np.float64]:
-        return np.concatenate([np.empty(0), *self._columns[name]])
+    def _count(self) -> None:
+        if self._tables:
+            table = pa.concat_tables(self._tables)
+            works = np.stack([numbers_of(table, name).astype(np.float64) for name in PACE], axis=1)
+            self._works.append(works[(works[:, 0] != 0) & ~np.isnan(works[:, 1])])
+            self._tables = []
 
     def table(self) -> npt.NDArray[np.float64]:
         """All of them [U, 5]: ended, seconds, images, tokens, encoder; as `Timeline` takes them."""
-        return np.stack([self._all(name) for name in PACE], axis=1)
+        self._count()
+        return np.concatenate([np.empty((0, len(PACE))), *self._works])
 
     def latest(self) -> list[Work]:
         """Those that the last time's pace hangs on: of that time, and the longest, which says how long it is."""

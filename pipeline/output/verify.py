@@ -96,12 +96,11 @@ class Verifier:
 
     def check_parts(self, parts: range) -> Iterator[PartsChecked]:
         """Checks parts, one after the other."""
-        folded = folded_parts(self.output)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for part in parts:
-                yield self._part(part, pool, folded=part in folded)
+                yield self._part(part, pool)
 
-    def _part(self, part: int, pool: ThreadPoolExecutor, *, folded: bool) -> PartsChecked:
+    def _part(self, part: int, pool: ThreadPoolExecutor) -> PartsChecked:
         checked = PartsChecked()
         report = checked.report
         try:
@@ -122,7 +121,8 @@ class Verifier:
                 records.append(record)
             elif not problems:
                 report.missing.append(f"unit {unit.id} is not committed")
-        if folded and len(records) == len(units):  # else it is out of date, is read by nobody, and will be replaced
+        # Of a part that is not whole a ledger is out of date: nobody reads it, and it will be replaced.
+        if len(records) == len(units) and ledger_path(self.output, part).exists():
             report.problems += self._check_ledger(part, records)
         return checked
 

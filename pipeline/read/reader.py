@@ -30,6 +30,7 @@ from ..index.units import UnitId
 from ..output.info import read_dataset
 from ..output.layout import samples_path
 from ..output.ledger import CommittedUnits, folded_parts, read_committed
+from ..output.ledger_file import numbers_of
 from ..output.shard import SAMPLES_SCHEMA
 from ..source.plan import Plan
 from ..storage import remote
@@ -115,7 +116,7 @@ class EmbeddingDataset(Dataset[Item]):
             else:
                 parts.extend([one.part] * len(one.numbers))
                 numbers.extend(one.numbers)
-                rows.extend(one.column("rows_out").tolist())
+                rows.extend(numbers_of(one.table, "rows_out").tolist())
         return parts, numbers, rows
 
     def _unit(self, unit: int) -> AnyPath:

@@ -62,7 +62,14 @@ def _file(path: str, state: State) -> SourceFile:
 def _named_by(patterns: Sequence[str]) -> Iterator[Mapping[str, State | None]]:
     """The files that each pattern names, and their states where the listing says them. Raises RequestError."""
 
+    try:
+        listed = kind_of(patterns[0]).states_of(patterns)
+    except OSError:  # who may not list may ask for each
+        listed = {}
+
     def named_by(pattern: str) -> Mapping[str, State | None]:
+        if pattern in listed:
+            return {pattern: listed[pattern]}
         try:
             return kind_of(pattern).glob(pattern)
         except OSError as error:

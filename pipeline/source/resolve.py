@@ -17,7 +17,7 @@ from .tar import COMPRESSED_ELSEWHERE
 if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
     from ..config import Source
 
-OUTPUT_FOLDERS = ("data", "samples", "plan/index", "plan/parts")
+OUTPUT_FOLDERS = ("data", "samples", "ledger", "plan/index", "plan/parts")
 
 
 def resolve_source(source: Source) -> SourcePlace:

@@ -10,24 +10,22 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from glob import has_magic
 from typing import Any
 
-import fsspec
-
-from ..errors import RequestError, StorageBusy
+from ..errors import RequestError
+from .client import client_of, named, request_options
 from .local import State
-from .transient import is_transient
 from .uri import S3, WHOLE_OBJECTS, problem_with, scheme_of
 
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-REFUSED = errno.EPROTO  # of a failure that has no errno of its own, and that waiting does not help
 # A range larger than this is read in several requests: one that fails is asked for again by itself.
 RANGE_BYTES = 64 << 20
+FEW = 16  # that are not worth a listing
+COSTS_LESS = 4  # times
+PAGE_NAMES = 1000  # of a listing of S3
 
 
 def is_remote(uri: str | os.PathLike[str] | RemotePath) -> bool:
@@ -45,59 +43,6 @@ def check_uri(field: str, uri: str) -> None:
         client_of(uri)
     except OSError as error:
         raise RequestError(f"{field}: {error}") from error
-
-
-def client_of(uri: str) -> tuple[Any, str]:
-    """fsspec's client for a URI (one for each process), and the path that it knows the URI by. Raises OSError."""
-    scheme = scheme_of(uri)
-    try:
-        options = fsspec.get_filesystem_class(scheme)._get_kwargs_from_urls(uri)
-        if scheme in WHOLE_OBJECTS:  # others hand on what they do not know to a connection that does not either
-            options["use_listings_cache"] = False
-        client = fsspec.filesystem(scheme, **options)
-        return client, client._strip_protocol(uri)
-    except ImportError as error:
-        extra = f": pip install 'visionbake[{EXTRAS[scheme]}]'" if scheme in EXTRAS else ""
-        raise OSError(errno.ENOPKG, f"{error}{extra}", uri) from error
-    except Exception as error:
-        raise failure_of(error, uri) from error
-
-
-def request_options(client: Any) -> dict[str, str]:
-    """Returns what each of an S3 client's requests must say: who pays. Before s3fs 2026 only its own methods do."""
-    return dict(getattr(client, "req_kw", {}))
-
-
-@contextmanager
-def named(uri: str) -> Iterator[None]:
-    """Gives every failure of a client one type: what waiting may help is StorageBusy, all else another OSError.
-
-    The one place where clients' errors are judged.
-    """
-    try:
-        yield
-    except StorageBusy:
-        raise
-    except FileNotFoundError as error:
-        if "NoSuchUpload" in repr(error.__cause__):
-            raise StorageBusy(errno.EAGAIN, f"its upload was ended ({error})", uri) from error
-        if "NoSuchBucket" in repr(error.__cause__):  # a wrong endpoint or account: nothing is said about the object
-            raise OSError(REFUSED, f"there is no such bucket ({error})", uri) from error
-        raise FileNotFoundError(errno.ENOENT, f"not found ({error})" if str(error) else "not found", uri) from error
-    except PermissionError as error:
-        raise PermissionError(errno.EACCES, f"access denied ({error})", uri) from error
-    except (FileExistsError, TypeError, AttributeError, AssertionError):  # the first is an answer, the others are bugs
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ESTALE:  # an answer too: `remote_read.Changed`
-            raise
-        raise failure_of(error, uri) from error
-
-
-def failure_of(error: Exception, uri: str) -> OSError:
-    """Returns the OSError that a client's failure is: StorageBusy where waiting may help."""
-    text = f"{type(error).__name__}: {error}"
-    return StorageBusy(errno.EAGAIN, text, uri) if is_transient(error) else OSError(REFUSED, text, uri)
 
 
 @dataclass(frozen=True)
@@ -300,6 +245,35 @@ def glob(pattern: str) -> dict[str, State | None]:
     with named(pattern):
         found = client.glob(path, detail=True)
     return {uri_of(pattern, name): state_of_info(info) for name, info in found.items() if info["type"] == "file"}
+
+
+def states_of(uris: Sequence[str]) -> dict[str, State]:
+    """The states of objects that are listed together at less cost than each is asked for; of the others none.
+
+    On S3 a page of a thousand names costs what one question does. Raises OSError.
+    """
+    if len(uris) < FEW or scheme_of(uris[0]) not in S3 or any(has_magic(uri) for uri in uris):
+        return {}
+    prefix = _common_start(uris)
+    folder, _, start = prefix.rpartition("/")
+    if folder.count("/") < 2:  # not even of one bucket
+        return {}
+    wanted, below, found = set(uris), _below(folder), {}
+    for number, info in enumerate(_pages(folder, below + start)):
+        if number >= len(uris) * PAGE_NAMES // COSTS_LESS:  # most of what lies there is something else
+            break
+        uri = f"{folder}/{info['Key'][len(below) :]}"
+        if uri in wanted:
+            found[uri] = state_of_info(info | {"size": info["Size"]})
+    return found
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """Returns the characters that all texts begin with."""
+    first, last = min(texts), max(texts)
+    return first[
+        : next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    ]
 
 
 def uri_of(example: str, path: str) -> str:

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .remote import client_of, entries, exists, named, request_options, state_of_info
+from .client import client_of, named, request_options
+from .remote import entries, exists, state_of_info
 from .uri import S3, WHOLE_OBJECTS, scheme_of
 
 # Where the store itself refuses a name that is taken.

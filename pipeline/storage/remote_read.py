@@ -12,7 +12,8 @@ from typing import Any
 from fsspec.asyn import sync
 
 from ..errors import StorageBusy
-from .remote import RANGE_BYTES, RemotePath, client_of, named, names, read, request_options, state_of
+from .client import client_of, named, request_options
+from .remote import RANGE_BYTES, RemotePath, names, read, state_of
 from .uri import S3, scheme_of
 
 READ_AHEAD_BYTES = 8 << 20
@@ -123,7 +124,9 @@ def read_tail(uri: str, size: int = TAIL_BYTES) -> tuple[bytes, int]:
     bucket, key, _ = client.split_path(path)
 
     async def tail() -> tuple[bytes, int]:
-        answer = await client._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes=-{size}")
+        answer = await client._call_s3(
+            "get_object", Bucket=bucket, Key=key, Range=f"bytes=-{size}", **request_options(client)
+        )
         try:
             data = bytes(await answer["Body"].read())
         finally:

@@ -20,8 +20,16 @@ from pipeline.errors import OutputError
 from pipeline.fault import VARIABLE
 from pipeline.output import ledger_file
 from pipeline.output.layout import samples_path
-from pipeline.output.ledger import CommittedUnits, fold_part, folded_parts, read_ledger, records_of, totals_of
-from pipeline.output.ledger_file import ledger_path, write_ledger
+from pipeline.output.ledger import (
+    CommittedUnits,
+    fold_part,
+    folded_parts,
+    read_committed,
+    read_ledger,
+    records_of,
+    totals_of,
+)
+from pipeline.output.ledger_file import WHOLE, ledger_path, write_ledger
 from pipeline.output.record import CommitRecord, read_record
 from pipeline.storage.scratch import Scratch
 
@@ -231,6 +239,9 @@ def test_a_ledger_that_cannot_be_used_is_left_out_and_replaced_when_next_folded(
         [read_record(samples_path(output, f"000001-{number:04d}")) for number in range(UNITS)]
     )
     assert totals_of(output, committed, folded).units == PARTS * UNITS
+    unusable: set[int] = set()
+    assert len(list(read_committed(output, committed, folded, WHOLE, unusable=unusable))) == PARTS
+    assert unusable == {1}
     fold(output, [1])
     close_samples(output)
     assert as_json(list(records_of(output, committed, folded))) == as_json(records)

@@ -390,13 +390,41 @@ def test_every_request_of_our_own_says_who_pays(s3: S3Server, monkeypatch: pytes
     assert not s3.counts.faults
 
 
-def test_a_pattern_of_many_names_asks_once_for_each(s3: S3Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_a_pattern_of_many_names_is_one_listing_or_a_question_for_each(
+    forbidden: bool, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        s3_files().pipe_file(f"{BUCKET}/in/{number:03d}.tar", b"x" * number)
+    for number in range(10):  # others, between them
+        s3_files().pipe_file(f"{BUCKET}/in/0{number}.txt", b"other")
+    s3.reset()
+    place = resolve_source(Source(uri=f"{URI}/in/{{000..039}}.tar"))
+    asked = sum(s3.counts.requests.values())
+    if forbidden:
+        s3.fault = lambda request: "403" if "list-type" in request.query else None
+    listed = list_source(place)
+    assert [file.size for file in listed] == list(range(40))
+    assert all(file.etag for file in listed)
+    assert sum(s3.counts.requests.values()) - asked == (41 if forbidden else 1)
+
+
+def test_few_names_among_many_others_are_asked_for_one_by_one(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PAGE_NAMES", 2)
     for number in range(40):
         s3_files().pipe_file(f"{BUCKET}/in/{number:03d}.tar", b"x")
     s3.reset()
-    listed = list_source(resolve_source(Source(uri=f"{URI}/in/{{000..039}}.tar")))
-    assert listed.count == 40
-    assert sum(s3.counts.requests.values()) <= 43
+    wanted = [f"{URI}/in/{number:03d}.tar" for number in range(0, 40, 2)]
+    assert set(remote.states_of(wanted)) == set(wanted[:5])  # a page is looked at, and no more
+    assert remote.states_of([*wanted, "s3://other/x"]) == {}
+    assert remote.states_of(wanted[:3]) == {}
+
+
+def test_a_name_of_a_pattern_that_is_not_there_is_named(s3: S3Server) -> None:
+    for number in range(20):
+        s3_files().pipe_file(f"{BUCKET}/in/{number:03d}.tar", b"x")
+    with pytest.raises(RequestError, match=r"in/020\.tar names no file"):
+        list_source(resolve_source(Source(uri=f"{URI}/in/{{000..020}}.tar")))
 
 
 def test_a_listing_under_way_does_not_keep_the_process_from_ending(s3: S3Server) -> None:
