@@ -13,7 +13,7 @@ import yaml
 from kuberay import GENERATED_SUFFIX, KUBERAY, LONGEST_NAME, OLDEST_KUBERAY, TYPES, problems_of
 
 from pipeline.config import load_config
-from pipeline.run.sizing import PREPARERS_PER_GPU
+from pipeline.run.sizing import PREPARERS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TEXT = (CONFIGS / "rayjob.yaml").read_text(encoding="utf-8")
@@ -98,7 +98,6 @@ def settings(job: Any) -> list[str]:
 
 def test_it_runs_a_configuration_that_is_there(job: Any) -> None:
     given = settings(job)
-    given.remove("cluster.device=cuda")  # waits for GPUs; never a CPU instead
     config = load_config(str(CONFIGS / "qwen2_5_vl_7b.yaml"), given)
     assert config.source.uri.startswith("s3://")
     assert config.output.uri.startswith("s3://")
@@ -117,7 +116,7 @@ def test_the_cluster_grows_to_as_many_gpus_as_the_run_asks_for(job: Any) -> None
     assert f"cluster.encoders={group['maxReplicas']}" in settings(job)
     limits = container(group)["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == "1"
-    assert int(limits["cpu"]) >= PREPARERS_PER_GPU + 1
+    assert int(limits["cpu"]) >= PREPARERS["cuda"] + 1
 
 
 def test_everyone_has_the_token_from_kuberay(job: Any) -> None:

@@ -29,7 +29,7 @@ LONGEST_REST_SECONDS = 60.0  # of an encoder whose last calls have failed; the f
 
 
 class Verdict(Enum):
-    """What follows from a failure."""
+    """The consequence of a failure."""
 
     AGAIN_FIRST = auto()  # nothing is known against it: its part should end soon
     AGAIN_LAST = auto()  # the others finish first
@@ -73,13 +73,13 @@ class Failures:
         self._patience.forget(node)
 
     def as_late(self, event: Event, started: Started, reason: str) -> Event:
-        """Of the calls that ended with a process that was late, the late one is an attempt of its unit."""
+        """Among the calls that ended with a process that was late, the late one is an attempt of its unit."""
         if isinstance(event, CallFailed) and (event.part, event.unit) == (started.part, started.unit):
             return replace(event, error=Late(reason), blame=Blame.CALL)
         return event
 
     def judge(self, failure: CallFailed, now: float) -> Verdict:
-        """What follows. Raises OutputError: waiting cannot help; RunFailed: too many in a row."""
+        """Says what follows. Raises OutputError: waiting cannot help; RunFailed: too many in a row."""
         error = failure.error
         if isinstance(error, OutputBusy | SourceBusy):
             return self._wait(failure, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -297,6 +298,7 @@ def test_damaged_metadata_is_named(model_path: Path, tmp_path: Path, capsys: pyt
     run_here(config_for(make_folder(tmp_path / "in", 9), output, model_path))
     assert call(capsys, "stats", output)[0] == 0  # a name with glob characters
     (index,) = (output / "plan" / "index").iterdir()
+    shutil.rmtree(output / "ledger")  # of a part that has one no index and no footer is opened
     for path, text, commands in (
         (index, b"PAR1", ("status", "verify")),
         (output / "plan" / "plan.json", b"[", ("status", "verify")),
