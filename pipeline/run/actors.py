@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Introduction:
-    """An answer of a process about itself: whether it sees a file that the driver wrote, and what decides bits there."""
+    """A process about itself: whether it sees a file that the driver wrote, and what decides bits there."""
 
     sees_output: bool
     identity: dict[str, object]

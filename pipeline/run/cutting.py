@@ -47,7 +47,7 @@ class Cutter:
             self._done.put((part, error))
 
     def take(self, timeout_seconds: float = 0.0) -> list[tuple[int, list[Unit] | DamagedPart]]:
-        """The parts that have been cut, having waited for the first if asked to. Raises what cutting raised, but DamagedPart."""
+        """The parts that are cut, having waited for the first if asked to. Raises what cutting did, but DamagedPart."""
         found: list[tuple[int, list[Unit] | DamagedPart]] = []
         while self.pending:
             try:

@@ -135,7 +135,7 @@ class RayEngine:
         for node in joined:
             self._say(f"node {node.name} has joined: {node.cpus:g} CPUs, {node.gpus} GPUs")
         for node in self._places.nodes.values():
-            self.fleet.see(node.id, int(node.store_bytes * OBJECT_STORE_SHARE))
+            self.fleet.see(node.id, int(node.store_bytes * OBJECT_STORE_SHARE), node.name)
         self._staff.start_missing(self._deaths.processes())
         return events
 

@@ -131,7 +131,8 @@ class Failures:
             raise OutputError(message) if isinstance(failure.error, OutputError) else RunFailed(message)
         if pause_seconds is not None:
             self._fleet.pause(kind, node, now + pause_seconds)
-            self._say(f"waiting {pause_seconds:g} s with {kind}s of node {node or 'here'}: {failure.error}")
+            where = f" of node {self._fleet.name(node)}" if node else ""
+            self._say(f"waiting {pause_seconds:g} s with the {kind}s{where}: {failure.error}")
         self._progress.retries += 1
         return Verdict.WAIT
 

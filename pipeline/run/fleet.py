@@ -55,8 +55,8 @@ class _Ordered(dict[str, None]):
 
 
 class _Node:
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
+    def __init__(self, budget_bytes: int, name: str) -> None:
+        self.budget_bytes, self.name = budget_bytes, name
         self.size: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self.free: dict[Kind, list[dict[Process, None]]] = {kind: [{} for _ in range(SLOTS[kind])] for kind in KINDS}
         self.paused: set[Kind] = set()
@@ -73,12 +73,12 @@ class Fleet:
         self._order = itertools.count()
         self._size: dict[Kind, int] = dict.fromkeys(KINDS, 0)
 
-    def see(self, node: str, budget_bytes: int) -> None:
-        """Takes note of a node, and of the bytes of patches that may lie on it."""
+    def see(self, node: str, budget_bytes: int, name: str = "") -> None:
+        """Takes note of a node, of the bytes of patches that may lie on it, and of its name in messages."""
         if node in self._nodes:
             self._nodes[node].budget_bytes = budget_bytes
         else:
-            self._nodes[node] = _Node(budget_bytes)
+            self._nodes[node] = _Node(budget_bytes, name or node)
 
     def forget(self, node: str) -> None:
         """Forgets a node that is gone; its processes have been removed."""
@@ -86,6 +86,9 @@ class Fleet:
         for kind in KINDS:
             self._free[kind].put(node, False)
             self._idle[kind].put(node, False)
+
+    def name(self, node: str) -> str:
+        return self._nodes[node].name if node in self._nodes else node
 
     def budget_bytes(self, node: str) -> int:
         return self._nodes[node].budget_bytes if node in self._nodes else 0

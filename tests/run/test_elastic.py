@@ -5,12 +5,14 @@ One cluster for all; its head has no CPU. Nodes are added and lost as each test 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from conftest import REPOSITORY, assert_whole, config_for, connected, files_of, keys_of, run_here
 from made_up import Holder, OnMadeUpGpu
@@ -224,3 +226,33 @@ def test_a_node_with_28_processes_is_killed(
         summary = running.summary()
     assert_right(summary, output, source, undisturbed)
     assert running.said("is lost, with 4 encoders and 24 preparers")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_storage_that_answers_503_for_a_minute(
+    nodes: Nodes, s3: Any, source: Path, model_path: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """And a quarter: longer than the clients try by themselves. Every request fails, on both nodes."""
+    began: list[float] = []
+
+    def fault(request: Any) -> str | None:
+        if "/samples/" in request.key and request.method == "PUT" and not began:
+            began.append(time.monotonic() + 1)
+        return "503" if began and 0 < time.monotonic() - began[0] < 75 else None
+
+    s3.fault = fault
+    nodes.add()
+    nodes.add()
+    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    with joined(nodes, MADE_UP_SECONDS="1", **variables):
+        running = Running(on_gpus(source, tmp_path, model_path, output={"uri": "s3://bucket/out"}))
+        running.until(lambda: bool(began))
+        summary = running.summary()
+    s3.fault = lambda request: None
+    assert s3.counts.faults
+    assert running.said("waiting")
+    assert summary.complete
+    files = fsspec.filesystem("s3", use_listings_cache=False)
+    files.get("bucket/out/", str(tmp_path / "fetched"), recursive=True)
+    assert_right(summary, tmp_path / "fetched", source, undisturbed)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ from pipeline.errors import OutputError, RequestError
 from pipeline.output.verify import Verifier
 from pipeline.read.reader import EmbeddingDataset
 from pipeline.run.request import check_request
-from pipeline.run.runner import make_plan
+from pipeline.run.runner import make_plan, run
 from pipeline.source.lister import list_files, list_source
 from pipeline.source.part import SourcePlace
 from pipeline.source.resolve import resolve_source
@@ -127,6 +128,43 @@ def assert_whole(expected: list[bytes], place: Path) -> None:
     assert embeddings(fetched(f"{URI}/out", place)) == expected
     assert not s3_files().list_multipart_uploads(BUCKET)
     assert Verifier(RemotePath(f"{URI}/out")).verify().proven
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["writes", "all"])
+def test_storage_that_answers_503_for_a_while_is_waited_for(
+    what: str,
+    s3: S3Server,
+    source: str,
+    many_parts: None,
+    expected: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the first commit on, for longer than the client tries by itself."""
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    began: list[float] = []
+    lines: list[str] = []
+
+    def fault(request: Request) -> str | None:
+        writes = request.method in ("PUT", "POST")
+        if writes and "/samples/" in request.key and not began:
+            began.append(time.monotonic() + 0.5)
+        meant = writes or what == "all"
+        return "503" if began and meant and 0 < time.monotonic() - began[0] < 4 else None
+
+    s3.fault = fault
+    config = s3_config(source, model_path, limits={"attempts": 1, "max_rejected_fraction": 0.9})
+    summary = run(config, say=lines.append, report=lambda *_: None)
+    assert s3.counts.faults
+    assert summary.complete
+    assert any(line.startswith("waiting") and "Service Unavailable" in line for line in lines), lines
+    s3.fault = lambda request: None
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert_whole(expected, tmp_path / "out")
 
 
 @pytest.mark.slow
