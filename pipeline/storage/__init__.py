@@ -2,8 +2,8 @@
 
 local           local file systems
 uri             URIs of remote storage, judged by their looks alone
-client          fsspec's client for a URI, and one type for its errors
-remote          object storage and all else that fsspec opens: one translation of names
+remote          object storage and all else that fsspec opens: one translation of names and errors
+remote_list     listing it where names are many
 remote_read     reading it: objects as files, copies, folders of Parquet
 remote_publish  writing it: create-if-absent, unfinished uploads
 files           opening and listing, wherever files lie

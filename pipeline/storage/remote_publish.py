@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .client import client_of, named
-from .remote import entries, exists, state_of_info
+from .remote import client_of, entries, exists, named, state_of_info
 from .uri import S3, WHOLE_OBJECTS, scheme_of
 
 # Where the store itself refuses a name that is taken.

@@ -11,8 +11,8 @@ from typing import Any
 
 from fsspec.asyn import sync
 
-from .client import client_of, named
-from .remote import RANGE_BYTES, RemotePath, names, read, state_of
+from .remote import RANGE_BYTES, RemotePath, client_of, named, read, state_of
+from .remote_list import names
 from .uri import S3, scheme_of
 
 READ_AHEAD_BYTES = 8 << 20
