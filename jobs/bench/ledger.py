@@ -20,11 +20,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.config import Source, parse_config
 from pipeline.output.info import DatasetInfo
-from pipeline.output.layout import SCHEMA_VERSION
+from pipeline.output.layout import SCHEMA_VERSION, samples_path
+from pipeline.output.ledger import fold_part
 from pipeline.output.ledger_file import ledger_facts, table_of, write_table
+from pipeline.output.metadata import METADATA_KEY
 from pipeline.output.record import CommitRecord
 from pipeline.output.statistics import UnitStatistics
 from pipeline.output.totals import Totals
@@ -82,6 +85,27 @@ def bench_ledger(arguments: argparse.Namespace) -> dict[str, object]:
         answer, seconds, peak = _timed(NAMES.format(units=units))
         assert int(answer) == units
         results[f"names_of_{units}"] = {"seconds": seconds, "growth_mb": (peak - before) / 1e6, "asked_mb": 1500}
+    return results | {"fold": fold_cost()}
+
+
+def fold_cost(repeats: int = 20) -> dict[str, float]:
+    """CPU milliseconds a unit that folding a part takes, its records at hand or in local footers."""
+    generator = np.random.default_rng(6)
+    records = {number: _record(number, generator) for number in range(UNITS_PER_PART)}
+    results: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder, Scratch(folder) as scratch:
+        output = Path(folder)
+        (output / "samples").mkdir()
+        for record in records.values():
+            metadata = {METADATA_KEY: json.dumps(record.to_json())}
+            shard = pa.table({"key": ["one"]}).replace_schema_metadata(metadata)
+            pq.write_table(shard, str(samples_path(output, record.unit)))
+        nothing: dict[int, CommitRecord] = {}
+        for name, known in (("at_hand", records), ("from_footers", nothing)):
+            started = time.process_time()
+            for _ in range(repeats):
+                fold_part(output, 0, known, records, scratch)
+            results[f"{name}_ms"] = (time.process_time() - started) / repeats / UNITS_PER_PART * 1e3
     return results
 
 

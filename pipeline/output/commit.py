@@ -120,7 +120,7 @@ def _publish_record(
     """Publishes the samples shard: the commit. Raises OutputError."""
     unit, final = rows.prepared.unit, samples_path(output, rows.prepared.unit.id)
     path = scratch.path(final.name)
-    write_samples_shard(path, rows.sample_columns(shard, f"data/{data_name}"), record, rows.prepared.carried)
+    record = write_samples_shard(path, rows.sample_columns(shard, f"data/{data_name}"), record, rows.prepared.carried)
     fault_point("after_samples_write")
     if not publish_new(path, final):
         path.unlink()

@@ -83,7 +83,9 @@ class CommittedUnits:
 def bits_of(names: Iterable[str]) -> dict[int, int]:
     """The units of samples shards by their names: for each part a bit a unit. Other names are left out."""
     bits: dict[int, int] = {}
-    for name in (name for name in names if name.endswith(".parquet")):
+    for name in names:
+        if not name.endswith(".parquet"):  # a data shard's, say
+            continue
         with suppress(ValueError):  # another's file
             part, number = unit_id_of(name)
             bits[part] = bits.get(part, 0) | 1 << number

@@ -16,7 +16,8 @@ REMEMBERED = 101
 SHORTEST_LIMIT_SECONDS = 600.0
 TIMES_THE_MEDIAN = 10.0
 INDEX_TIMES = 6.0  # a part may be many times a unit
-SECOND_TRY_SECONDS = 5.0
+SECOND_TRY_SECONDS = 10.0
+UNKNOWN_SECONDS = 60.0  # of a stage of which no call has ended yet
 SECOND_TRY_TIMES = 2.0
 
 
@@ -110,7 +111,7 @@ class UnderWay:
     def slow(self, stage: Stage, now: float) -> Iterator[Started]:
         """The oldest first, those that another process may be given as well once nothing else is left."""
         took = self._took[stage]
-        least = max(SECOND_TRY_SECONDS, SECOND_TRY_TIMES * statistics.median(took)) if took else SECOND_TRY_SECONDS
+        least = max(SECOND_TRY_SECONDS, SECOND_TRY_TIMES * statistics.median(took)) if took else UNKNOWN_SECONDS
         for started in self._calls[stage].values():
             if now - started.at < least:
                 return

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import RequestError, listing_error
 from ..process import DaemonThreads
-from ..storage.files import kind_of, map_ahead, reads_ahead, relative_to
+from ..storage.files import kind_of, map_ahead, reads_ahead, relative_to, states_of
 from ..storage.local import State
 from .formats import format_named
 from .listing import Listing
@@ -63,7 +63,7 @@ def _named_by(patterns: Sequence[str]) -> Iterator[Mapping[str, State | None]]:
     """The files that each pattern names, and their states where the listing says them. Raises RequestError."""
 
     try:
-        listed = kind_of(patterns[0]).states_of(patterns)
+        listed = states_of(patterns)
     except OSError:  # who may not list may ask for each
         listed = {}
 

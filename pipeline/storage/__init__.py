@@ -5,6 +5,7 @@ uri             URIs of remote storage, judged by their looks alone
 transient       which failures of remote storage are worth another try
 client          fsspec's client for a URI, and one type for its errors
 remote          object storage and all else that fsspec opens: one translation of names
+remote_list     many names of it: a page at a time
 remote_read     reading it: objects as files, copies, folders of Parquet
 remote_publish  writing it: create-if-absent, unfinished uploads
 files           opening and listing, wherever files lie

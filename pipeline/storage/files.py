@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
-from . import local, remote, remote_read, uri
+from . import local, remote, remote_list, remote_read, uri
 from .local import State
 from .remote import RemotePath, is_remote
 
@@ -37,14 +37,17 @@ class Kind(Protocol):
 
     def glob(self, pattern: str, /) -> dict[str, State | None]: ...
 
-    def states_of(self, locations: Sequence[str], /) -> dict[str, State]: ...
-
     def walk(self, folder: str, suffixes: tuple[str, ...], /) -> Iterator[tuple[str, State | None]]: ...
 
 
 def kind_of(location: str) -> Kind:
     """The storage that a path or URI lies in."""
     return remote if is_remote(location) else local
+
+
+def states_of(locations: Sequence[str]) -> dict[str, State]:
+    """The states of files that cost less to list together than to ask for; of others none. Raises OSError."""
+    return remote_list.states_of(locations) if is_remote(locations[0]) else {}
 
 
 def as_path(location: str | os.PathLike[str] | RemotePath) -> AnyPath:
@@ -67,7 +70,7 @@ def is_folder(path: AnyPath) -> bool:
 
 def names_in(folder: AnyPath, prefix: str = "") -> Iterable[str]:
     """The names of a folder's files that begin with a prefix, in no order; none where there is none. Raises OSError."""
-    return remote.names(folder.uri, prefix) if isinstance(folder, RemotePath) else _names_here(folder, prefix)
+    return remote_list.names(folder.uri, prefix) if isinstance(folder, RemotePath) else _names_here(folder, prefix)
 
 
 def _names_here(folder: Path, prefix: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob as globbing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 State = tuple[int, int, str]  # size, mtime in ns, ETag
 
@@ -28,11 +28,6 @@ def state_of(path: str) -> State:
 def glob(pattern: str) -> dict[str, State | None]:
     """The files and folders that a pattern names; their states are asked for later."""
     return dict.fromkeys(globbing.glob(pattern, recursive=True))
-
-
-def states_of(paths: Sequence[str]) -> dict[str, State]:
-    """None: asking for each costs no more than a listing."""
-    return {}
 
 
 def walk(root: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, State | None]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from glob import has_magic
@@ -23,9 +23,6 @@ from .uri import S3, WHOLE_OBJECTS, problem_with, scheme_of
 
 # A range larger than this is read in several requests: one that fails is asked for again by itself.
 RANGE_BYTES = 64 << 20
-FEW = 16  # that are not worth a listing
-COSTS_LESS = 4  # times
-PAGE_NAMES = 1000  # of a listing of S3
 
 
 def is_remote(uri: str | os.PathLike[str] | RemotePath) -> bool:
@@ -173,23 +170,23 @@ def _walk(folder: str) -> Iterator[tuple[str, State]]:
             else:
                 yield entry["name"], state_of_info(entry)
         return
-    below = _below(folder)
-    for info in _pages(folder, below):
-        name = info["Key"][len(below) :]
+    start = below(folder)
+    for info in pages(folder, start):
+        name = info["Key"][len(start) :]
         if name.startswith("/") or "//" in name:
             raise OSError(errno.EINVAL, f"{name} has an empty part ('//')", folder)
         if name and not name.endswith("/"):  # such are what consoles make for folders
             yield name, state_of_info(info | {"size": info["Size"]})
 
 
-def _below(folder: str) -> str:
+def below(folder: str) -> str:
     """Returns the prefix that the keys of all objects in a folder of S3 have."""
     _, path = client_of(folder)
     prefix = path.partition("/")[2]
     return f"{prefix.rstrip('/')}/" if prefix else ""
 
 
-def _pages(folder: str, prefix: str) -> Iterator[dict[str, Any]]:
+def pages(folder: str, prefix: str) -> Iterator[dict[str, Any]]:
     """Lists the objects whose keys begin with a prefix, a page of a thousand at a time. Raises OSError."""
     client, path = client_of(folder)
     bucket = path.partition("/")[0]
@@ -201,31 +198,6 @@ def _pages(folder: str, prefix: str) -> Iterator[dict[str, Any]]:
         if not page.get("IsTruncated"):
             return
         where = {"ContinuationToken": page["NextContinuationToken"]}
-
-
-def names(folder: str, prefix: str = "") -> Iterator[str]:
-    """The names of the files in a folder that begin with a prefix, as they are listed; none where there is no folder.
-
-    On S3 a page of a thousand at a time: what a client keeps of a name is 1.5 KB. Raises OSError.
-    """
-    if scheme_of(folder) in S3:
-        for info in _pages(folder, f"{_below(folder)}{prefix}"):
-            name = info["Key"][len(_below(folder)) :]
-            if name and "/" not in name:
-                yield name
-        return
-    client, path = client_of(folder)
-    try:
-        with named(folder):
-            if scheme_of(folder) in WHOLE_OBJECTS and prefix:
-                found = [{"name": name, "type": "file"} for name in client.find(path, prefix=prefix)]
-            else:
-                found = client.ls(path, detail=True)
-    except FileNotFoundError:
-        return
-    for info in found:
-        if info["type"] == "file" and (name := posixpath.basename(info["name"])).startswith(prefix):
-            yield name
 
 
 def lists_by_prefix(folder: str) -> bool:
@@ -245,35 +217,6 @@ def glob(pattern: str) -> dict[str, State | None]:
     with named(pattern):
         found = client.glob(path, detail=True)
     return {uri_of(pattern, name): state_of_info(info) for name, info in found.items() if info["type"] == "file"}
-
-
-def states_of(uris: Sequence[str]) -> dict[str, State]:
-    """The states of objects that are listed together at less cost than each is asked for; of the others none.
-
-    On S3 a page of a thousand names costs what one question does. Raises OSError.
-    """
-    if len(uris) < FEW or scheme_of(uris[0]) not in S3 or any(has_magic(uri) for uri in uris):
-        return {}
-    prefix = _common_start(uris)
-    folder, _, start = prefix.rpartition("/")
-    if folder.count("/") < 2:  # not even of one bucket
-        return {}
-    wanted, below, found = set(uris), _below(folder), {}
-    for number, info in enumerate(_pages(folder, below + start)):
-        if number >= len(uris) * PAGE_NAMES // COSTS_LESS:  # most of what lies there is something else
-            break
-        uri = f"{folder}/{info['Key'][len(below) :]}"
-        if uri in wanted:
-            found[uri] = state_of_info(info | {"size": info["Size"]})
-    return found
-
-
-def _common_start(texts: Sequence[str]) -> str:
-    """Returns the characters that all texts begin with."""
-    first, last = min(texts), max(texts)
-    return first[
-        : next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
-    ]
 
 
 def uri_of(example: str, path: str) -> str:

@@ -13,7 +13,8 @@ from fsspec.asyn import sync
 
 from ..errors import StorageBusy
 from .client import client_of, named, request_options
-from .remote import RANGE_BYTES, RemotePath, names, read, state_of
+from .remote import RANGE_BYTES, RemotePath, read, state_of
+from .remote_list import names
 from .uri import S3, scheme_of
 
 READ_AHEAD_BYTES = 8 << 20

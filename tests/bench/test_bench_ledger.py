@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.bench.ledger import IMAGES_PER_UNIT, UNITS_PER_PART, write_output
+from jobs.bench.ledger import IMAGES_PER_UNIT, UNITS_PER_PART, fold_cost, write_output
 from pipeline.cli.stats import statistics_of
 from pipeline.cli.status import Status
 from pipeline.output.ledger import CommittedUnits, folded_parts, records_of, totals_of
@@ -29,3 +29,7 @@ def test_the_made_up_output_is_read_as_a_real_one(tmp_path: Path) -> None:
     assert said["tokens"] == look["tokens"] == sums.tokens
     hash_N = np.concatenate([UnitStatistics.from_json(record.statistics).hash_N for record in records])
     assert said["duplicates"] == len(hash_N) - len(np.unique(hash_N)) == 2
+
+
+def test_folding_is_measured_both_ways() -> None:
+    assert set(fold_cost(repeats=1)) == {"at_hand_ms", "from_footers_ms"}

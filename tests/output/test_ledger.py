@@ -289,6 +289,12 @@ def test_committed_units_are_told_by_part(output: Path) -> None:
     assert now.numbers(PARTS) == []
 
 
+def test_names_of_others_among_the_samples_are_no_units(output: Path) -> None:
+    for name in ("part-000000-0099.tar", "part-000000-009x.parquet", "notes.parquet", "part-000000-0098.parquet.tmp"):
+        (output / "samples" / name).write_text("")
+    assert CommittedUnits(output).count == PARTS * UNITS
+
+
 def test_names_of_others_in_the_ledger_folder_are_no_folded_parts(output: Path) -> None:
     fold(output, [2])
     for name in ("part-000003.parquet.tmp", "part-3.parquet", "part-00000x.parquet", "notes", "part-000004"):

@@ -258,7 +258,7 @@ def test_the_last_unit_is_given_to_a_second_process(stage: Stage) -> None:
     progress = drive(engine, observer=Observer(say=lines.append))
     assert engine.held and not engine.replaced
     assert progress.totals.units == 15
-    assert engine.seconds < 60
+    assert engine.seconds < 200
     assert any("tries it too" in line for line in lines)
 
 

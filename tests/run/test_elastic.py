@@ -215,7 +215,7 @@ def test_a_node_with_28_processes_is_killed(
     output = tmp_path / "out"
     lost = nodes.add(gpus=4, cpus=28)
     nodes.add(gpus=1)
-    with joined(nodes, MADE_UP_SECONDS="2"):
+    with joined(nodes, MADE_UP_SECONDS="3"):
         running = Running(on_gpus(source, output, model_path))
         if when == "starting":
             running.until(lambda: (output / "_tmp").exists())
@@ -225,7 +225,7 @@ def test_a_node_with_28_processes_is_killed(
         nodes.lose(lost, gracefully=when == "draining")
         summary = running.summary()
     assert_right(summary, output, source, undisturbed)
-    assert running.said("is lost, with 4 encoders and 24 preparers")
+    assert running.said("is lost, with 4 encoders and 24 preparers"), "\n".join(running.lines)
 
 
 @pytest.mark.chaos

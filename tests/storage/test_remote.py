@@ -48,7 +48,7 @@ from pipeline.run.runner import make_plan, run
 from pipeline.source.lister import list_files, list_source
 from pipeline.source.part import SourcePlace
 from pipeline.source.resolve import resolve_source
-from pipeline.storage import remote, remote_publish, remote_read
+from pipeline.storage import remote, remote_list, remote_publish, remote_read
 from pipeline.storage.remote import RemotePath
 
 if TYPE_CHECKING:
@@ -448,14 +448,14 @@ def test_a_pattern_of_many_names_is_one_listing_or_a_question_for_each(
 
 
 def test_few_names_among_many_others_are_asked_for_one_by_one(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAGE_NAMES", 2)
+    monkeypatch.setattr(remote_list, "PAGE_NAMES", 2)
     for number in range(40):
         s3_files().pipe_file(f"{BUCKET}/in/{number:03d}.tar", b"x")
     s3.reset()
     wanted = [f"{URI}/in/{number:03d}.tar" for number in range(0, 40, 2)]
-    assert set(remote.states_of(wanted)) == set(wanted[:5])  # a page is looked at, and no more
-    assert remote.states_of([*wanted, "s3://other/x"]) == {}
-    assert remote.states_of(wanted[:3]) == {}
+    assert set(remote_list.states_of(wanted)) == set(wanted[:5])  # a page is looked at, and no more
+    assert remote_list.states_of([*wanted, "s3://other/x"]) == {}
+    assert remote_list.states_of(wanted[:3]) == {}
 
 
 def test_a_name_of_a_pattern_that_is_not_there_is_named(s3: S3Server) -> None:
