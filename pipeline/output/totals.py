@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..storage.files import AnyPath, requests_at_once
-from .layout import samples_path
-from .record import CommitRecord, read_record
+from .record import CommitRecord
 
 
 @dataclass(kw_only=True)
@@ -90,19 +85,3 @@ class Totals:
             "data_bytes": self.data_bytes,
             "halvings": self.halvings,
         }
-
-
-def read_records(output: AnyPath, unit_ids: Iterable[str]) -> Iterator[CommitRecord]:
-    """The records of committed units, footer by footer. Raises OutputError."""
-    remaining = iter(unit_ids)
-    with ThreadPoolExecutor(requests_at_once(output)) as pool:
-        while run := list(itertools.islice(remaining, 1024)):
-            yield from pool.map(lambda unit_id: read_record(samples_path(output, unit_id)), run)
-
-
-def totals_of(output: AnyPath, unit_ids: Iterable[str]) -> Totals:
-    """Sums the records of committed units."""
-    totals = Totals()
-    for record in read_records(output, unit_ids):
-        totals.add(record)
-    return totals
