@@ -254,6 +254,7 @@ class Driver:
                 self._failed(event)
             case ProcessLost(process=process):
                 board.leases.release(process)
+                board.touch(process.node)
                 board.touch_all()
             case NodeLost(node=node):
                 self.progress.retries += board.lose(node)

@@ -117,7 +117,7 @@ class Fleet:
         node.size[process.kind] += 1
         self._size[process.kind] += 1
         node.free[process.kind][0][process] = None
-        self._note(process.kind, process.node)
+        self._note_all(process.node)
 
     def remove(self, process: Process) -> None:
         """Takes a process out that is gone."""
@@ -129,7 +129,7 @@ class Fleet:
         self._size[process.kind] -= 1
         for free in node.free[process.kind]:
             free.pop(process, None)
-        self._note(process.kind, process.node)
+        self._note_all(process.node)
 
     def began(self, process: Process) -> None:
         """A call was given to it."""
@@ -154,7 +154,13 @@ class Fleet:
         node = self._nodes[name]
         works = kind not in node.paused
         self._free[kind].put(name, works and any(node.free[kind]))
-        self._idle[kind].put(name, works and bool(node.free[kind][0]))
+        # Where too little is prepared, an encoder's second call comes from elsewhere too.
+        is_starved = kind == "encoder" and node.size["preparer"] < node.size["encoder"]
+        self._idle[kind].put(name, works and (any(node.free[kind]) if is_starved else bool(node.free[kind][0])))
+
+    def _note_all(self, name: str) -> None:
+        for kind in KINDS:
+            self._note(kind, name)
 
     def free(self, kind: Kind, node: str) -> Process | None:
         """The least busy process on a node that has room for a call."""
@@ -163,7 +169,7 @@ class Fleet:
         return next((next(iter(level)) for level in self._nodes[node].free[kind] if level), None)
 
     def idle_node(self, kind: Kind) -> str | None:
-        """A node with a process that has nothing to do."""
+        """A node with a process that has nothing to do, or, where too little is prepared, with an encoder with room."""
         return next(iter(self._idle[kind]), None)
 
     def idle(self, kind: Kind, without: Process) -> Process | None:

@@ -80,7 +80,7 @@ def joined(nodes: Nodes, **environment: str) -> Any:
     return connected({"RAY_ADDRESS": nodes.address}, PYTHONPATH=paths, **environment)  # type: ignore[attr-defined]
 
 
-def on_gpus(source: Path, output: Path, model: Path, **sections: dict[str, object]) -> Config:
+def on_gpus(source: Path, output: Path, model: Path, /, **sections: dict[str, object]) -> Config:
     cluster = {"engine": "ray"} | sections.pop("cluster", {})
     limits = {"max_rejected_fraction": 0.9, "attempts": 1} | sections.pop("limits", {})
     return config_for(source, output, model, cluster=cluster, limits=limits, **sections)
