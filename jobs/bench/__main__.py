@@ -6,6 +6,8 @@ pack      how full first-fit-decreasing packs are, and how even after balancing
 write     a data shard against a raw write of the same bytes
 read      the reader against a raw read of the same bytes
 driver    its own time for each unit, and its memory for a plan of a million samples
+cluster   encoders' use and the driver's own time at 8 to 1000 GPUs, over a stand-in for Ray in virtual time
+resume    how long 100 000 parts take to their first unit where nine tenths are done
 plan      the command over the index of ten million samples
 ledger    the reader, `status` and `stats` on a million committed units
 job       the whole job on Ray against the Ray Data recipe
@@ -19,12 +21,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from jobs.bench.cluster import bench_cluster
 from jobs.bench.driver import bench_driver
 from jobs.bench.encoder import bench_encoder
 from jobs.bench.job import bench_job
 from jobs.bench.ledger import bench_ledger
 from jobs.bench.plan import bench_plan
 from jobs.bench.prepare import bench_pack, bench_prepare
+from jobs.bench.resume import bench_resume
 from jobs.bench.shards import bench_read, bench_write
 from pipeline.cli.commands import run_module
 from pipeline.cli.console import print_json, say
@@ -48,6 +52,8 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {
     "write": bench_write,
     "read": bench_read,
     "driver": bench_driver,
+    "cluster": bench_cluster,
+    "resume": bench_resume,
     "plan": bench_plan,
     "ledger": bench_ledger,
     "job": bench_job,
