@@ -39,6 +39,10 @@ UNITS_PER_PART = 100
 WRITE_SECONDS = 0.3
 UNITS_PER_GPU = 300  # five minutes
 NODE_LIFE_SECONDS = 3600.0
+PRINTED = (
+    *("utilisation", "driver_milliseconds_per_unit", "driver_share", "ray_share", "locality", "set_aside"),
+    *("retries", "failed_calls", "lost_nodes"),
+)
 # Ray's own CPU time of the driver's process for one call and its answer, measured: see `ray_call_seconds`.
 RAY_SECONDS = 250e-6
 DIES_AFTER_SECONDS = 0.05  # a call of a process that is gone
@@ -369,6 +373,7 @@ def bench_cluster(arguments: argparse.Namespace) -> dict[str, object]:
     for gpus in (8, 64, 1000):
         nodes = gpus / GPUS_PER_NODE
         faults = Faults(node_seconds=NODE_LIFE_SECONDS / nodes, slow_share=0.03, bad_gpus=1)
-        result[f"{gpus}"] = simulate(gpus, UNITS_PER_GPU)
-        result[f"{gpus} with faults"] = simulate(gpus, UNITS_PER_GPU, faults)
+        for label, kind in ((f"{gpus}", None), (f"{gpus} with faults", faults)):
+            found = simulate(gpus, UNITS_PER_GPU, kind)
+            result |= {f"{label}: {name}": found[name] for name in PRINTED}
     return result
