@@ -74,7 +74,7 @@ def examine(path: Path, rows: UnitRows, ours: DataShard, settings: ShardSettings
 
 
 class _Examination:
-    """One look at a shard that is not the one which this process has made. Raises DamagedShard, ValueError, KeyError."""
+    """One look at a shard that this process has not made. Raises DamagedShard, ValueError, KeyError."""
 
     def __init__(self, path: Path, rows: UnitRows, settings: ShardSettings) -> None:
         self._path, self._rows, self._settings = path, rows, settings
@@ -104,23 +104,20 @@ class _Examination:
         row = next(waiting, None)
         for index, sample in enumerate(self._rows.prepared.samples):
             facts = sample.facts
-            if row is not None and (row["key"], row["source"], row["sha256"]) == (
-                facts.key,
-                facts.source,
-                facts.sha256,
-            ):
+            name = (facts.key, facts.source, facts.sha256)
+            if row is not None and (row["key"], row["source"], row["sha256"]) == name:
                 if facts.status != rejects.OK or index in stated:
                     raise ValueError(f"{facts.key} is a row, and a reject")
                 self._check_row(index, row)
                 statuses[index] = (rejects.OK, None)
-                for name, values in columns.items():
-                    values[index] = row[name]
+                for column, values in columns.items():
+                    values[index] = row[column]
                 row = next(waiting, None)
             elif index in stated and facts.status == rejects.OK:
                 statuses[index] = stated.pop(index)
             elif own.statuses[index][0] == rejects.OK:
                 raise ValueError(f"{facts.key} is no row, without a reason")
-        if row is not None or stated.keys() - range(len(statuses)):
+        if row is not None or stated:
             raise ValueError("it holds what is not of this unit, or not in its order")
         return UnitOutcome(statuses=statuses, columns=columns)
 
@@ -155,13 +152,19 @@ class _Examination:
         with open(self._path, "rb") as stream:
             for row, first, length in zip(range(len(lengths_N)), content.offsets_N, lengths_N, strict=True):
                 stream.seek(first)
-                values = torch.frombuffer(bytearray(stream.read(length)), dtype=STORED[dtype])
+                values = torch.frombuffer(_exactly(stream.read(length), length), dtype=STORED[dtype])
                 values_MO = values.view(-1, self._settings.hidden_size)
                 scale_M = None
                 if is_scaled(dtype):
                     raw = content.scales[row] or stream.read(4 * len(values_MO))
-                    scale_M = torch.frombuffer(bytearray(raw), dtype=torch.float32)
+                    scale_M = torch.frombuffer(_exactly(raw, 4 * len(values_MO)), dtype=torch.float32)
                 yield torch.linalg.vector_norm(restore(values_MO, scale_M), dim=-1)
+
+
+def _exactly(data: bytes, length: int) -> bytearray:
+    if len(data) != length:
+        raise ValueError(f"{len(data)} bytes, where {length} belong")
+    return bytearray(data)
 
 
 def _of_header(facts: IndexedSample, geometry: Geometry) -> dict[str, Any]:

@@ -207,8 +207,8 @@ def _rejects_of(outcome: UnitOutcome) -> dict[str, object]:
 def rejects_in(metadata: dict[str, Any]) -> dict[int, tuple[str, str | None]]:
     """Returns the rejects of the moment in a shard's metadata, by sample. Raises ValueError: it is none of ours."""
     found: dict[int, tuple[str, str | None]] = {}
-    for reason, errors in metadata.get(REJECTS, {}).items():
+    for reason, errors in dict(metadata.get(REJECTS, {})).items():
         if reason not in rejects.OF_THE_MOMENT:
             raise ValueError(f"its metadata names {reason}")
-        found |= {int(index): (reason, error or None) for error, indices in errors.items() for index in indices}
+        found |= {int(index): (reason, error or None) for error, indices in dict(errors).items() for index in indices}
     return found
