@@ -55,7 +55,7 @@ class S3Server:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._app = DomainDispatcherApplication(create_backend_app)
         self._seen: Counter[tuple[str, str, str]] = Counter()
-        self._lock = threading.Lock()
+        self._lock, self._completing = threading.Lock(), threading.Lock()
         self.fault: Callable[[Request], str | None] = lambda request: None
         self.counts = Counts()
         with socket.socket() as listener:
@@ -97,8 +97,11 @@ class S3Server:
         if fault:
             with self._lock:
                 self.counts.faults += 1
-        if asked.completes and not fault and environ.get("HTTP_IF_MATCH", self._etag(environ)) != self._etag(environ):
-            fault = "412"  # moto looks at this condition of a PUT alone
+        if asked.completes and "HTTP_IF_MATCH" in environ and not fault:
+            with self._completing:  # moto looks at this condition of a PUT alone
+                if environ["HTTP_IF_MATCH"] == self._etag(environ):
+                    return list(self._app(environ, start_response))
+            fault = "412"
         if fault in ANSWERS:
             status, code = ANSWERS[str(fault)]
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))

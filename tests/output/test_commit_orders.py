@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import multiprocessing
 import os
+import random
 import signal
 import threading
 import time
@@ -23,7 +24,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 from conftest import config_for, encoded, noise, run_here
+from s3_server import BUCKET, S3Server
 
 from pipeline import rejects
 from pipeline.encode.encoded import EncodedUnit
@@ -43,6 +46,8 @@ from pipeline.output.verify import Report, Verifier
 from pipeline.prepare.unit import PreparedSample, PreparedUnit
 from pipeline.run import encode_stage
 from pipeline.storage import replace as replace_module
+from pipeline.storage.files import AnyPath
+from pipeline.storage.remote import RemotePath
 from pipeline.storage.scratch import Scratch
 
 IMAGES = 4
@@ -95,10 +100,17 @@ class Bench:
             (place / name).symlink_to(self.template / name)
         return place
 
-    def data(self, output: Path) -> Path:
+    def data(self, output: AnyPath) -> Any:
         return data_path(output, self.unit.id, self.settings.format)
 
-    def commit(self, made: Made, output: Path) -> Committed:
+    def fetched(self, output: RemotePath, place: Path) -> Path:
+        """A copy of an output's shards, beside this plan."""
+        self.output(place)
+        for folder in ("data", "samples"):
+            s3fs.S3FileSystem().get(f"{output.uri}/{folder}", str(place / folder), recursive=True)
+        return place
+
+    def commit(self, made: Made, output: AnyPath) -> Committed:
         scratch = Scratch(output)  # not removed: a killed process does not either
         return commit_unit(made.prepared, made.encoded, output, scratch, self.settings)
 
@@ -204,9 +216,11 @@ class Explorer:
     killed_at: Counter[str] = field(default_factory=Counter)
     _pending: list[list[tuple[int, bool]]] = field(default_factory=lambda: [[]])
 
-    def explore(self, run: Callable[[Callable[[Turns], None]], None]) -> None:
-        while self._pending:
-            run(partial(self._drive, self._pending.pop()))
+    def explore(self, run: Callable[[Callable[[Turns], None]], None], at_most: int = 10_000) -> None:
+        """Runs every order, or so many of them."""
+        chance = random.Random(1)
+        while self._pending and self.count < at_most:
+            run(partial(self._drive, self._pending.pop(chance.randrange(len(self._pending)))))
             self.count += 1
 
     def _drive(self, beginning: list[tuple[int, bool]], turns: Turns) -> None:
@@ -270,7 +284,7 @@ def try_all(
         if damaged is not None:
             bench.data(output).parent.mkdir()
             bench.data(output).write_bytes(damaged)
-        turns = Turns([lambda one=one: bench.commit(one, output) for one in made])
+        turns = Turns([partial(bench.commit, one, output) for one in made])
         holder[:] = [turns]
         drive(turns)
         holder.clear()
@@ -312,6 +326,33 @@ def test_a_damaged_shard_lies_there(bench: Bench, tmp_path: Path, monkeypatch: p
     assert explorer.count == 42
     assert explorer.points["data_replaced"] == explorer.count  # once each time
     assert explorer.points[WAITS] > 0
+
+
+@pytest.mark.parametrize(
+    "at_most", [pytest.param(12, marks=pytest.mark.slow), pytest.param(66, marks=pytest.mark.chaos)]
+)
+def test_in_object_storage(
+    at_most: int, parquet_bench: Bench, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no lock, and none waits: who is second is refused by the storage, and looks again."""
+    bench, holder = parquet_bench, []
+    arm(monkeypatch, holder)
+    explorer = Explorer(kills=0)
+
+    def run(drive: Callable[[Turns], None]) -> None:
+        output = RemotePath(f"s3://{BUCKET}/{explorer.count}")
+        s3fs.S3FileSystem().pipe_file(bench.data(output).uri, half(bench))
+        turns = Turns([partial(bench.commit, one, output) for one in disagreeing(bench)])
+        holder[:] = [turns]
+        drive(turns)
+        holder.clear()
+        assert not turns.failures, turns.failures
+        assert bench.commit(bench.made, output).record == read_record(samples_path(output, bench.unit.id))
+        assert_one_record(bench, bench.fetched(output, tmp_path / f"{explorer.count}"))
+
+    explorer.explore(run, at_most)
+    assert explorer.points["data_replaced"] == explorer.count == at_most
+    assert explorer.points["data_replace_locked"] > explorer.count
 
 
 @pytest.mark.slow

@@ -130,6 +130,7 @@ def test_what_stores_answer(
     put(final, b"damaged")
     source, data = source_of(final, tmp_path, "a")
     with Scratch(final.parent) as scratch, snapshot(final, scratch) as old:
+        faults = 0
         for fault, kind in (("503", OutputBusy), ("409", OutputBusy), ("403", OutputError), ("cut", OutputBusy)):
             s3.fault = lambda asked, fault=fault: fault if asked.conditional else None
             with pytest.raises(OutputError) as raised:
@@ -137,11 +138,12 @@ def test_what_stores_answer(
             assert type(raised.value) is kind
             s3.fault = lambda asked: None
             assert final.read_bytes() == b"damaged"
-        assert s3.counts.faults == 4
+            assert s3.counts.faults > faults
+            faults = s3.counts.faults
         assert not uploads()
         s3.fault = lambda asked: "501" if asked.conditional else None  # it knows no condition
         assert replace_same(source, final, old)
-    assert s3.counts.faults == 5
+    assert s3.counts.faults == faults + 1
     assert final.read_bytes() == data
     assert not uploads()
 
@@ -153,7 +155,7 @@ def test_an_answer_that_never_arrives(s3: S3Server, tmp_path: Path) -> None:
     put(final, b"damaged")
     source, data = source_of(final, tmp_path, "a")
     with Scratch(final.parent) as scratch, snapshot(final, scratch) as old:
-        s3.fault = lambda asked: "lost" if asked.conditional and asked.first else None
+        s3.fault = lambda asked: "lost" if asked.conditional and not s3.counts.faults else None
         assert not replace_same(source, final, old)
     assert s3.counts.faults == 1
     assert final.read_bytes() == data
