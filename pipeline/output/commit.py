@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 
 from ..encode.encoded import EncodedUnit
-from ..errors import OutputBusy, OutputError
+from ..errors import OutputBusy, OutputError, output_error
 from ..fault import fault_point
 from ..prepare.unit import PreparedUnit
 from ..storage.files import AnyPath
@@ -121,6 +121,8 @@ class _Commit:
                         return mine
             except FileNotFoundError:  # it was replaced by storage that first removes: what is there now is looked at
                 pass
+            except OSError as error:
+                raise output_error(f"{self._data} cannot be read: {error}", error) from error
         raise OutputBusy(f"{self._data} is another one whenever it is looked at")
 
     def _adopt(self, standing: Standing) -> Adopted | CommittedByOther:
