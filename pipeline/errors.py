@@ -80,6 +80,10 @@ class OutputError(Exception):
     """The output cannot be written. The run stops at once, because every further unit would fail the same way."""
 
 
+class DamagedShard(OutputError):
+    """A shard that is not whole. Never of one that cannot be read at the moment, about which nothing is known."""
+
+
 class OutputBusy(OutputError):
     """The output cannot be written at the moment; waiting, or another node, may help.
 

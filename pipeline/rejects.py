@@ -32,6 +32,10 @@ REASONS: Final = (
     CRASH,
 )
 
+# Of the moment: another process may come to another end with the same bytes. All other reasons are functions of the
+# bytes and of what the fingerprint holds.
+OF_THE_MOMENT: Final = (CHECKSUM, NON_FINITE, CRASH)
+
 
 class Reject(Exception):
     """Raised where the bytes of one image turn out unusable; caught where its row is made.

@@ -310,6 +310,7 @@ def on_ray(source: Path, output: Path, model: Path, **cluster: object) -> Config
 @pytest.fixture(scope="module")
 def s3_server() -> Iterator[Any]:
     """An S3-compatible server, and the environment in which every client finds it."""
+    import s3fs
     from s3_server import S3Server
 
     server = S3Server()
@@ -321,7 +322,6 @@ def s3_server() -> Iterator[Any]:
     }
     before = {name: os.environ.get(name) for name in mine}
     os.environ.update(mine)
-    import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()  # one of another module's server
     try:

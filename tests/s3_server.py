@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import socket
 import threading
@@ -16,6 +17,7 @@ from werkzeug.serving import make_server
 
 BUCKET = "bucket"
 ANSWERS = {
+    "412": ("412 Precondition Failed", "PreconditionFailed"),
     "403": ("403 Forbidden", "AccessDenied"),
     "500": ("500 Internal Server Error", "InternalError"),
     "503": ("503 Service Unavailable", "SlowDown"),
@@ -31,7 +33,7 @@ class Request:
     query: dict[str, list[str]]
     first: bool  # whether this is the first of this method, key and part
     number: int  # how many like it came before
-    conditional: bool  # whether it may only make a new object
+    conditional: bool  # whether it may only make a new object, or replace one of an ETag
     payer: str  # who pays, where it says so
 
     @property
@@ -56,7 +58,7 @@ class S3Server:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._app = DomainDispatcherApplication(create_backend_app)
         self._seen: Counter[tuple[str, str, str]] = Counter()
-        self._lock = threading.Lock()
+        self._lock, self._completing = threading.Lock(), threading.Lock()
         self.fault: Callable[[Request], str | None] = lambda request: None
         self.heeds_if_match = True
         self.counts = Counts()
@@ -94,13 +96,18 @@ class S3Server:
             query=query,
             first=number == 0,
             number=number,
-            conditional="HTTP_IF_NONE_MATCH" in environ,
+            conditional="HTTP_IF_NONE_MATCH" in environ or (method != "GET" and "HTTP_IF_MATCH" in environ),
             payer=environ.get("HTTP_X_AMZ_REQUEST_PAYER", ""),
         )
         fault = None if path.startswith("/moto-api") else self.fault(asked)
         if fault:
             with self._lock:
                 self.counts.faults += 1
+        if asked.completes and "HTTP_IF_MATCH" in environ and not fault:
+            with self._completing:  # moto looks at this condition of a PUT alone
+                if environ["HTTP_IF_MATCH"] == self._etag(environ):
+                    return list(self._app(environ, start_response))
+            fault = "412"
         if fault in ANSWERS:
             status, code = ANSWERS[str(fault)]
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -118,6 +125,14 @@ class S3Server:
         with self._lock:
             self.counts.bytes_sent[key] += sum(map(len, answer)) if method == "GET" else 0
         return answer
+
+    def _etag(self, environ: dict[str, Any]) -> str:
+        """An object's ETag, asked of moto itself."""
+        found: list[str] = []
+        asking = {name: value for name, value in environ.items() if not name.startswith("HTTP_IF")}
+        asking |= {"REQUEST_METHOD": "HEAD", "QUERY_STRING": "", "CONTENT_LENGTH": "0", "wsgi.input": io.BytesIO()}
+        list(self._app(asking, lambda status, headers, *_: found.extend(v for n, v in headers if n.lower() == "etag")))
+        return found[0] if found else ""
 
     def _cut(self, environ: dict[str, Any]) -> Iterable[bytes]:
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)

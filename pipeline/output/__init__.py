@@ -11,6 +11,7 @@ shard_tar    a data shard as WebDataset
 committed    what a commit tells the driver
 shard_formats  the forms of data shards, by name
 unit_rows    a unit as the columns of its two shards, and its record
+standing     a data shard that is published already: what it holds, or that it is damaged
 commit       publish the data shard, then the samples shard: the commit
 totals       sums over commit records
 ledger_file  the records of a done part in one file

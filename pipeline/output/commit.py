@@ -1,39 +1,37 @@
 """Commit: publish a unit's data shard, then its samples shard; the second is the commit.
 
-    data/part-PPPPPP-UUUU.parquet      published first, never over another
+    data/part-PPPPPP-UUUU.parquet      published first, never over a whole one
     samples/part-PPPPPP-UUUU.parquet   then this one; its footer records what the data shard must be
 
-A data shard without a samples shard is left from a crash or belongs to a twin at work. It is adopted if it is what this
-unit must give, else replaced. Nothing that is committed is written again.
+A data shard without a samples shard is left from a crash or belongs to a twin at work. Whole and well-formed it stands,
+and the samples shard is derived from what it holds, whoever commits; only a damaged one is replaced. Nothing that is
+committed is written again. `docs/commits.md` says why no order of two commits, and no kill, ends in another record.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
-import torch
-
-from ..encode.dtypes import STORED, is_scaled
 from ..encode.encoded import EncodedUnit
-from ..errors import OutputError
+from ..errors import OutputBusy, OutputError, output_error
 from ..fault import fault_point
 from ..prepare.unit import PreparedUnit
 from ..storage.files import AnyPath
-from ..storage.publish import publish_new, publish_over
-from ..storage.scratch import Scratch, local_copy
+from ..storage.publish import publish_new
+from ..storage.replace import make_durable, replace_same, snapshot
+from ..storage.scratch import Scratch
 from .committed import Committed
 from .layout import data_path, samples_path
 from .record import CommitRecord, read_record, same_json
 from .settings import Encoding, ShardSettings
-from .shard import DataShard, ShardContent, ShardRows, write_samples_shard
+from .shard import DataShard, write_samples_shard
 from .shard_formats import shard_format
-from .unit_rows import UnitRows
+from .standing import Standing, examine
+from .unit_rows import Making, UnitOutcome, UnitRows
 
 UNKNOWN_ENCODER = Encoding()
+LOOKS = 5  # at a name that means something else each time; twice is one twin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +39,20 @@ class Published:
     """This process's data shard stands under its final name."""
 
     shard: DataShard
+    outcome: UnitOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adopted:
-    """A data shard that was there already is what this unit must give."""
+    """A data shard that was there already is a whole one of this unit: what it holds is what became of the unit."""
 
     shard: DataShard
+    outcome: UnitOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommittedByOther:
-    """Another process has committed the unit, with other rows: an image was a reject there that is none here."""
+    """Another process has committed the unit."""
 
     record: CommitRecord
 
@@ -68,99 +68,87 @@ def commit_unit(
     """Writes, checks and publishes one unit: its data shard, then its samples shard.
 
     Raises:
-        OutputError: the output cannot be written.
+        OutputError: the output cannot be written (OutputBusy: at the moment).
     """
     started = time.perf_counter()
     rows = UnitRows(prepared, encoded)
     fault_point("before_data_write")
-    final = data_path(output, prepared.unit.id, settings.format)
-    ours = _write_data(rows, scratch.path(final.name), settings)
+    commit = _Commit(rows, output, scratch, settings)
+    ours = commit.write_data()
     fault_point("after_data_write")
-    published = _publish_data(ours, rows.shard_rows(settings), final, samples_path(output, prepared.unit.id), settings)
+    published = commit.publish_data(ours)
     if isinstance(published, CommittedByOther):
         return Committed(unit=prepared.unit, record=published.record, fresh=False)
     fault_point("after_data_publish")
     seconds = prepared.seconds | encoded.seconds | {"write": time.perf_counter() - started}
-    record = rows.record(published.shard, settings, encoding, seconds, adopted=isinstance(published, Adopted))
-    return _publish_record(rows, published.shard, record, output, scratch, final.name)
+    adopted = isinstance(published, Adopted)
+    making = Making(settings=settings, encoding=encoding, seconds=seconds, adopted=adopted)
+    return commit.publish_samples(published, making)
 
 
-def _write_data(rows: UnitRows, path: Path, settings: ShardSettings) -> DataShard:
-    return shard_format(settings.format).write(path, rows.shard_rows(settings), settings.row_group_bytes)
+class _Commit:
+    """The steps of one unit's commit by one process."""
 
+    def __init__(self, rows: UnitRows, output: AnyPath, scratch: Scratch, settings: ShardSettings) -> None:
+        self._rows, self._scratch, self._settings = rows, scratch, settings
+        self._data = data_path(output, rows.prepared.unit.id, settings.format)
+        self._samples = samples_path(output, rows.prepared.unit.id)
 
-def _publish_data(
-    ours: DataShard, rows: ShardRows, final: AnyPath, final_samples: AnyPath, settings: ShardSettings
-) -> Published | Adopted | CommittedByOther:
-    """Publishes the data shard, unless its name is taken: then what stands there is adopted or replaced.
+    def write_data(self) -> DataShard:
+        path, settings = self._scratch.path(self._data.name), self._settings
+        return shard_format(settings.format).write(path, self._rows.shard_rows(settings), settings.row_group_bytes)
 
-    Raises:
-        OutputError: it cannot be published, or a committed shard is not what its record says.
-    """
-    if publish_new(ours.path, final):
-        return Published(shard=ours)
-    with local_copy(final) as copy:
-        existing = _adoptable(copy, rows, ours, settings)
-    if existing is not None:
-        ours.path.unlink()
-        return Adopted(shard=existing)
-    if not final_samples.exists():
-        publish_over(ours.path, final)
-        return Published(shard=ours)
-    stands = read_record(final_samples)
-    if not _is_as_recorded(final, stands):
-        raise OutputError(f"{final} does not hold what its committed record says; `visionbake verify` tells more")
-    ours.path.unlink()
-    return CommittedByOther(record=stands)
+    def publish_data(self, ours: DataShard) -> Published | Adopted | CommittedByOther:
+        """Publishes the data shard, unless its name is taken: a whole one that stands there is adopted, else replaced.
 
+        Raises:
+            OutputError: it cannot be published, or a committed shard is not what its record says.
+        """
+        mine = Published(shard=ours, outcome=self._rows.outcome)
+        for _ in range(LOOKS):
+            if publish_new(ours.path, self._data):
+                return mine
+            try:
+                with snapshot(self._data, self._scratch) as old:
+                    found = examine(old.path, self._rows, ours, self._settings)
+                    if isinstance(found, Standing):
+                        ours.path.unlink()
+                        return self._adopt(found)
+                    if self._samples.exists():
+                        raise self._is_not_as_recorded()
+                    fault_point("before_data_replace")
+                    if replace_same(ours.path, self._data, old):
+                        return mine
+            except FileNotFoundError:  # it was replaced by storage that first removes: what is there now is looked at
+                pass
+            except OSError as error:
+                raise output_error(f"{self._data} cannot be read: {error}", error) from error
+        raise OutputBusy(f"{self._data} is another one whenever it is looked at")
 
-def _publish_record(
-    rows: UnitRows, shard: DataShard, record: CommitRecord, output: AnyPath, scratch: Scratch, data_name: str
-) -> Committed:
-    """Publishes the samples shard: the commit. Raises OutputError."""
-    unit, final = rows.prepared.unit, samples_path(output, rows.prepared.unit.id)
-    path = scratch.path(final.name)
-    record = write_samples_shard(path, rows.sample_columns(shard, f"data/{data_name}"), record, rows.prepared.carried)
-    fault_point("after_samples_write")
-    if not publish_new(path, final):
-        path.unlink()
-        stands = read_record(final)
-        # Our own record, where the storage's answer to its publication was lost.
-        return Committed(unit=unit, record=stands, fresh=same_json(record, stands))
-    fault_point("after_samples_publish")
-    return Committed(unit=unit, record=record, fresh=True)
+    def _adopt(self, standing: Standing) -> Adopted | CommittedByOther:
+        make_durable(self._data)  # before a record of it is
+        if not self._samples.exists():
+            return Adopted(shard=standing.shard, outcome=standing.outcome)
+        record = read_record(self._samples)
+        if record.data_sha256 != standing.shard.sha256:
+            raise self._is_not_as_recorded()
+        return CommittedByOther(record=record)
 
+    def _is_not_as_recorded(self) -> OutputError:
+        return OutputError(f"{self._data} does not hold what its committed record says; `visionbake verify` tells more")
 
-def _is_as_recorded(path: AnyPath, record: CommitRecord) -> bool:
-    with local_copy(path) as copy, open(copy, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == record.data_sha256
-
-
-def _adoptable(path: Path, rows: ShardRows, ours: DataShard, settings: ShardSettings) -> DataShard | None:
-    """The published shard if it is what this unit must give: metadata, rows, lengths, finite values; else None."""
-    try:
-        content = shard_format(settings.format).read(path, ours.lengths_N)
-        data = path.read_bytes()
-    except (OSError, OutputError):
-        return None
-    if content.metadata != rows.metadata or content.keys != rows.columns["key"]:
-        return None
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != ours.sha256 and not _all_finite(data, content, rows, ours):
-        return None
-    return DataShard(path=path, size=len(data), sha256=digest, offsets_N=content.offsets_N, lengths_N=ours.lengths_N)
-
-
-def _all_finite(data: bytes, content: ShardContent, rows: ShardRows, ours: DataShard) -> bool:
-    """Whether every value of every row is a number, and every scale."""
-    dtype = str(rows.metadata["dtype"])
-    for row, (first, length) in enumerate(zip(content.offsets_N.tolist(), ours.lengths_N.tolist(), strict=True)):
-        values = torch.frombuffer(bytearray(data[first : first + length]), dtype=STORED[dtype])
-        if not bool(torch.isfinite(values.float()).all()):
-            return False
-        if is_scaled(dtype):
-            behind = data[first + length : first + length + 4 * rows.columns["num_tokens"][row]]
-            scales = np.frombuffer(content.scales[row] or behind, "<f4")
-            if not np.isfinite(scales).all():
-                return False
-    return True
+    def publish_samples(self, data: Published | Adopted, making: Making) -> Committed:
+        """Publishes the samples shard: the commit. Raises OutputError."""
+        rows, unit = self._rows, self._rows.prepared.unit
+        record = rows.record(data.outcome, data.shard, making)
+        columns = rows.sample_columns(data.outcome, data.shard, f"data/{self._data.name}")
+        path = self._scratch.path(self._samples.name)
+        record = write_samples_shard(path, columns, record, rows.prepared.carried)
+        fault_point("after_samples_write")
+        if not publish_new(path, self._samples):
+            path.unlink()
+            stands = read_record(self._samples)
+            # Our own record, where the storage's answer to its publication was lost.
+            return Committed(unit=unit, record=stands, fresh=same_json(record, stands))
+        fault_point("after_samples_publish")
+        return Committed(unit=unit, record=record, fresh=True)

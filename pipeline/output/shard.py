@@ -20,11 +20,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import OutputError, output_error
+from ..errors import DamagedShard, OutputError
 from ..grid import offsets
 from ..storage.publish import sync_file
 from ..storage.scratch import writing_scratch
-from .metadata import METADATA_KEY, read_metadata
+from .metadata import METADATA_KEY, read_metadata, reading_shard
 from .record import CommitRecord
 from .statistics import statistics_of
 
@@ -65,6 +65,7 @@ SAMPLES_SCHEMA = pa.schema(
         pa.field("length", pa.int64()),
     ]
 )
+SCALARS = [field.name for field in DATA_SCHEMA if field.name not in (EMBEDDING, "scale")]
 RESERVED_COLUMNS = frozenset([*SAMPLES_SCHEMA.names, *DATA_SCHEMA.names])
 _STATISTICS = [field.name for field in DATA_SCHEMA if field.name not in (EMBEDDING, "scale", "grid_thw")]
 _DICTIONARY = ["source", "clamped", "dtype"]
@@ -170,8 +171,13 @@ class ShardFormat(Protocol):
             lengths_N: bytes that its embeddings must have; None if only its wholeness is asked for.
 
         Raises:
-            OutputError: it is not complete, or has other rows or lengths.
+            DamagedShard: it is not complete, or has other rows or lengths.
+            OutputError: it cannot be read.
         """
+        ...
+
+    def rows(self, path: Path) -> list[dict[str, Any]]:
+        """Reads the scalar columns of each row. Raises as `read` does."""
         ...
 
 
@@ -186,14 +192,17 @@ class ParquetShards:
         return write_data_shard(path, rows, row_group_bytes)
 
     def read(self, path: Path, lengths_N: npt.NDArray[np.int64] | None = None) -> ShardContent:
-        try:
+        with reading_shard(path):
             metadata = read_metadata(path)
             table = pq.read_table(path, columns=["key", "scale"])
             keys, scales = table.column("key").to_pylist(), table.column("scale").to_pylist()
             offsets_N = np.empty(0, np.int64) if lengths_N is None else embedding_offsets(path, lengths_N)
-        except (OSError, pa.ArrowException, LookupError, ValueError) as error:  # another's Parquet file, say
-            raise output_error(f"{path}: not a complete shard: {error}", error) from error
         return ShardContent(metadata=metadata, keys=keys, offsets_N=offsets_N, scales=scales)
+
+    def rows(self, path: Path) -> list[dict[str, Any]]:
+        with reading_shard(path):
+            found: list[dict[str, Any]] = pq.read_table(path, columns=SCALARS).to_pylist()
+        return found
 
 
 def embedding_array(tokens: memoryview | bytes | np.ndarray, lengths_N: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
@@ -251,12 +260,12 @@ def embedding_offsets(path: Path, lengths_N: Sequence[int] | npt.NDArray[np.int6
     """Where in the file each row's embedding lies, checked against the length that Parquet wrote before it.
 
     Raises:
-        OutputError: the footer does not have these rows, or a length is not where it must be.
+        DamagedShard: the footer does not have these rows, or a length is not where it must be.
     """
     metadata = pq.read_metadata(path)
     lengths = np.asarray(lengths_N, np.int64)
     if metadata.num_rows != len(lengths):
-        raise OutputError(f"{path} has {metadata.num_rows} rows, {len(lengths)} expected")
+        raise DamagedShard(f"{path} has {metadata.num_rows} rows, {len(lengths)} expected")
     column = DATA_SCHEMA.get_field_index(EMBEDDING)
     starts = np.empty(len(lengths), np.int64)
     first = 0
@@ -271,7 +280,7 @@ def embedding_offsets(path: Path, lengths_N: Sequence[int] | npt.NDArray[np.int6
             starts[first:last] = end - sizes.sum() + np.cumsum(sizes) - lengths[first:last]
             for offset, length in zip(starts[first:last].tolist(), lengths[first:last].tolist(), strict=True):
                 if int.from_bytes(view[offset - LENGTH_PREFIX_BYTES : offset], "little") != length:
-                    raise OutputError(f"{path}: an embedding of {length} bytes is not at offset {offset}")
+                    raise DamagedShard(f"{path}: an embedding of {length} bytes is not at offset {offset}")
             first = last
     return starts
 

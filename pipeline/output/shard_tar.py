@@ -21,18 +21,14 @@ from typing import Any, BinaryIO, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DamagedPart, OutputError, SourceError, output_error
+from ..errors import DamagedShard, OutputError
 from ..source.tar import TarStream, walk
 from ..storage.scratch import writing_scratch
-from .metadata import parse_metadata
-from .shard import DATA_SCHEMA, EMBEDDING, DataShard, HashingFile, ShardContent, ShardRows
+from .metadata import parse_metadata, reading_shard
+from .shard import DATA_SCHEMA, EMBEDDING, SCALARS, DataShard, HashingFile, ShardContent, ShardRows
 
 SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "I8", "fp8": "F8_E4M3"}
 PAX_KEY = "VISIONBAKE.shard"
-TAR_DAMAGE = (
-    *(OSError, tarfile.TarError, DamagedPart, SourceError),
-    *(LookupError, TypeError, ValueError, OverflowError, RecursionError, struct.error),
-)
 
 
 def member_key(key: str) -> str:
@@ -59,13 +55,16 @@ class TarShards:
     def read(self, path: Path, lengths_N: npt.NDArray[np.int64] | None = None) -> ShardContent:
         metadata, found = read_tar_shard(path)
         if lengths_N is not None and [length for _, _, length in found] != lengths_N.tolist():
-            raise OutputError(f"{path} has other rows than its record")
+            raise DamagedShard(f"{path} has other rows than its record")
         return ShardContent(
             metadata=metadata,
             keys=[key for key, _, _ in found],
             offsets_N=np.array([offset for _, offset, _ in found], np.int64),
             scales=[None] * len(found),
         )
+
+    def rows(self, path: Path) -> list[dict[str, Any]]:
+        return read_tar_rows(path)
 
 
 def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
@@ -109,9 +108,14 @@ def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
 
 
 def read_tar_shard(path: Path) -> tuple[dict[str, Any], list[tuple[str, int, int]]]:
-    """A shard's metadata; key, offset and length of each embedding. Raises OutputError: not a complete shard."""
+    """A shard's metadata; key, offset and length of each embedding.
+
+    Raises:
+        DamagedShard: it is not complete.
+        OutputError: it cannot be read.
+    """
     found: list[tuple[str, int, int]] = []
-    try:
+    with reading_shard(path):
         if os.path.getsize(path) % tarfile.RECORDSIZE:
             raise ValueError("its last record is cut")
         with tarfile.open(path, "r:") as tar:
@@ -125,9 +129,38 @@ def read_tar_shard(path: Path) -> tuple[dict[str, Any], list[tuple[str, int, int
                     first, last = json.loads(stream.read(size))["image_embeds"]["data_offsets"]
                     key = true_key(member.name.removesuffix(".safetensors"))
                     found.append((key, member.offset + 8 + size + first, last - first))
-    except TAR_DAMAGE as error:
-        raise output_error(f"{path}: not a complete shard: {error}", error) from error
     return metadata, found
+
+
+def read_tar_rows(path: Path) -> list[dict[str, Any]]:
+    """The scalar columns of each row, by its JSON; its safetensors must say the same. Raises as `read_tar_shard`."""
+    rows: list[dict[str, Any]] = []
+    with reading_shard(path), TarStream(path) as tar_stream, open(path, "rb") as stream:
+        raw = b""  # the safetensors before a JSON
+        for member, data in walk(tar_stream, wanted=(".json",)):
+            name, _, suffix = member.name.partition(".")
+            if suffix == "safetensors":
+                stream.seek(member.offset)
+                raw = stream.read(member.length)
+            elif suffix == "json":
+                assert data is not None
+                row = json.loads(data)
+                rows.append({field: row[field] for field in SCALARS})
+                if name != member_key(row["key"]) or not _says_the_same(raw, row):
+                    raise DamagedShard(f"{path}: the safetensors of {row['key']} are not what its JSON says")
+    return rows
+
+
+def _says_the_same(raw: bytes, row: dict[str, Any]) -> bool:
+    """Whether all but the values of a safetensors file is what a row of these columns gives."""
+    from ..encode.dtypes import STORED, is_scaled  # here: it brings torch, which who only reads numbers does not need
+
+    length = row["num_tokens"] * row["hidden_size"] * STORED[row["dtype"]].itemsize
+    scale = bytes(4 * row["num_tokens"]) if is_scaled(row["dtype"]) else None
+    columns = {name: [value] for name, value in (row | {"scale": scale}).items()}
+    head, tail = _safetensors(columns, 0, length)
+    grid = tail[len(scale or b"") :]
+    return raw.startswith(head) and raw.endswith(grid) and len(raw) == len(head) + length + len(tail)
 
 
 def _safetensors(columns: dict[str, list[Any]], row: int, length: int) -> tuple[bytes, bytes]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +22,56 @@ from .shard import DataShard, ShardRows, embedding_array
 
 EXAMPLES = 3  # of each reason
 ONLY_OF_ROWS = ("norm_mean", "norm_max", "num_patches", "num_tokens", "grid_thw")  # null in `samples` for a reject
+REJECTS = "rejects"  # in a data shard's metadata: what another process may not find again
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitOutcome:
+    """The end that each sample of a unit came to, as one data shard has it.
+
+    Attributes:
+        statuses: `ok`, or a reason and what is wrong, of each sample.
+        columns: those that data and samples shards share, of each sample.
+    """
+
+    statuses: list[tuple[str, str | None]]
+    columns: dict[str, list[Any]]
+
+    @property
+    def accepted(self) -> list[int]:
+        """The samples that are rows of the data shard, in its order."""
+        return [index for index, (status, _) in enumerate(self.statuses) if status == rejects.OK]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """The circumstances of a commit, for its record.
+
+    Attributes:
+        seconds: by stage.
+        adopted: whether the data shard was found published.
+    """
+
+    settings: ShardSettings
+    encoding: Encoding
+    seconds: dict[str, float]
+    adopted: bool
 
 
 class UnitRows:
-    """The rows of one unit: all of its samples, and among them the accepted ones, in input order."""
+    """The rows of one unit: all of its samples, and among them the accepted ones, in input order.
+
+    Attributes:
+        outcome: as this process has it.
+    """
 
     def __init__(self, prepared: PreparedUnit, encoded: EncodedUnit) -> None:
         self.prepared, self._encoded = prepared, encoded
-        self._statuses = [_status(sample, encoded) for sample in prepared.samples]
-        self._accepted = [index for index, (status, _) in enumerate(self._statuses) if status == rejects.OK]
         self._starts = np.concatenate([[0], encoded.ends_N]).astype(np.int64)
         self._row_bytes = encoded.tokens_MO.shape[1] * encoded.tokens_MO.element_size()
+        statuses = [_status(sample, encoded) for sample in prepared.samples]
+        self.outcome = UnitOutcome(statuses=statuses, columns=self._columns(list(range(len(statuses)))))
+        self._accepted = self.outcome.accepted
 
     def shard_rows(self, settings: ShardSettings) -> ShardRows:
         """Returns the rows of the data shard."""
@@ -42,40 +83,44 @@ class UnitRows:
         return ShardRows(
             columns=columns,
             embedding=self._embedding,
-            metadata=settings.describe(self.prepared.unit.id, SCHEMA_VERSION),
+            metadata=settings.describe(self.prepared.unit.id, SCHEMA_VERSION) | _rejects_of(self.outcome),
             carried=None if carried is None else carried.take(self._accepted),
         )
 
-    def sample_columns(self, shard: DataShard, name: str) -> dict[str, list[object]]:
-        """The columns of the samples shard. `name`: of the data shard, relative to the output."""
-        columns = self._columns(list(range(len(self._statuses))))
+    def sample_columns(self, outcome: UnitOutcome, shard: DataShard, name: str) -> dict[str, list[object]]:
+        """The columns of the samples shard.
+
+        Args:
+            outcome: as the data shard has it.
+            name: of the data shard, relative to the output.
+        """
+        statuses = outcome.statuses
+        columns = {column: list(values) for column, values in outcome.columns.items()}
         for column in ONLY_OF_ROWS:
-            for index, (status, _) in enumerate(self._statuses):
+            for index, (status, _) in enumerate(statuses):
                 if status != rejects.OK:
                     columns[column][index] = None
-        row_of = {index: row for row, index in enumerate(self._accepted)}
-        rows = [row_of.get(index) for index in range(len(self._statuses))]
-        columns["status"] = [status for status, _ in self._statuses]
-        columns["error"] = [error for _, error in self._statuses]
+        row_of = {index: row for row, index in enumerate(outcome.accepted)}
+        rows = [row_of.get(index) for index in range(len(statuses))]
+        columns["status"] = [status for status, _ in statuses]
+        columns["error"] = [error for _, error in statuses]
         columns["shard"] = [None if row is None else name for row in rows]
         columns["offset"] = [None if row is None else int(shard.offsets_N[row]) for row in rows]
         columns["length"] = [None if row is None else int(shard.lengths_N[row]) for row in rows]
         return columns
 
-    def record(
-        self, shard: DataShard, settings: ShardSettings, encoding: Encoding, seconds: dict[str, float], *, adopted: bool
-    ) -> CommitRecord:
-        """Returns the record for the samples shard's footer. `seconds`: by stage."""
-        encoded = self._encoded
-        counts = Counter(status for status, _ in self._statuses if status != rejects.OK)
+    def record(self, outcome: UnitOutcome, shard: DataShard, making: Making) -> CommitRecord:
+        """Returns the record for the samples shard's footer."""
+        encoded, settings = self._encoded, making.settings
+        counts = Counter(status for status, _ in outcome.statuses if status != rejects.OK)
         examples: dict[str, list[str]] = {}
-        for sample, (status, _) in zip(self.prepared.samples, self._statuses, strict=True):
+        for sample, (status, _) in zip(self.prepared.samples, outcome.statuses, strict=True):
             if status != rejects.OK and len(examples.setdefault(status, [])) < EXAMPLES:
                 examples[status].append(sample.facts.key)
         return CommitRecord(
             schema_version=SCHEMA_VERSION,
             unit=self.prepared.unit.id,
-            rows_in=len(self._statuses),
+            rows_in=len(outcome.statuses),
             rows_out=len(shard.lengths_N),
             rejects=dict(sorted(counts.items())),
             reject_examples=examples,
@@ -89,14 +134,14 @@ class UnitRows:
             halvings=encoded.halvings,
             overflows=encoded.overflows,
             packs=list(encoded.packs),
-            adopted=adopted,
-            seconds={key: round(value, 4) for key, value in seconds.items()},
-            encoder=encoding.encoder,
-            encoded_at=round(encoding.encoded_at, 3),
+            adopted=making.adopted,
+            seconds={key: round(value, 4) for key, value in making.seconds.items()},
+            encoder=making.encoding.encoder,
+            encoded_at=round(making.encoding.encoded_at, 3),
             errors=encoded.errors,
         )
 
-    def _columns(self, chosen: list[int]) -> dict[str, list[object]]:
+    def _columns(self, chosen: list[int]) -> dict[str, list[Any]]:
         """The columns that data and samples shards share, for the chosen samples."""
         samples = [self.prepared.samples[index] for index in chosen]
         grids = [None if sample.image is None else self.prepared.grids[sample.image] for sample in samples]
@@ -148,3 +193,22 @@ def _status(sample: PreparedSample, encoded: EncodedUnit) -> tuple[str, str | No
     if sample.status == rejects.OK and sample.image is not None and not encoded.finite_N[sample.image]:
         return rejects.NON_FINITE, "its tokens are not finite, in its pack and alone"
     return sample.status, sample.error
+
+
+def _rejects_of(outcome: UnitOutcome) -> dict[str, object]:
+    """The rejects of the moment, for the shard's metadata: reason → what is wrong → samples; nothing where none are."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for index, (status, error) in enumerate(outcome.statuses):
+        if status in rejects.OF_THE_MOMENT:
+            found.setdefault(status, {}).setdefault(error or "", []).append(index)
+    return {REJECTS: found} if found else {}
+
+
+def rejects_in(metadata: dict[str, Any]) -> dict[int, tuple[str, str | None]]:
+    """Returns the rejects of the moment in a shard's metadata, by sample. Raises ValueError: it is none of ours."""
+    found: dict[int, tuple[str, str | None]] = {}
+    for reason, errors in dict(metadata.get(REJECTS, {})).items():
+        if reason not in rejects.OF_THE_MOMENT:
+            raise ValueError(f"its metadata names {reason}")
+        found |= {int(index): (reason, error or None) for error, indices in dict(errors).items() for index in indices}
+    return found

@@ -46,6 +46,7 @@ class PreparedUnit:
         patches_PC: uint8 [P, C], the distinct images' patches one after the other; C = 3·patch_size².
         seconds: by step (`read`, `decode`).
         carried: a row of carried columns for each sample, if any are carried.
+        geometry: decided the grids; None where that is not known, as of patches that were made in code.
     """
 
     unit: Unit
@@ -54,6 +55,7 @@ class PreparedUnit:
     patches_PC: Uint8
     seconds: dict[str, float] = field(default_factory=dict)
     carried: pa.Table | None = None
+    geometry: Geometry | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,7 @@ def prepare_unit(unit: Unit, part: Part, samples: Sequence[IndexedSample], prepa
         patches_PC=patches.filled(),
         seconds={"read": read_seconds, "decode": time.perf_counter() - started},
         carried=carried,
+        geometry=preparation.geometry,
     )
 
 

@@ -11,4 +11,5 @@ remote_publish  writing it: create-if-absent, unfinished uploads
 files           opening and listing, wherever files lie
 scratch         a private folder for what is not published yet
 publish         a complete file under its final name, never over another
+replace         a complete file over the damaged one that was looked at, and over no other
 """

@@ -69,8 +69,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def publish_over(scratch: Path, final: AnyPath) -> None:
-    """Publishes over whatever stands there: for a data shard that failed its check and is in no record, and for
-    the few files that describe the run. Raises OutputError."""
+    """Publishes over whatever stands there: for the few files that describe the run. Raises OutputError."""
     try:
         if isinstance(final, RemotePath):
             remote_publish.upload(scratch, final.uri, replace=True)

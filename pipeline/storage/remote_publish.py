@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .client import client_of, named, request_options
-from .remote import entries, exists, state_of_info
-from .uri import S3, WHOLE_OBJECTS, scheme_of
+from .remote import entries, exists, state_of, state_of_info
+from .uri import GCS, S3, WHOLE_OBJECTS, scheme_of
 
 # Where the store itself refuses a name that is taken.
 CREATES = ("s3", "s3a", "gs", "gcs")
@@ -73,6 +73,84 @@ def _create(client: Any, source: Path, path: str, options: dict[str, Any]) -> No
             if not conflict or attempt == CONFLICTS - 1:
                 raise
             time.sleep(2**attempt)  # another upload to this name was just ending
+
+
+def version_of(uri: str) -> str:
+    """The storage's word for an object's bytes, by which `replace_same` knows it; empty where it has none.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError: the storage does not say.
+    """
+    client, path = client_of(uri)
+    if scheme_of(uri) in GCS:
+        with named(uri):
+            return str(client.info(path).get("generation") or "")
+    return state_of(uri)[2] if scheme_of(uri) in S3 else ""
+
+
+def replace_same(source: Path, uri: str, version: str) -> bool:
+    """Replaces an object by a complete file if it still has this version; without one whatever it is.
+
+    Returns:
+        False if it has another version by now or is gone; on GCS always, which only deletes under a condition: the
+        name is free then, and is published as a new one.
+
+    Raises:
+        OSError: the storage refuses.
+    """
+    if not version:
+        return upload(source, uri, replace=True)
+    client, path = client_of(uri)
+    try:
+        with named(uri):
+            if scheme_of(uri) in GCS:
+                bucket, key, *_ = client.split_path(path)
+                client.call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=version)
+                return False
+            _put_if_match(client, source, path, version)
+    except (FileNotFoundError, FileExistsError):
+        return False
+    except OSError as error:
+        if not _is_another(error):
+            raise
+        return False
+    return True
+
+
+def _put_if_match(client: Any, source: Path, path: str, etag: str) -> None:
+    """A PUT, or an upload in parts that is completed, where the object has this ETag. Raises what the client raises.
+
+    By requests of our own: the client's upload in parts hands no such condition on.
+    """
+    bucket, key, _ = client.split_path(path)
+    place = {"Bucket": bucket, "Key": key}
+    try:
+        if source.stat().st_size < 2 * UPLOAD_PART_BYTES:
+            client.call_s3("put_object", Body=source.read_bytes(), IfMatch=f'"{etag}"', **place)
+            return
+        upload = place | {"UploadId": client.call_s3("create_multipart_upload", **place)["UploadId"]}
+        try:
+            parts: list[dict[str, object]] = []
+            with open(source, "rb") as stream:
+                while piece := stream.read(UPLOAD_PART_BYTES):
+                    number = len(parts) + 1
+                    answer = client.call_s3("upload_part", PartNumber=number, Body=piece, **upload)
+                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+            client.call_s3("complete_multipart_upload", MultipartUpload={"Parts": parts}, IfMatch=f'"{etag}"', **upload)
+        except BaseException:
+            client.call_s3("abort_multipart_upload", **upload)
+            raise
+    except OSError as error:
+        if error.errno != errno.ENOSYS and "NotImplemented" not in str(error):
+            raise
+        client.put_file(str(source), path, chunksize=UPLOAD_PART_BYTES)  # a store that knows no condition
+
+
+def _is_another(error: OSError) -> bool:
+    """Whether an answer says that a condition was not met."""
+    chain = f"{error!r} {error.__cause__!r} {getattr(error.__cause__, '__cause__', None)!r}"
+    return any(word in chain for word in ("PreconditionFailed", "Precondition Failed", "conditionNotMet", " 412"))
 
 
 def _stands(uri: str) -> bool:
