@@ -19,7 +19,7 @@ class Admission:
         self._mixed = mixed
         self._admit: Callable[[Identity], ShardSettings] | None = None
         self._first: dict[Kind, Identity] = {}
-        self._encoders: dict[Process, None] = {}
+        self._encoders: dict[Process, Identity] = {}
 
     def begin(self, admit: Callable[[Identity], ShardSettings]) -> None:
         """`admit` turns what they are into what a shard says of itself. Raises RequestError: not with this output."""
@@ -29,13 +29,13 @@ class Admission:
         """Takes note of what a process is. Raises RequestError, naming what differs."""
         first = self._first.setdefault(process.kind, identity)
         for name in first.keys() | identity.keys():
-            if first.get(name) != identity.get(name) and not self._mixed:
+            if first.get(name) != identity.get(name) and not (self._mixed and name in OF_THE_DEVICE):
                 raise RequestError(
                     f"the {process.kind}s differ in {name}: {first.get(name)}, {identity.get(name)}; bits would depend "
                     "on which of them works on an image. cluster.mixed_devices: true accepts that"
                 )
         if process.kind == "encoder":
-            self._encoders[process] = None
+            self._encoders[process] = identity
 
     def ready(self) -> Process | None:
         """The first encoder, once there is also a preparer, and somebody to ask."""
@@ -46,7 +46,8 @@ class Admission:
     def admit(self) -> ShardSettings:
         """Asks. An encoder knows best what it is: it has loaded what others only read the version of."""
         assert self._admit is not None
-        encoder = self._first["encoder"]
+        living = (what for process, what in self._encoders.items() if not process.gone)
+        encoder = self._first["encoder"] = self._first.get("encoder") or next(living)
         if self._mixed:  # whichever came first must decide nothing
             encoder = encoder | dict.fromkeys(OF_THE_DEVICE & encoder.keys(), "mixed")
         return self._admit(self._first["preparer"] | encoder)
@@ -54,7 +55,7 @@ class Admission:
     def encoders(self) -> list[Process]:
         return list(self._encoders)
 
-    def forget_encoders(self) -> None:
-        """The first one was not admitted: the next one sets what they must be."""
+    def refuse(self, encoder: Process) -> None:
+        """The first one was not admitted, nor are others of its node: the next one sets what they must be."""
         self._first.pop("encoder", None)
-        self._encoders.clear()
+        self._encoders = {one: what for one, what in self._encoders.items() if one.node != encoder.node}

@@ -78,6 +78,8 @@ class Board:
 
     def _add_bytes(self, node: str, count: int) -> None:
         self._bytes[node] = self._bytes.get(node, 0) + count
+        if not self._bytes[node]:
+            del self._bytes[node]
         self._all_bytes += count
         if count < 0:
             self.touch(node)
@@ -128,6 +130,5 @@ class Board:
             self.close(unit)
             self.leases.add_first(unit)
         self.leases.forget(node)
-        self._bytes.pop(node, None)
         self.touch_all()
         return len(units)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 
-from ..errors import DamagedPart
+from ..errors import DamagedPart, OutputBusy
 from ..index.units import Unit
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
 Cut = tuple[int, list[Unit] | BaseException]
 
@@ -42,9 +45,21 @@ class Cutter:
 
     def _work(self, part: int) -> None:
         try:
-            self._done.put((part, self._cut(part)))
+            self._done.put((part, self._cut_patiently(part)))
         except BaseException as error:  # noqa: BLE001 - raised again where it is taken
             self._done.put((part, error))
+
+    def _cut_patiently(self, part: int) -> list[Unit]:
+        """Waits for storage that does not answer. Raises what cutting does."""
+        seconds = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return self._cut(part)
+            except OutputBusy:
+                if seconds > LONGEST_PAUSE_SECONDS:
+                    raise
+            time.sleep(seconds)
+            seconds *= 2
 
     def take(self, timeout_seconds: float = 0.0) -> list[tuple[int, list[Unit] | DamagedPart]]:
         """The parts that are cut, having waited for the first if asked to. Raises what cutting did, but DamagedPart."""

@@ -222,6 +222,8 @@ class Driver:
             opened = None if started.unit is None else self._board.get(started.unit)
             if opened is None or opened.has_twin or opened.calls[stage] < 1:
                 continue
+            if stage is Stage.PREPARE and opened.is_prepared:
+                continue
             other = self._fleet.idle(kind, started.process)
             if other is None:
                 return

@@ -99,6 +99,8 @@ class RayEngine:
 
     def replace(self, process: Process, reason: str) -> list[Event]:
         """Ends a process that hangs or fails again and again, and starts another in its place."""
+        if process.gone:
+            return []  # another call of it has told
         error = WorldFailed(f"its process {reason}")
         self._say(f"{process.kind} {process.number} on node {self._places.name(process.node)} {reason}: it is replaced")
         return self._end(process, error, again="sick")
@@ -285,7 +287,7 @@ class RayEngine:
         try:
             self._shards = self._admission.admit()
         except RequestError as error:
-            self._admission.forget_encoders()
+            self._admission.refuse(encoder)
             return self._leave_out(encoder, error)
         for process in self._admission.encoders():
             if not process.gone:

@@ -17,6 +17,7 @@ from ..storage.scratch import Scratch
 
 THREADS = 4
 COUNTS_SECONDS = 60.0
+CLOSE_SECONDS = 600.0  # nothing that it writes is needed
 
 _Done = tuple[int, range, dict[int, CommitRecord]]
 
@@ -70,6 +71,6 @@ class Folder:
         for _ in self._threads:
             self._parts.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(CLOSE_SECONDS)
         with suppress(OSError, OutputError):
             self._write_counts(0.0)

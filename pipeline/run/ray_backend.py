@@ -164,7 +164,9 @@ def _translated(error: BaseException) -> BaseException:
         )
         failed = getattr(error, "actor_init_failed", False)
         return ProcessDied(str(error), _cause_of_start(error) if failed else None, by_world=outside)
-    return WorldFailed(_last_line(error))
+    if isinstance(error, ObjectLostError | OwnerDiedError | RaySystemError):
+        return WorldFailed(_last_line(error))
+    return ProcessDied(str(error) or type(error).__name__, by_world=True)  # ended by the memory monitor, unplaceable
 
 
 def _cause_of_start(error: BaseException) -> BaseException:

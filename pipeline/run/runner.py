@@ -72,7 +72,7 @@ def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progres
             progress = whole.go(engine, scratch, folder)
         finally:
             engine.shutdown()  # the cluster is given back before anything is added up
-        folder.close()
+            folder.close()
         return whole.conclude(progress, scratch, engine.encoder_seconds)
 
 

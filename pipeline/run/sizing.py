@@ -101,7 +101,8 @@ def _place_encoders(
         for node in nodes:
             shares[node.id].encoders = max(0, 1 - lost(node))
         return
-    room = [(-(node.cpus - lost(node)), -had(node), number) for number, node in enumerate(nodes)]
+    nodes = [node for node in nodes if not lost(node)]
+    room = [(-node.cpus, -had(node), number) for number, node in enumerate(nodes)]
     _deal(left, room, [shares[node.id] for node in nodes], "encoders", wanted.threads_per_encoder)
 
 

@@ -43,6 +43,7 @@ from pipeline.config import Source
 from pipeline.errors import OutputError, RequestError
 from pipeline.output.verify import Verifier
 from pipeline.read.reader import EmbeddingDataset
+from pipeline.run import patience
 from pipeline.run.request import check_request
 from pipeline.run.runner import make_plan, run
 from pipeline.source.lister import list_files, list_source
@@ -217,7 +218,9 @@ def test_a_completion_that_never_arrives(
     expected: list[bytes],
     model_path: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(patience, "HOPELESS_SECONDS", 1.0)
     s3.fault = lambda request: "cut" if request.completes and "/data/" in request.key else None
     with pytest.raises(OutputError, match=r"cannot publish s3://bucket/out/data/part-000000-0000\.parquet"):
         run_here(s3_config(source, model_path))
