@@ -19,7 +19,7 @@ class Admission:
         self._mixed = mixed
         self._admit: Callable[[Identity], ShardSettings] | None = None
         self._first: dict[Kind, Identity] = {}
-        self._encoders: dict[Process, None] = {}
+        self._encoders: dict[Process, Identity] = {}
 
     def begin(self, admit: Callable[[Identity], ShardSettings]) -> None:
         """`admit` turns what they are into what a shard says of itself. Raises RequestError: not with this output."""
@@ -35,7 +35,7 @@ class Admission:
                     "on which of them works on an image. cluster.mixed_devices: true accepts that"
                 )
         if process.kind == "encoder":
-            self._encoders[process] = None
+            self._encoders[process] = identity
 
     def ready(self) -> Process | None:
         """The first encoder, once there is also a preparer, and somebody to ask."""
@@ -54,7 +54,10 @@ class Admission:
     def encoders(self) -> list[Process]:
         return list(self._encoders)
 
-    def forget_encoders(self) -> None:
-        """The first one was not admitted: the next one sets what they must be."""
+    def forget(self, node: str) -> None:
+        """The first encoder, of this node, was not admitted: the next one elsewhere sets what they must be."""
+        living = {one: said for one, said in self._encoders.items() if one.node != node and not one.gone}
+        self._encoders = living
         self._first.pop("encoder", None)
-        self._encoders.clear()
+        if living:
+            self._first["encoder"] = next(iter(living.values()))

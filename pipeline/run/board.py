@@ -77,7 +77,10 @@ class Board:
         return not here or here + size <= self._fleet.budget_bytes(node)
 
     def _add_bytes(self, node: str, count: int) -> None:
-        self._bytes[node] = self._bytes.get(node, 0) + count
+        if left := self._bytes.get(node, 0) + count:
+            self._bytes[node] = left
+        else:
+            self._bytes.pop(node, None)
         self._all_bytes += count
         if count < 0:
             self.touch(node)
@@ -127,7 +130,6 @@ class Board:
         for unit in units:
             self.close(unit)
             self.leases.add_first(unit)
-        self.leases.forget(node)
-        self._bytes.pop(node, None)
+        self.leases.forget(node)  # what is encoded elsewhere keeps its bytes until it ends
         self.touch_all()
         return len(units)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from ..errors import DamagedPart
 from ..index.units import Unit
@@ -62,6 +63,9 @@ class Cutter:
         return found
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads; what was wanted and not begun is not cut."""
+        with suppress(queue.Empty):
+            while self._threads:
+                self._wanted.get_nowait()
         for _ in range(self._threads):
             self._wanted.put(None)

@@ -43,6 +43,9 @@ class Deaths:
         """The next one that is to be judged by now."""
         return self._waiting.pop(0) if self._waiting and self._waiting[0].due <= now else None
 
+    def put_back(self, death: Death) -> None:
+        self._waiting.insert(0, death)
+
     def take_node(self, node: str) -> list[Death]:
         """All those of a node that is gone."""
         here = [death for death in self._waiting if death.process.node == node]

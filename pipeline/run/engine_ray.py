@@ -196,7 +196,8 @@ class RayEngine:
         if process.node not in self._places.nodes:
             return self._failed(process, death.calls, error, Blame.WORLD)
         if not self._lives(process.node):
-            return [*self._failed(process, death.calls, error, Blame.WORLD), *self._lose(process.node)]
+            self._deaths.put_back(death)  # it is one of all that went with its node
+            return self._lose(process.node)
         events = self._failed(process, death.calls, error, Blame.WORLD if error.by_world else Blame.PROCESS)
         reason = str(error).splitlines()[0]
         self._say(f"a {process.kind} process died and is replaced on node {self._places.name(process.node)}: {reason}")
@@ -284,7 +285,7 @@ class RayEngine:
         try:
             self._shards = self._admission.admit()
         except RequestError as error:
-            self._admission.forget_encoders()
+            self._admission.forget(encoder.node)
             return self._leave_out(encoder, error)
         for process in self._admission.encoders():
             if not process.gone:

@@ -101,7 +101,7 @@ class Failures:
         if failure.blame is Blame.WORLD or sick:
             return self._losses, MAX_LOSSES
         reads_images = failure.stage is not Stage.ENCODE
-        if failure.blame is Blame.PROCESS and reads_images and not self.is_suspect(failure.name):
+        if failure.blame is Blame.PROCESS and reads_images and not failure.guarded:
             self._guard.died()
             return self._guard.deaths, DEATHS_BEFORE_GUARD + 1
         return self._attempts, self._max_attempts
