@@ -122,6 +122,8 @@ class VirtualRay:
     ) -> None:
         self._fate, self._noticed_seconds = fate, noticed_seconds
         self._actors: dict[Actor, None] = {}
+        self.started: list[Actor] = []
+        self.asked_for: list[tuple[str, int]] = []
         self._random = random.Random(seed)
         self._seconds = {Stage.PREPARE: prepare_seconds, Stage.ENCODE: encode_seconds, Stage.INDEX: encode_seconds}
         self._faults, self._cpus_per_gpu, self._ray_seconds = faults or Faults(), cpus_per_gpu, ray_seconds
@@ -132,7 +134,7 @@ class VirtualRay:
         self._count = itertools.count()
         self.cluster: dict[str, Node] = {}
         self.busy_seconds, self.gpu_seconds, self.local, self.encoded, self.failed = 0.0, 0.0, 0, 0, 0
-        self.calls, self.lost_nodes, self.asked = 0, 0, ("", 0)
+        self.calls, self.lost_nodes = 0, 0
         self._counted = 0.0
         for number in range(-(-gpus // GPUS_PER_NODE)):
             self.add_node(min(GPUS_PER_NODE, gpus - GPUS_PER_NODE * number))
@@ -159,6 +161,16 @@ class VirtualRay:
         self.cluster[name].dead_since = self.now()
         self.lost_nodes += 1
         for actor in [actor for actor in self._actors if actor.node == name]:
+            self._die(actor, ProcessDied("the worker died"))
+
+    def bring_back(self, name: str) -> None:
+        """The node that was lost was only cut off; its processes are gone."""
+        self._account()
+        self.cluster[name].dead_since = None
+
+    def kill_all(self, kind: Kind) -> None:
+        """Ends all processes of a kind, by themselves as it seems."""
+        for actor in [actor for actor in self._actors if actor.kind == kind]:
             self._die(actor, ProcessDied("the worker died"))
 
     def _lose_one(self) -> None:
@@ -210,6 +222,7 @@ class VirtualRay:
             free = self.cluster[node].gpus
             actor.gpu = free.pop() if free else -1
         self._actors[actor] = None
+        self.started.append(actor)
         return actor
 
     def submit(self, call: Call, method: str, *arguments: Any) -> Any:
@@ -316,7 +329,7 @@ class VirtualRay:
             self._push(self.now() + DIES_AFTER_SECONDS, call, error)
 
     def ask_for(self, kind: str, count: int) -> None:
-        self.asked = (kind, count)
+        self.asked_for.append((kind, count))
 
     def observe(self, progress: Progress, seconds: float, encoders: int) -> None:
         """Nobody asks for metrics."""

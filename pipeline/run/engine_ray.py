@@ -21,7 +21,7 @@ from .actors import Introduction
 from .admission import Admission, Identity
 from .backend import Backend, ProcessDied, WorldFailed
 from .calls import Call, PreparedHandle
-from .deaths import Death, Deaths
+from .deaths import Death
 from .events import Blame, Event, FleetChanged, NodeLost, ProcessLost, Stage, blame_for
 from .fleet import Fleet, Kind, Process
 from .places import Places
@@ -65,7 +65,7 @@ class RayEngine:
         self._shards: ShardSettings | None = None
         self._places = Places(cluster, device, encoding=encoding)
         self._staff = Staff(backend, cluster, device, self._places, begin=self._introduce, say=say)
-        self._deaths = Deaths()
+        self._deaths = self._staff.deaths
         self._doubtful: dict[str, float] = {}  # nodes that were lost, and until when it is not asked whether they are
         self._resized = self._counted = self._said = backend.now()
         self._missed = self._resize()
@@ -136,7 +136,7 @@ class RayEngine:
             self._say(f"node {node.name} has joined: {node.cpus:g} CPUs, {node.gpus} GPUs")
         for node in self._places.nodes.values():
             self.fleet.see(node.id, int(node.store_bytes * OBJECT_STORE_SHARE))
-        self._staff.start_missing(self._deaths.processes())
+        self._staff.start_missing()
         return events
 
     def _is_back(self, node: str) -> bool:

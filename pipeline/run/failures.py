@@ -84,7 +84,7 @@ class Failures:
         if isinstance(error, DamagedPart | EncodeError):
             return self._set_aside(failure)
         sick = self._is_sick(failure, now)
-        counter, limit = self._counter_of(failure, sick=sick)
+        counter, limit = self._counter_of(failure, lost=sick or self._is_of_its_place(failure, now))
         counter[failure.name] += 1
         if counter[failure.name] >= limit:
             return Verdict.SICK if sick else self._set_aside(failure)
@@ -94,11 +94,23 @@ class Failures:
         return Verdict.AGAIN_FIRST if counter is self._losses else Verdict.AGAIN_LAST
 
     def _is_sick(self, failure: CallFailed, now: float) -> bool:
-        by_call = failure.blame is Blame.CALL and not isinstance(failure.error, Late)
-        return by_call and failure.stage is Stage.ENCODE and self._health.failed(failure.process, now)
+        """Whether an encoder, not the unit, is to blame; one of several that may be is given nothing for a while."""
+        process = failure.process
+        if failure.stage is not Stage.ENCODE or failure.blame is not Blame.CALL or isinstance(failure.error, Late):
+            return False
+        sick = self._health.failed(process, now)
+        if not sick and self._fleet.count("encoder") > 1 and (seconds := self._health.rest_seconds(process)):
+            self._fleet.rest(process, now + seconds)
+        return sick
 
-    def _counter_of(self, failure: CallFailed, *, sick: bool) -> tuple[Counter[str], int]:
-        if failure.blame is Blame.WORLD or sick:
+    def _is_of_its_place(self, failure: CallFailed, now: float) -> bool:
+        """Whether one encoder after the other dies in one place, while others go on elsewhere."""
+        process = failure.process
+        died = failure.stage is Stage.ENCODE and failure.blame is Blame.PROCESS
+        return died and process.tries > 1 and self._health.others_succeed(process, now)
+
+    def _counter_of(self, failure: CallFailed, *, lost: bool) -> tuple[Counter[str], int]:
+        if failure.blame is Blame.WORLD or lost:
             return self._losses, MAX_LOSSES
         reads_images = failure.stage is not Stage.ENCODE
         if failure.blame is Blame.PROCESS and reads_images and not failure.guarded:

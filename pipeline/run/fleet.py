@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ class Process:
         failures: calls in a row that failed in it.
         failed_at: when the first of those did, by the engine's clock.
         tries: processes in a row, it included, that were started in its place without one success.
-        ready: it can be given work; `gone`: it has died, or was ended.
+        ready: it can be given work; `gone`: it has died, or was ended; `rests`: it is given nothing for a while.
     """
 
     kind: Kind
@@ -40,6 +41,7 @@ class Process:
     tries: int = 1
     ready: bool = False
     gone: bool = False
+    rests: bool = False
 
 
 class _Ordered(dict[str, None]):
@@ -68,6 +70,8 @@ class Fleet:
         self._free: dict[Kind, _Ordered] = {kind: _Ordered() for kind in KINDS}  # nodes with room for a call
         self._idle: dict[Kind, _Ordered] = {kind: _Ordered() for kind in KINDS}  # nodes with a process without any
         self._pauses: list[tuple[float, str, Kind]] = []
+        self._rests: list[tuple[float, int, Process]] = []
+        self._count = itertools.count()
         self._size: dict[Kind, int] = dict.fromkeys(KINDS, 0)
 
     def see(self, node: str, budget_bytes: int) -> None:
@@ -140,7 +144,7 @@ class Fleet:
         if process.calls < len(free):
             free[process.calls].pop(process, None)
         process.calls = calls
-        if calls < len(free):
+        if calls < len(free) and not process.rests:
             free[calls][process] = None
         self._note(process.kind, process.node)
 
@@ -182,9 +186,21 @@ class Fleet:
             heapq.heappush(self._pauses, (until, node, kind))
             self._note(kind, node)
 
+    def rest(self, process: Process, until: float) -> None:
+        """Gives one process nothing until then."""
+        if not process.gone:
+            process.rests = True
+            heapq.heappush(self._rests, (until, next(self._count), process))
+            self._move(process, process.calls)
+
     def wake(self, now: float) -> list[tuple[str, Kind]]:
-        """Ends the pauses that are over; returns whose they were."""
+        """Ends the pauses and rests that are over; returns whose they were."""
         woken = []
+        while self._rests and self._rests[0][0] <= now:
+            process = heapq.heappop(self._rests)[2]
+            process.rests = False
+            self._move(process, process.calls)
+            woken.append((process.node, process.kind))
         while self._pauses and self._pauses[0][0] <= now:
             _, node, kind = heapq.heappop(self._pauses)
             if node in self._nodes:
@@ -192,7 +208,3 @@ class Fleet:
                 self._note(kind, node)
                 woken.append((node, kind))
         return woken
-
-    def next_waking(self) -> float | None:
-        """When the next pause is over."""
-        return self._pauses[0][0] if self._pauses else None

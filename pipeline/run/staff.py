@@ -10,6 +10,7 @@ from ..config import Cluster
 from ..errors import RequestError, RunFailed
 from .backend import Backend
 from .calls import Call
+from .deaths import Deaths
 from .fleet import KINDS, Kind, Process
 from .places import Places
 from .sizing import Device, NodeFacts, Share, options_of
@@ -25,6 +26,8 @@ MAX_TRIES: dict[Reason, int] = {
 
 class Staff:
     """Starts and ends processes, and knows what each has not answered yet.
+
+    `deaths`: of those that are not judged yet; their places are kept for them.
 
     Args:
         begin: is called with every process that was started.
@@ -43,6 +46,7 @@ class Staff:
     ) -> None:
         self._backend, self._cluster, self._device, self._places = backend, cluster, device, places
         self._begin, self._say = begin, say
+        self.deaths = Deaths()
         self._calls: dict[Process, dict[Call, None]] = {}
         self._numbers = {kind: itertools.count() for kind in KINDS}
         self._last_error: dict[Kind, BaseException] = {}
@@ -66,9 +70,9 @@ class Staff:
         self._backend.kill(process.handle)  # an actor that is only unavailable must not go on beside its successor
         return list(self._calls.pop(process, {}))
 
-    def start_missing(self, dead: list[Process]) -> None:
+    def start_missing(self) -> None:
         """Starts what the places lack; those of the dead are kept until it is known why they died."""
-        for node, missing in list(self._places.missing([*self._calls, *dead])):
+        for node, missing in list(self._places.missing([*self._calls, *self.deaths.processes()])):
             for kind in KINDS:
                 for _ in range(missing.of(kind)):
                     self._start(kind, node, missing)
@@ -110,9 +114,10 @@ class Staff:
 
     def check_some_are_left(self, kind: Kind) -> None:
         """Raises the RequestError that was the last reason, or RunFailed: no process of a kind can be kept."""
-        if self.count(kind) or not self._places.nodes:
+        if not self._places.nodes or any(process.kind == kind for process in self.deaths.processes()):
             return
-        self.start_missing([])
+        if not self.count(kind):
+            self.start_missing()
         if self.count(kind):
             return
         error = self._last_error[kind]

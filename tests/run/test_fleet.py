@@ -89,10 +89,9 @@ def test_a_paused_node_is_given_nothing_until_it_wakes() -> None:
     assert fleet.is_paused("encoder", "a") and not fleet.is_paused("preparer", "a")
     assert fleet.free("encoder", "a") is None and fleet.idle_node("encoder") == "b"
     assert fleet.free("preparer", "a") is not None
-    assert fleet.next_waking() == 10.0
     assert fleet.wake(9.9) == [] and fleet.is_paused("encoder", "a")
     assert fleet.wake(10.0) == [("a", "encoder")]
-    assert fleet.free("encoder", "a") is not None and fleet.next_waking() is None
+    assert fleet.free("encoder", "a") is not None
     assert sorted(fleet.nodes_with_room("encoder")) == ["a", "b"]
 
 
@@ -104,6 +103,23 @@ def test_what_ends_while_its_node_is_paused_is_free_when_it_wakes() -> None:
     assert fleet.free("preparer", "a") is None
     fleet.wake(1.0)
     assert fleet.free("preparer", "a") is processes["a"][0]
+
+
+def test_one_process_may_rest_while_the_others_of_its_node_work() -> None:
+    fleet, processes = fleet_of(a=(0, 2))
+    one, other = processes["a"]
+    fleet.began(one)
+    fleet.rest(one, 5.0)
+    fleet.ended(one)
+    fleet.began(other)
+    assert fleet.free("encoder", "a") is other and fleet.idle_node("encoder") is None
+    assert fleet.wake(4.9) == [] and fleet.wake(5.0) == [("a", "encoder")]
+    assert fleet.free("encoder", "a") is one
+    fleet.rest(one, 9.0)
+    fleet.remove(one)
+    fleet.wake(9.0)
+    fleet.rest(one, 10.0)
+    assert fleet.free("encoder", "a") is other and fleet.count("encoder") == 1
 
 
 def test_a_process_that_is_removed_while_it_has_calls_does_not_come_back() -> None:
@@ -562,6 +578,40 @@ def test_nobody_is_sick_where_nobody_else_succeeds() -> None:
     assert one.failures and health.failed(one, 3.1)
     late = Process(kind="encoder", number=2)
     assert not health.failed(late, 100.0) and not health.failed(late, 100.1)  # all others stopped long before
+
+
+def test_who_fails_before_anybody_succeeds_fails_more_and_more_slowly() -> None:
+    """It answers at once, and would take every unit that is prepared."""
+    failures, processes, _ = failing(a=(1, 1), b=(0, 1), c=(0, 1))
+    bad, good = processes["b"][0], processes["c"][0]
+    now, times, fleet = 0.0, 0, failures._fleet
+    while now < 30:
+        fleet.wake(now)
+        if fleet.free("encoder", "b"):
+            times += 1
+            assert failures.judge(failed(bad, Stage.ENCODE, RuntimeError("CUDA"), times), now) is Verdict.AGAIN_LAST
+        now += 0.05
+    assert 4 <= times <= 8
+    failures.worked(Stage.ENCODE, "unit", good, now)
+    assert failures.judge(failed(bad, Stage.ENCODE, RuntimeError("CUDA"), 99), now) is Verdict.SICK
+
+
+def test_who_is_alone_does_not_rest() -> None:
+    failures, processes, _ = failing(a=(1, 1))
+    for number in range(3):
+        failures.judge(failed(processes["a"][1], Stage.ENCODE, RuntimeError("CUDA"), number), 0.0)
+    assert failures._fleet.free("encoder", "a") is processes["a"][1]
+
+
+def test_units_are_not_to_blame_for_a_place_where_encoders_die() -> None:
+    failures, processes, _ = failing(attempts=1, a=(1, 1), b=(0, 1))
+    dies = Process(kind="encoder", number=7, node="b", tries=2)
+    death = failed(dies, Stage.ENCODE, RuntimeError("died"), blame=Blame.PROCESS)
+    assert failures.judge(death, 0.0) is Verdict.SET_ASIDE  # nobody else has succeeded
+    failures.worked(Stage.ENCODE, "unit", processes["a"][1], 1.0)
+    assert failures.judge(death, 2.0) is Verdict.AGAIN_FIRST
+    first = failed(Process(kind="encoder", number=8, node="b"), Stage.ENCODE, RuntimeError(), 1, blame=Blame.PROCESS)
+    assert failures.judge(first, 2.0) is Verdict.SET_ASIDE  # one death alone may be the unit's fault
 
 
 def test_a_success_ends_the_count_of_failed_starts() -> None:
