@@ -263,6 +263,10 @@ class VirtualRay:
         """Does something later."""
         self._push(self.now() + seconds, None, action)
 
+    def skip(self, seconds: float) -> None:
+        """Lets time pass in which nobody asks for answers."""
+        self._skipped += seconds
+
     def _time(self, actor: Actor, stage: Stage) -> float:
         """When an actor will have done a call of a stage, one after the other."""
         node = self.cluster[actor.node]

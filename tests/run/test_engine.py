@@ -408,37 +408,33 @@ def test_a_node_that_joins_and_differs_is_sent_away() -> None:
     assert job.engine.fleet.count("preparer") == 24
 
 
+@pytest.mark.parametrize("seconds", [0.0, 10.0], ids=["asked as they come", "asked when all have come"])
 @pytest.mark.parametrize("nodes", [1, 3])
-def test_what_the_output_cannot_take_is_refused_however_many_nodes_there_are(nodes: int) -> None:
+def test_what_the_output_cannot_take_is_refused_however_many_nodes_there_are(nodes: int, seconds: float) -> None:
     ray = Ray(8 * nodes)
     job = Job(ray, refuse="output.uri: is another run's: device is a there and b here")
+    ray.skip(seconds)
     with pytest.raises(RequestError, match="another run's"):
         job.run()
     assert len(job.admitted) == nodes  # each node was asked: one of them might be right
     assert ray.encoded == 0 and job.said("is left out") == nodes
 
 
-def test_of_two_kinds_of_nodes_the_one_that_the_output_takes_is_used() -> None:
-    """The first to come is refused; the encoders elsewhere had come by then."""
+def test_where_one_node_is_refused_those_that_have_come_elsewhere_are_asked() -> None:
     ray = Ray(4)
-    right = ray.add_node(2)
-    ray._fate = Fault(
-        lambda actor, call: (
-            introduced({"device": "right"})
-            if starts(actor, call) and actor.node == right and actor.kind == "encoder"
-            else None
-        )
-    )
-    job = Job(ray, mixed_devices=False)
+    ray.add_node(4)
+    job = Job(ray)
+    ray.skip(10.0)
     real = job.admit
 
     def admit(identity: dict[str, object]) -> Any:
-        job.refuse = None if identity["device"] == "right" else "is another run's"
+        job.refuse = None if job.admitted else "is another run's"
         return real(identity)
 
     job.admit = admit  # type: ignore[method-assign]
     job.ends_whole()
-    assert job.engine.fleet.count("encoder", right) == 2 == job.engine.fleet.count("encoder")
+    assert len(job.admitted) == 2
+    assert job.engine.fleet.count("encoder") == 4
 
 
 def test_a_node_that_does_not_see_the_output_is_left_out() -> None:
