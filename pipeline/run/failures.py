@@ -107,7 +107,7 @@ class Failures:
         """Whether one encoder after the other dies in one place, while others go on elsewhere."""
         process = failure.process
         died = failure.stage is Stage.ENCODE and failure.blame is Blame.PROCESS
-        return died and process.tries > 1 and self._health.others_succeed(process, now)
+        return died and bool(process.ends) and self._health.others_succeed(process, now)
 
     def _counter_of(self, failure: CallFailed, *, lost: bool) -> tuple[Counter[str], int]:
         if failure.blame is Blame.WORLD or lost:
@@ -115,7 +115,7 @@ class Failures:
         reads_images = failure.stage is not Stage.ENCODE
         if failure.blame is Blame.PROCESS and reads_images and not failure.guarded:
             self._guard.died()
-            return self._guard.deaths, DEATHS_BEFORE_GUARD + 1
+            return self._guard.deaths, MAX_LOSSES  # after two it is tried under guard
         return self._attempts, self._max_attempts
 
     def _wait(self, failure: CallFailed, now: float) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,7 +26,7 @@ class Process:
         run: units of one part that it is to prepare next.
         failures: calls in a row that failed in it.
         failed_at: when the first of those did, by the engine's clock.
-        tries: processes in a row, it included, that were started in its place without one success.
+        ends: of processes in a row before it that ended in its place without one success, by why.
         ready: it can be given work; `gone`: it has died, or was ended; `rests`: it is given nothing for a while.
     """
 
@@ -38,7 +38,7 @@ class Process:
     run: deque[Unit] = field(default_factory=deque)
     failures: int = 0
     failed_at: float = 0.0
-    tries: int = 1
+    ends: Counter[str] = field(default_factory=Counter)
     ready: bool = False
     gone: bool = False
     rests: bool = False

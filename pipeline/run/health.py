@@ -20,7 +20,8 @@ class Health:
         self._before: dict[Kind, tuple[float, Process]] = {}  # the last of another process
 
     def succeeded(self, process: Process, now: float) -> None:
-        process.failures, process.tries = 0, 1
+        process.failures = 0
+        process.ends.clear()
         last = self._last.get(process.kind)
         if last is not None and last[1] is not process:
             self._before[process.kind] = last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -79,11 +80,11 @@ class Staff:
         if count := self._places.encoders_to_ask_for(self._calls):
             self._backend.ask_for("GPU" if self._device == "cuda" else "CPU", count)
 
-    def _start(self, kind: Kind, node: NodeFacts, missing: Share, tries: int = 1) -> None:
+    def _start(self, kind: Kind, node: NodeFacts, missing: Share, ends: Counter[str] | None = None) -> None:
         number = next(self._numbers[kind])
         options = options_of(kind, self._cluster, node, missing, self._device)
         handle: Any = self._backend.start(kind, number, node.id, options)
-        process = Process(kind=kind, number=number, node=node.id, handle=handle, tries=tries)
+        process = Process(kind=kind, number=number, node=node.id, handle=handle, ends=ends or Counter())
         self._calls[process] = {}
         self._begin(process)
 
@@ -97,11 +98,12 @@ class Staff:
         self._last_error[kind] = error
         if node not in self._places.nodes:
             return
-        if process.tries < MAX_TRIES[reason] and not isinstance(error, RequestError):
-            self._start(kind, self._places.nodes[node], Share(encoders=1, preparers=1), tries=process.tries + 1)
+        ends = process.ends + Counter([reason])
+        if ends[reason] < MAX_TRIES[reason] and not isinstance(error, RequestError):
+            self._start(kind, self._places.nodes[node], Share(encoders=1, preparers=1), ends)
             return
         self._places.give_up(kind, node)
-        name, tries = self._places.name(node), f"{process.tries} in a row" if process.tries > 1 else "one"
+        name, tries = self._places.name(node), f"{ends.total()} in a row" if ends.total() > 1 else "one"
         self._say(f"node {name} gets one {kind} fewer: {tries} came to nothing, the last: {first_line(error)}")
         self.check_some_are_left(kind)
 

@@ -320,6 +320,22 @@ def test_a_start_that_fails_once_is_tried_again(kind: str) -> None:
     assert job.said(f"a {kind} cannot start on node") == 1 and not job.said("fewer")
 
 
+def test_the_only_gpu_is_not_given_up_because_a_replacement_does_not_start_at_once() -> None:
+    """Its encoder dies at work, and so does the next; the third cannot start; the fourth works."""
+
+    def tell(actor: Actor, call: Call) -> Fate | None:
+        if actor.kind == "encoder" and call.stage is Stage.ENCODE and actor.number < 2:
+            return 1.0, DIED
+        if actor.kind == "encoder" and call.stage is None and actor.number == 2:
+            return 3.0, ProcessDied("init", RuntimeError("in use"))
+        return None
+
+    fault = Fault(tell)
+    ray = Ray(1, fate=fault)
+    Job(ray, parts=4, attempts=3).ends_whole()
+    assert fault.fired.total() >= 3 and ray.started_by_kind("encoder") == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("kind", ["preparer", "encoder"])
 @pytest.mark.parametrize("error", [RuntimeError("no such library"), RequestError("model.path is not there")])
 def test_a_node_where_nothing_starts_is_named_and_others_do_the_work(kind: str, error: BaseException) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -605,7 +606,7 @@ def test_who_is_alone_does_not_rest() -> None:
 
 def test_units_are_not_to_blame_for_a_place_where_encoders_die() -> None:
     failures, processes, _ = failing(attempts=1, a=(1, 1), b=(0, 1))
-    dies = Process(kind="encoder", number=7, node="b", tries=2)
+    dies = Process(kind="encoder", number=7, node="b", ends=Counter(death=1))
     death = failed(dies, Stage.ENCODE, RuntimeError("died"), blame=Blame.PROCESS)
     assert failures.judge(death, 0.0) is Verdict.SET_ASIDE  # nobody else has succeeded
     failures.worked(Stage.ENCODE, "unit", processes["a"][1], 1.0)
@@ -615,9 +616,9 @@ def test_units_are_not_to_blame_for_a_place_where_encoders_die() -> None:
 
 
 def test_a_success_ends_the_count_of_failed_starts() -> None:
-    process = Process(kind="encoder", number=0, tries=4)
+    process = Process(kind="encoder", number=0, ends=Counter(start=1))
     Health().succeeded(process, 0.0)
-    assert process.tries == 1
+    assert not process.ends
 
 
 # Failures
@@ -643,6 +644,8 @@ def test_many_that_die_at_once_before_they_were_guarded_are_no_attempts() -> Non
         )
         assert verdict is Verdict.AGAIN_LAST
     assert failures.is_suspect("anything")
+    again = failed(preparer, Stage.PREPARE, RuntimeError("died"), 0, blame=Blame.PROCESS)
+    assert {failures.judge(again, 0.0) for _ in range(3)} == {Verdict.AGAIN_LAST}  # calls of before that were late
     guarded = failed(preparer, Stage.PREPARE, RuntimeError("died"), 0, blame=Blame.PROCESS, guarded=True)
     assert failures.judge(guarded, 0.0) is Verdict.SET_ASIDE
     assert list(progress.set_aside) == ["000000-0000"]
