@@ -7,6 +7,7 @@ stand-in, which counts how often it fired.
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from jobs.bench.cluster import SHARDS, UNIT_BYTES, Actor, Fate, VirtualRay
 from pipeline.config import Cluster
-from pipeline.errors import OutputBusy, RequestError, RunFailed
+from pipeline.errors import OutputBusy, RequestError, RunFailed, SourceBusy
 from pipeline.index.units import Unit
 from pipeline.run.actors import Introduction
 from pipeline.run.backend import ProcessDied
@@ -86,13 +87,15 @@ class Job:
 
     def run(self) -> Progress:
         self.engine.begin(self.admit)
-        driver = Driver(self.engine, self.work, self.limits, Observer(say=self.lines.append))
-        return driver.run()
+        self.driver = Driver(self.engine, self.work, self.limits, Observer(say=self.lines.append))
+        return self.driver.run()
 
     def ends_whole(self) -> Progress:
         """Runs; every unit is committed once, and none is set aside."""
         progress = self.run()
         assert (progress.totals.units, progress.set_aside, progress.failed_parts) == (10 * self.work.parts, {}, {})
+        board = self.driver._board
+        assert (len(board), len(board.waiting), len(board.leases), board._bytes, board._all_bytes) == (0, 0, 0, {}, 0)
         return progress
 
     def said(self, text: str) -> int:
@@ -528,3 +531,68 @@ def test_on_the_cpu_what_cannot_start_is_not_tried_for_ever(encoders: Any) -> No
     ray.add_node(0, 4)
     with pytest.raises(RunFailed, match="no AVX"):
         Job(ray, device="cpu", encoders=encoders).run()
+
+
+class Disorder:
+    """Random faults of every kind, and nodes that are lost, cut off for a while, and added."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.count: Counter[str] = Counter()
+        noticed = self.chance.choice([1.0, 10.0, 200.0])
+        self.ray = Ray(self.chance.choice([2, 4, 16]), fate=self.fate, noticed_seconds=noticed, seed=seed)
+        self.ray.add_node(self.chance.choice([0, 8]), self.chance.choice([4, 64]))
+        self.ray.after(self.chance.uniform(0, 20), self.change)
+
+    def fate(self, actor: Actor, call: Call) -> Fate | None:
+        busy = OutputBusy("503") if call.stage is Stage.ENCODE else SourceBusy("503")
+        at_start: list[tuple[str, int, float, Any]] = [
+            ("no start", 1, 3.0, ProcessDied("init", RuntimeError("x"))),
+            ("stillborn", 4, 3.0, DIED),
+        ]
+        at_work: list[tuple[str, int, float, Any]] = [
+            ("death", 12, 0.5, DIED),
+            ("killed", 12, 0.5, ProcessDied("out of memory", by_world=True)),
+            ("hangs", 6, math.inf, None),
+            ("busy", 30, 0.2, busy),
+            ("error", 12, 0.2, RuntimeError("error")),
+        ]
+        for name, most, seconds, result in at_work if call.stage else at_start:
+            if self.count[name] < most and self.chance.random() < 0.01:
+                self.count[name] += 1
+                return seconds, result
+        return None
+
+    def change(self) -> None:
+        ray, chance = self.ray, self.chance
+        living = [name for name, node in ray.cluster.items() if node.dead_since is None]
+        lost = [name for name in ray.cluster if name not in living]
+        match chance.randrange(5):
+            case 0 | 1 if living:
+                self.count["lost"] += 1
+                ray.remove_node(chance.choice(living))
+            case 2 if lost:
+                ray.bring_back(chance.choice(lost))
+            case 3:
+                ray.add_node(chance.choice([1, 4]), chance.choice([1, 8, 64]))
+        if not any(node.facts.gpus for node in ray.cluster.values() if node.dead_since is None):
+            ray.after(chance.uniform(1, 100), lambda: ray.add_node(4))
+        self.count["changes"] += 1
+        if self.count["changes"] < 12:
+            ray.after(chance.expovariate(1 / 20), self.change)
+
+
+def test_whatever_happens_every_unit_is_committed_once() -> None:
+    fired: Counter[str] = Counter()
+    for seed in range(16):
+        disorder = Disorder(seed)
+        indexed = disorder.chance.randrange(20)
+        job = Job(disorder.ray, parts=20, attempts=15, unit_seconds=60.0, to_index=list(range(indexed)))
+        try:
+            job.ends_whole()
+        except BaseException as error:
+            error.add_note(f"seed {seed}: {disorder.count}; {job.lines[-5:]}")
+            raise
+        fired += disorder.count
+    names = ("no start", "stillborn", "death", "killed", "hangs", "busy", "error", "lost")
+    assert all(fired[name] for name in names), fired
