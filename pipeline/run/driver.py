@@ -291,7 +291,9 @@ class Driver:
         board = self._board
         if opened is None:
             self._indexing.discard(failure.part)
-            if verdict is not Verdict.SET_ASIDE:
+            if verdict is Verdict.AGAIN_LAST:
+                self._to_index.append(failure.part)
+            elif verdict is not Verdict.SET_ASIDE:
                 self._to_index.appendleft(failure.part)
         elif failure.stage is Stage.ENCODE and verdict in (Verdict.WAIT, Verdict.SICK):
             board.wait_again(opened)  # its patches are as good as before

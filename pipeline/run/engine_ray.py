@@ -95,6 +95,7 @@ class RayEngine:
         return self._backend.submit(call, method, *arguments)
 
     def _introduce(self, process: Process) -> None:
+        self.fleet.expect(process)
         self.submit(Call(process=process, stage=None))
 
     def replace(self, process: Process, reason: str) -> list[Event]:

@@ -1,6 +1,7 @@
 """Failures: whose fault one is, and what follows.
 
-storage that does not answer                         waited for: no attempt
+storage that does not answer; nothing is read on     waited for: no attempt
+one node while others go on
 world, at any stage; a process that is sick          a loss       MAX_LOSSES
 process, while it read images, unguarded             a death      then it is tried under guard
 everything else                                      an attempt   limits.attempts
@@ -18,7 +19,7 @@ from ..output.totals import Totals
 from .calls import Started
 from .events import Blame, CallFailed, Event, Stage
 from .fleet import Fleet, Process
-from .health import Health
+from .health import Health, NodeHealth
 from .patience import HOPELESS_SECONDS, Guard, Patience
 from .progress import Progress
 
@@ -48,7 +49,7 @@ class Failures:
         self._progress, self._fleet, self._max_attempts, self._say = progress, fleet, attempts, say
         self._attempts: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
-        self._guard, self._patience, self._health = Guard(), Patience(), Health()
+        self._guard, self._patience, self._health, self._nodes = Guard(), Patience(), Health(), NodeHealth()
         self._in_a_row = 0
 
     def is_suspect(self, name: str) -> bool:
@@ -61,12 +62,14 @@ class Failures:
             self._in_a_row = 0
         else:
             self._guard.passed(name)
+            self._nodes.succeeded(process.node, name)
         self._health.succeeded(process, now)
         self._patience.worked(process.kind, process.node, now)
 
     def forget(self, node: str) -> None:
         """Forgets a node that is gone."""
         self._patience.forget(node)
+        self._nodes.forget(node)
 
     def as_late(self, event: Event, started: Started, reason: str) -> Event:
         """Of the calls that ended with a process that was late, the late one is an attempt of its unit."""
@@ -83,6 +86,8 @@ class Failures:
             raise error
         if isinstance(error, DamagedPart | EncodeError):
             return self._set_aside(failure)
+        if self._is_of_its_node(failure):
+            return self._wait(failure, now)
         sick = self._is_sick(failure, now)
         counter, limit = self._counter_of(failure, lost=sick or self._is_of_its_place(failure, now))
         counter[failure.name] += 1
@@ -102,6 +107,14 @@ class Failures:
         if not sick and self._fleet.count("encoder") > 1 and (seconds := self._health.rest_seconds(process)):
             self._fleet.rest(process, now + seconds)
         return sick
+
+    def _is_of_its_node(self, failure: CallFailed) -> bool:
+        """Whether nothing can be read on a node, while others go on."""
+        if failure.stage is Stage.ENCODE or failure.blame is Blame.WORLD or isinstance(failure.error, Late):
+            return False
+        bad = self._nodes.failed(failure.process.node, failure.name, self._fleet.spread("preparer", coming=True))
+        self._losses[failure.name] += bad
+        return bad and self._losses[failure.name] < MAX_LOSSES
 
     def _is_of_its_place(self, failure: CallFailed, now: float) -> bool:
         """Whether one encoder after the other dies in one place, while others go on elsewhere."""

@@ -69,6 +69,7 @@ class Fleet:
         self._nodes: dict[str, _Node] = {}
         self._free: dict[Kind, _Ordered] = {kind: _Ordered() for kind in KINDS}  # nodes with room for a call
         self._idle: dict[Kind, _Ordered] = {kind: _Ordered() for kind in KINDS}  # nodes with a process without any
+        self._coming: dict[Process, None] = {}
         self._pauses: list[tuple[float, str, Kind]] = []
         self._rests: list[tuple[float, int, Process]] = []
         self._count = itertools.count()
@@ -101,9 +102,14 @@ class Fleet:
             return self._size[kind]
         return self._nodes[node].size[kind] if node in self._nodes else 0
 
-    def spread(self, kind: Kind) -> int:
-        """On how many nodes there are processes of a kind."""
-        return sum(node.size[kind] > 0 for node in self._nodes.values())
+    def spread(self, kind: Kind, *, coming: bool = False) -> int:
+        """On how many nodes there are processes of a kind; `coming`: those that are starting count as well."""
+        here = {name for name, node in self._nodes.items() if node.size[kind]}
+        return len(here | {process.node for process in self._coming if process.kind == kind} if coming else here)
+
+    def expect(self, process: Process) -> None:
+        """A process is starting: it will be added, or removed."""
+        self._coming[process] = None
 
     def is_paused(self, kind: Kind, node: str) -> bool:
         return node in self._nodes and kind in self._nodes[node].paused
@@ -112,6 +118,7 @@ class Fleet:
         """Lets a process be given work."""
         node = self._nodes[process.node]
         process.ready = True
+        self._coming.pop(process, None)
         node.size[process.kind] += 1
         self._size[process.kind] += 1
         node.free[process.kind][0][process] = None
@@ -119,6 +126,7 @@ class Fleet:
 
     def remove(self, process: Process) -> None:
         """Takes a process out that is gone."""
+        self._coming.pop(process, None)
         node = self._nodes.get(process.node)
         if node is None or process.gone or not process.ready:
             return

@@ -16,7 +16,7 @@ import pytest
 
 from jobs.bench.cluster import SHARDS, UNIT_BYTES, Actor, Fate, VirtualRay
 from pipeline.config import Cluster
-from pipeline.errors import OutputBusy, RequestError, RunFailed, SourceBusy
+from pipeline.errors import OutputBusy, RequestError, RunFailed, SourceBusy, SourceError
 from pipeline.index.units import Unit
 from pipeline.run.actors import Introduction
 from pipeline.run.backend import ProcessDied
@@ -305,6 +305,37 @@ def test_many_that_die_at_once_on_a_node_that_lives_on_set_nothing_aside() -> No
     ray.after(15.0, lambda: ray.kill_all("preparer"))
     job.ends_whole()
     assert job.said("a preparer process died and is replaced") == 48
+
+
+@pytest.mark.parametrize("error", [SourceError("no such file"), DIED])
+@pytest.mark.parametrize("indexed", [0, 40])
+def test_a_node_where_nothing_can_be_read_uses_up_no_attempts(error: Exception, indexed: int) -> None:
+    """The source is not mounted there; it fails a hundred times faster than others read."""
+    ray = Ray(4)
+    bad = ray.add_node(4)
+    reads = (Stage.INDEX, Stage.PREPARE)
+    ray._fate = fault = Fault(lambda actor, call: (0.05, error) if call.stage in reads and actor.node == bad else None)
+    job = Job(ray, parts=40, attempts=3, to_index=list(range(indexed, 40)))
+    job.ends_whole()
+    assert fault.fired[bad] > 20
+    assert job.said(f"with preparers of node {bad}: {str(error).splitlines()[0]}") >= 3
+
+
+def test_parts_that_can_be_read_nowhere_are_set_aside_and_no_node_is() -> None:
+    """Two tars were deleted under the run: their units fail on whichever node."""
+    gone = SourceError("has vanished")
+    ray = Ray(4)
+    ray.add_node(4)
+    ray._fate = Fault(
+        lambda actor, call: (
+            (0.05, gone) if call.stage is Stage.PREPARE and call.part == 7 and call.unit.number < 8 else None
+        )  # type: ignore[union-attr]
+    )
+    job = Job(ray, parts=40, attempts=3)
+    progress = job.run()
+    assert sorted(progress.set_aside) == [f"000007-{number:04d}" for number in range(8)]
+    assert progress.totals.units == 400 - 8
+    assert ray.now() < 110
 
 
 # Processes that cannot start, or are others than they should be

@@ -20,7 +20,7 @@ from pipeline.run.cutting import Cutter
 from pipeline.run.events import Blame, CallFailed, Stage
 from pipeline.run.failures import DEATHS_BEFORE_GUARD, MAX_LOSSES, Failures, Verdict
 from pipeline.run.fleet import Fleet, Process
-from pipeline.run.health import Health
+from pipeline.run.health import FAILURES_OF_A_NODE, Health, NodeHealth
 from pipeline.run.leases import RUN, Leases
 from pipeline.run.patience import (
     DEATHS_BEFORE_ALL_ARE_GUARDED,
@@ -141,6 +141,11 @@ def test_removing_a_process_that_was_never_ready_changes_no_count() -> None:
     fleet, _ = fleet_of(a=(0, 1))
     fleet.remove(Process(kind="encoder", number=7, node="a"))
     fleet.remove(Process(kind="encoder", number=8, node="never seen"))
+    for starting in (Process(kind="encoder", number=9, node="b"), Process(kind="preparer", number=9, node="c")):
+        fleet.expect(starting)
+        assert (fleet.spread("encoder"), fleet.spread("encoder", coming=True)) == (1, 2 if starting.node == "b" else 1)
+        fleet.remove(starting)
+    assert fleet.spread("encoder", coming=True) == 1
     assert fleet.count("encoder") == fleet.count("encoder", "a") == 1
 
 
@@ -619,6 +624,22 @@ def test_a_success_ends_the_count_of_failed_starts() -> None:
     process = Process(kind="encoder", number=0, ends=Counter(start=1))
     Health().succeeded(process, 0.0)
     assert not process.ends
+
+
+def test_a_node_is_to_blame_while_nothing_works_there_alone() -> None:
+    nodes = NodeHealth()
+    assert not any(nodes.failed("bad", f"unit {number}", 2) for number in range(FAILURES_OF_A_NODE - 1))
+    assert nodes.failed("bad", "unit 8", 2) and nodes.failed("bad", "unit 8", 2)
+    assert not nodes.failed("bad", "unit 8", 1)  # the only one
+    assert not nodes.failed("good", "unit 8", 2) and not nodes.failed("bad", "unit 8", 2)  # it is the unit
+    nodes.succeeded("bad", "unit 9")
+    assert not nodes.failed("bad", "unit 10", 2)
+    for number in range(20, 20 + FAILURES_OF_A_NODE):
+        nodes.failed("bad", f"unit {number}", 2)
+        nodes.failed("good", f"unit {number + 20}", 2)
+    assert not nodes.failed("bad", "unit 60", 2)  # everywhere: it is the source
+    nodes.forget("good")
+    assert nodes.failed("bad", "unit 61", 2)
 
 
 # Failures
