@@ -57,7 +57,7 @@ SHARDS = ShardSettings(
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What goes wrong.
+    """The things that go wrong.
 
     Attributes:
         node_seconds: mean time between losses of a node, over the whole cluster; 0: none is lost.

@@ -56,7 +56,7 @@ class Unit:
 
     @cached_property
     def id(self) -> str:
-        """As text, `000003-0001`."""
+        """`000003-0001`."""
         return str(UnitId(self.part, self.number))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Introduction:
-    """What a process says of itself: whether it sees a file that the driver wrote, and what decides bits there."""
+    """Says of a process whether it sees a file that the driver wrote, and what decides bits there."""
 
     sees_output: bool
     identity: dict[str, object]

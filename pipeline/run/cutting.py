@@ -48,7 +48,7 @@ class Cutter:
             self._done.put((part, error))
 
     def take(self, timeout_seconds: float = 0.0) -> list[tuple[int, list[Unit] | DamagedPart]]:
-        """What has been cut, having waited for the first if asked to. Raises what cutting raised, but DamagedPart."""
+        """Takes what is cut, having waited for the first if asked to. Raises what cutting raised, but DamagedPart."""
         found: list[tuple[int, list[Unit] | DamagedPart]] = []
         while self.pending:
             try:

@@ -29,7 +29,7 @@ DEATHS_BEFORE_GUARD = 2
 
 
 class Verdict(Enum):
-    """What follows from a failure."""
+    """The consequence of a failure."""
 
     AGAIN_FIRST = auto()  # nothing is known against it: its part should end soon
     AGAIN_LAST = auto()  # the others finish first
@@ -72,13 +72,13 @@ class Failures:
         self._nodes.forget(node)
 
     def as_late(self, event: Event, started: Started, reason: str) -> Event:
-        """Of the calls that ended with a process that was late, the late one is an attempt of its unit."""
+        """Makes an attempt of the late call, of those that ended with a process that was late."""
         if isinstance(event, CallFailed) and (event.part, event.unit) == (started.part, started.unit):
             return replace(event, error=Late(reason), blame=Blame.CALL)
         return event
 
     def judge(self, failure: CallFailed, now: float) -> Verdict:
-        """What follows. Raises OutputError: waiting cannot help; RunFailed: too many in a row."""
+        """Says what follows. Raises OutputError: waiting cannot help; RunFailed: too many in a row."""
         error = failure.error
         if isinstance(error, OutputBusy | SourceBusy):
             return self._wait(failure, now)

@@ -50,7 +50,7 @@ class Places:
         self._lost[kind, node] = ALL
 
     def missing(self, processes: Iterable[Process]) -> Iterator[tuple[NodeFacts, Share]]:
-        """What nodes lack, beside the processes that are there."""
+        """Yields what nodes lack, beside the processes that are there."""
         have: Counter[tuple[Kind, str]] = Counter((process.kind, process.node) for process in processes)
         for name, share in self.shares(have).items():
             lacks = Share(

@@ -152,7 +152,7 @@ class RayBackend:
 
 
 def _translated(error: BaseException) -> BaseException:
-    """What Ray raises, as what an engine knows."""
+    """Turns what Ray raises into what an engine knows."""
     if isinstance(error, RayTaskError):
         cause = error.cause if isinstance(error.cause, BaseException) else error
         return WorldFailed(str(cause)) if isinstance(cause, ObjectLostError | OwnerDiedError) else cause
@@ -174,6 +174,6 @@ def _cause_of_start(error: BaseException) -> BaseException:
 
 
 def _last_line(error: BaseException) -> str:
-    """What a Ray error says was raised in the other process."""
+    """The line of a Ray error that says what was raised in the other process."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

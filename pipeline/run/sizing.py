@@ -45,7 +45,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Present:
-    """What a run has already: processes by kind and node, and by how many fewer a node can have."""
+    """The processes that a run has, by kind and node, and by how many fewer a node can have."""
 
     processes: Mapping[tuple[Kind, str], int] = field(default_factory=dict)
     lost: Mapping[tuple[Kind, str], int] = field(default_factory=dict)
@@ -155,7 +155,7 @@ def _preparers(
 
 
 def options_of(kind: Kind, wanted: Cluster, node: NodeFacts, missing: Share, device: Device) -> Options:
-    """What a process asks of Ray.
+    """The resources that a process asks of Ray.
 
     Where the free CPUs of its node are too few, also because another job holds them, processes ask for none: what asks
     for nothing is always placed, and nothing can wait for what a process of ours holds.

@@ -27,7 +27,7 @@ class Waiting:
         self.note(node)
 
     def put_back(self, node: str, unit: Unit, handle: Any) -> None:
-        """Of a unit that was taken, and is the next again."""
+        """Takes back a unit that was taken; it is the next again."""
         self._of_node.setdefault(node, deque()).appendleft((unit, handle))
         self._count += 1
         self.note(node)
