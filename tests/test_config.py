@@ -26,6 +26,7 @@ def test_defaults_are_the_contracts() -> None:
     assert config.output.shard_tokens == 65_536
     assert config.limits.max_image_pixels == 178_956_970
     assert config.cluster.encoders == "auto"
+    assert (config.cluster.device, config.limits.unit_seconds) == ("auto", "auto")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,14 @@ def test_defaults_are_the_contracts() -> None:
         ("output.uri", "  ", "must not be empty"),
         ("cluster.encoders", "many", "auto or a positive integer"),
         ("cluster.preprocessors", 0, "auto or a positive integer"),
+        ("cluster.device", "gpu", "'auto', 'cuda' or 'cpu'"),
+        ("cluster.device", True, "'auto', 'cuda' or 'cpu'"),
+        ("limits.unit_seconds", 0, "auto or a positive number of seconds"),
+        ("limits.unit_seconds", -3.5, "auto or a positive number of seconds"),
+        ("limits.unit_seconds", float("inf"), "auto or a positive number of seconds"),
+        ("limits.unit_seconds", float("nan"), "auto or a positive number of seconds"),
+        ("limits.unit_seconds", True, "auto or a positive number of seconds"),
+        ("limits.unit_seconds", "60", "auto or a positive number of seconds"),
         ("limits.max_rejected_fraction", 1.5, "less than or equal to 1"),
         ("sourc.uri", "x", "unknown field; known here: source,"),
     ],
@@ -53,6 +62,13 @@ def test_an_impossible_value_names_its_field(name: str, value: object, says: str
     assert says in message
     assert name.partition(".")[0] in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(("value", "means"), [("auto", "auto"), (90, 90.0), (0.5, 0.5)])
+def test_seconds_a_unit_may_take_are_a_number_or_auto(value: object, means: object) -> None:
+    config = parse_config(changed("limits.unit_seconds", value))
+    assert config.limits.unit_seconds == means and not isinstance(config.limits.unit_seconds, int)
+    assert parse_config(config.model_dump()) == config
 
 
 def test_a_missing_section_is_named() -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import heapq
 import itertools
+import math
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,6 +83,7 @@ class Actor:
     """An actor that does nothing but take time."""
 
     kind: Kind
+    number: int
     node: str
     gpu: int = -1
     dead: bool = False
@@ -99,8 +102,16 @@ class Node:
     bad: set[int] = field(default_factory=set)
 
 
+Fate = tuple[float, Any]  # after how many seconds a call is answered by what; math.inf: never
+
+
 class VirtualRay:
-    """A `Backend` whose actors answer in virtual time. `busy_seconds`: of encoders, encoding."""
+    """A `Backend` whose actors answer in virtual time. `busy_seconds`: of encoders, encoding.
+
+    Args:
+        fate: what becomes of a call by an actor where it is not what is usual; `ProcessDied` ends the actor.
+        noticed_seconds: until Ray lists a lost node no more.
+    """
 
     def __init__(
         self,
@@ -112,7 +123,13 @@ class VirtualRay:
         cpus_per_gpu: int = CPUS_PER_GPU,
         seed: int = 1,
         ray_seconds: float = RAY_SECONDS,
+        fate: Callable[[Actor, Call], Fate | None] = lambda actor, call: None,
+        noticed_seconds: float = NOTICED_SECONDS,
     ) -> None:
+        self._fate, self._noticed_seconds = fate, noticed_seconds
+        self._actors: dict[Actor, None] = {}
+        self.started: list[Actor] = []
+        self.asked_for: list[tuple[str, int]] = []
         self._random = random.Random(seed)
         self._seconds = {Stage.PREPARE: prepare_seconds, Stage.ENCODE: encode_seconds, Stage.INDEX: encode_seconds}
         self._faults, self._cpus_per_gpu, self._ray_seconds = faults or Faults(), cpus_per_gpu, ray_seconds
@@ -123,7 +140,7 @@ class VirtualRay:
         self._count = itertools.count()
         self.cluster: dict[str, Node] = {}
         self.busy_seconds, self.gpu_seconds, self.local, self.encoded, self.failed = 0.0, 0.0, 0, 0, 0
-        self.calls, self.lost_nodes, self.asked = 0, 0, ("", 0)
+        self.calls, self.lost_nodes = 0, 0
         self._counted = 0.0
         for number in range(-(-gpus // GPUS_PER_NODE)):
             self.add_node(min(GPUS_PER_NODE, gpus - GPUS_PER_NODE * number))
@@ -150,6 +167,16 @@ class VirtualRay:
         self.cluster[name].dead_since = self.now()
         self.lost_nodes += 1
         for actor in [actor for actor in self._actors if actor.node == name]:
+            self._die(actor, ProcessDied("the worker died"))
+
+    def bring_back(self, name: str) -> None:
+        """The node that was lost was only cut off; its processes are gone."""
+        self._account()
+        self.cluster[name].dead_since = None
+
+    def kill_all(self, kind: Kind) -> None:
+        """Ends all processes of a kind, by themselves as it seems."""
+        for actor in [actor for actor in self._actors if actor.kind == kind]:
             self._die(actor, ProcessDied("the worker died"))
 
     def _lose_one(self) -> None:
@@ -181,8 +208,6 @@ class VirtualRay:
 
     # Backend
 
-    _actors: dict[Actor, None]
-
     def now(self) -> float:
         """The virtual clock: what was waited for, and the driver's own CPU time up to its last call of this."""
         return self._clock
@@ -202,19 +227,19 @@ class VirtualRay:
         return [
             node.facts
             for node in self.cluster.values()
-            if node.dead_since is None or now - node.dead_since < NOTICED_SECONDS
+            if node.dead_since is None or now - node.dead_since < self._noticed_seconds
         ]
 
     def is_there(self, node: str) -> bool:
         return self.cluster[node].dead_since is None
 
     def start(self, kind: Kind, number: int, node: str, options: Options) -> Any:
-        self._actors = getattr(self, "_actors", {})
-        actor = Actor(kind=kind, node=node)
+        actor = Actor(kind=kind, number=number, node=node)
         if options.get("num_gpus"):
             free = self.cluster[node].gpus
             actor.gpu = free.pop() if free else -1
         self._actors[actor] = None
+        self.started.append(actor)
         return actor
 
     def submit(self, call: Call, method: str, *arguments: Any) -> Any:
@@ -231,6 +256,9 @@ class VirtualRay:
             self._push(self.now() + DIES_AFTER_SECONDS, call, ProcessDied("the worker died"))
             return None
         actor.calls[call] = None
+        if (fate := self._fate(actor, call)) is not None:
+            self._meet(actor, call, *fate)
+            return actor.node
         if call.stage is None:
             start = 5.0 * self._random.uniform(0.8, 1.2)
             self._push(self.now() + start, call, Introduction(sees_output=True, identity={"device": "x"}))
@@ -240,6 +268,21 @@ class VirtualRay:
             return None
         self._push(self._time(actor, call.stage), call, None)
         return actor.node
+
+    def _meet(self, actor: Actor, call: Call, seconds: float, result: Any) -> None:
+        """Answers a call as told."""
+        if isinstance(result, ProcessDied):
+            self.after(seconds, lambda: self._die(actor, result))
+        elif seconds < math.inf:
+            self._push(self.now() + seconds, call, result)
+
+    def after(self, seconds: float, action: Callable[[], object]) -> None:
+        """Does something later."""
+        self._push(self.now() + seconds, None, action)
+
+    def skip(self, seconds: float) -> None:
+        """Lets time pass in which nobody asks for answers."""
+        self._skipped += seconds
 
     def _time(self, actor: Actor, stage: Stage) -> float:
         """When an actor will have done a call of a stage, one after the other."""
@@ -294,10 +337,11 @@ class VirtualRay:
         return found
 
     def kill(self, handle: Any) -> None:
-        if not handle.dead:
-            self._die(handle, None)
+        self._die(handle, None)
 
     def _die(self, actor: Actor, error: ProcessDied | None) -> None:
+        if actor.dead:
+            return
         actor.dead = True
         self._actors.pop(actor, None)
         if actor.gpu >= 0:
@@ -306,7 +350,7 @@ class VirtualRay:
             self._push(self.now() + DIES_AFTER_SECONDS, call, error)
 
     def ask_for(self, kind: str, count: int) -> None:
-        self.asked = (kind, count)
+        self.asked_for.append((kind, count))
 
     def observe(self, progress: Progress, seconds: float, encoders: int) -> None:
         """Nobody asks for metrics."""

@@ -21,8 +21,8 @@ engine_inline  the stages in this process
 sizing         how many processes each node gets, and what each asks of Ray
 backend        what an engine asks of whatever runs actors
 places         the nodes that live, and what each of them lacks
-staff          the processes that were started, ready or not
 deaths         processes that have died, until it can be said why
+staff          the processes that were started, ready or not
 admission      which processes may work on one output
 actors         the stages as actors
 engine_ray     the actors of a run, kept alive while nodes come and go

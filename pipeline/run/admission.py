@@ -46,8 +46,7 @@ class Admission:
     def admit(self) -> ShardSettings:
         """Asks. An encoder knows best what it is: it has loaded what others only read the version of."""
         assert self._admit is not None
-        living = (what for process, what in self._encoders.items() if not process.gone)
-        encoder = self._first["encoder"] = self._first.get("encoder") or next(living)
+        encoder = self._first["encoder"]
         if self._mixed:  # whichever came first must decide nothing
             encoder = encoder | dict.fromkeys(OF_THE_DEVICE & encoder.keys(), "mixed")
         return self._admit(self._first["preparer"] | encoder)
@@ -55,7 +54,10 @@ class Admission:
     def encoders(self) -> list[Process]:
         return list(self._encoders)
 
-    def refuse(self, encoder: Process) -> None:
-        """The first one was not admitted, nor are others of its node: the next one sets what they must be."""
+    def forget(self, node: str) -> None:
+        """The first encoder, of this node, was not admitted: the next one elsewhere sets what they must be."""
+        living = {one: said for one, said in self._encoders.items() if one.node != node and not one.gone}
+        self._encoders = living
         self._first.pop("encoder", None)
-        self._encoders = {one: what for one, what in self._encoders.items() if one.node != encoder.node}
+        if living:
+            self._first["encoder"] = next(iter(living.values()))

@@ -41,7 +41,13 @@ class Call:
     def failed(self, error: BaseException, blame: Blame) -> CallFailed:
         assert self.stage is not None
         return CallFailed(
-            process=self.process, stage=self.stage, part=self.part, unit=self.unit, error=error, blame=blame
+            process=self.process,
+            stage=self.stage,
+            part=self.part,
+            unit=self.unit,
+            error=error,
+            blame=blame,
+            guarded=self.guarded,
         )
 
     def done(self, result: Any) -> PartIndexed | UnitPrepared | UnitCommitted:

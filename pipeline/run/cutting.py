@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from ..errors import DamagedPart, OutputBusy
 from ..index.units import Unit
@@ -77,6 +78,9 @@ class Cutter:
         return found
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads; what was wanted and not begun is not cut."""
+        with suppress(queue.Empty):
+            while self._threads:
+                self._wanted.get_nowait()
         for _ in range(self._threads):
             self._wanted.put(None)

@@ -126,7 +126,7 @@ class Driver:
     def _fill(self) -> None:
         """Gives every process that is free something to do."""
         board, fleet = self._board, self._fleet
-        for node in fleet.wake(self._engine.now()):
+        for node, _ in fleet.wake(self._engine.now()):
             board.touch(node)
         self._cut()
         touched = board.touched()
@@ -303,7 +303,9 @@ class Driver:
         board = self._board
         if opened is None:
             self._indexing.discard(failure.part)
-            if verdict is not Verdict.SET_ASIDE:
+            if verdict is Verdict.AGAIN_LAST:
+                self._to_index.append(failure.part)
+            elif verdict is not Verdict.SET_ASIDE:
                 self._to_index.appendleft(failure.part)
         elif failure.stage is Stage.ENCODE and verdict in (Verdict.WAIT, Verdict.SICK):
             board.wait_again(opened)  # its patches are as good as before

@@ -21,7 +21,7 @@ from .actors import Introduction
 from .admission import Admission, Identity
 from .backend import Backend, ProcessDied, WorldFailed
 from .calls import Call, PreparedHandle
-from .deaths import Death, Deaths
+from .deaths import Death
 from .events import Blame, Event, FleetChanged, NodeLost, ProcessLost, Stage, blame_for
 from .fleet import Fleet, Kind, Process
 from .places import Places
@@ -65,7 +65,7 @@ class RayEngine:
         self._shards: ShardSettings | None = None
         self._places = Places(cluster, device, encoding=encoding)
         self._staff = Staff(backend, cluster, device, self._places, begin=self._introduce, say=say)
-        self._deaths = Deaths()
+        self._deaths = self._staff.deaths
         self._doubtful: dict[str, float] = {}  # nodes that were lost, and until when it is not asked whether they are
         self._resized = self._counted = self._said = backend.now()
         self._missed = self._resize()
@@ -95,6 +95,7 @@ class RayEngine:
         return self._backend.submit(call, method, *arguments)
 
     def _introduce(self, process: Process) -> None:
+        self.fleet.expect(process)
         self.submit(Call(process=process, stage=None))
 
     def replace(self, process: Process, reason: str) -> list[Event]:
@@ -138,7 +139,7 @@ class RayEngine:
             self._say(f"node {node.name} has joined: {node.cpus:g} CPUs, {node.gpus} GPUs")
         for node in self._places.nodes.values():
             self.fleet.see(node.id, int(node.store_bytes * OBJECT_STORE_SHARE), node.name)
-        self._staff.start_missing(self._deaths.processes())
+        self._staff.start_missing()
         return events
 
     def _is_back(self, node: str) -> bool:
@@ -198,7 +199,7 @@ class RayEngine:
         if process.node not in self._places.nodes:
             return self._failed(process, death.calls, error, Blame.WORLD)
         if not self._lives(process.node):
-            self._deaths.put_back(death)
+            self._deaths.put_back(death)  # it is one of all that went with its node
             return self._lose(process.node)
         events = self._failed(process, death.calls, error, Blame.WORLD if error.by_world else Blame.PROCESS)
         reason = str(error).splitlines()[0]
@@ -287,7 +288,7 @@ class RayEngine:
         try:
             self._shards = self._admission.admit()
         except RequestError as error:
-            self._admission.refuse(encoder)
+            self._admission.forget(encoder.node)
             return self._leave_out(encoder, error)
         for process in self._admission.encoders():
             if not process.gone:

@@ -58,7 +58,7 @@ class UnitCommitted:
 
 @dataclass(frozen=True, kw_only=True)
 class CallFailed:
-    """A call came to nothing. `unit` is None where a part was to be indexed."""
+    """A call came to nothing. `unit` is None where a part was to be indexed; `guarded`: as its call was."""
 
     process: Process
     stage: Stage
@@ -66,6 +66,7 @@ class CallFailed:
     unit: Unit | None
     error: BaseException
     blame: Blame = Blame.CALL
+    guarded: bool = False
 
     @property
     def name(self) -> str:

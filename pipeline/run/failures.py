@@ -1,6 +1,7 @@
 """Failures: whose fault one is, and what follows.
 
-storage that does not answer                         waited for: no attempt
+storage that does not answer; nothing is read on     waited for: no attempt
+one node while others go on
 world, at any stage; a process that is sick          a loss       MAX_LOSSES
 process, while it read images, unguarded             a death      then it is tried under guard
 everything else                                      an attempt   limits.attempts
@@ -18,14 +19,13 @@ from ..output.totals import Totals
 from .calls import Started
 from .events import Blame, CallFailed, Event, Stage
 from .fleet import Fleet, Process
-from .health import Health
+from .health import Health, NodeHealth
 from .patience import HOPELESS_SECONDS, Guard, Patience
 from .progress import Progress
 
 MAX_FAILURES_IN_A_ROW = 10
 MAX_LOSSES = 20  # of one unit or part with a node, or to the memory monitor: no attempts, but not for ever either
 DEATHS_BEFORE_GUARD = 2
-LONGEST_REST_SECONDS = 60.0  # of an encoder whose last calls have failed; the first rest is half a second
 
 
 class Verdict(Enum):
@@ -50,7 +50,7 @@ class Failures:
         self._attempts: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._failed_in: dict[str, set[int]] = {}  # encoders, by unit
-        self._guard, self._patience, self._health = Guard(), Patience(), Health()
+        self._guard, self._patience, self._health, self._nodes = Guard(), Patience(), Health(), NodeHealth()
         self._in_a_row = 0
 
     def is_suspect(self, name: str) -> bool:
@@ -65,12 +65,14 @@ class Failures:
                 counts.pop(name, None)
         else:
             self._guard.passed(name)
+            self._nodes.succeeded(process.node, name)
         self._health.succeeded(process, now)
         self._patience.worked(process.kind, process.node, now)
 
     def forget(self, node: str) -> None:
         """Forgets a node that is gone."""
         self._patience.forget(node)
+        self._nodes.forget(node)
 
     def as_late(self, event: Event, started: Started, reason: str) -> Event:
         """Among the calls that ended with a process that was late, the late one is an attempt of its unit."""
@@ -87,10 +89,10 @@ class Failures:
             raise error
         if isinstance(error, DamagedPart | EncodeError):
             return self._set_aside(failure)
+        if self._is_of_its_node(failure):
+            return self._wait(failure, now)
         sick = self._is_sick(failure, now)
-        if failure.process.failures:
-            self._fleet.rest(failure.process, now + min(LONGEST_REST_SECONDS, 2.0 ** (failure.process.failures - 2)))
-        counter, limit = self._counter_of(failure, sick=sick)
+        counter, limit = self._counter_of(failure, lost=sick or self._is_of_its_place(failure, now))
         counter[failure.name] += 1
         if counter[failure.name] >= limit:
             return Verdict.SICK if sick else self._set_aside(failure)
@@ -100,16 +102,36 @@ class Failures:
         return Verdict.AGAIN_FIRST if counter is self._losses else Verdict.AGAIN_LAST
 
     def _is_sick(self, failure: CallFailed, now: float) -> bool:
-        by_call = failure.blame is Blame.CALL and not isinstance(failure.error, Late)
-        return by_call and failure.stage is Stage.ENCODE and self._health.failed(failure.process, now)
+        """Whether an encoder, not the unit, is to blame; one of several that may be is given nothing for a while."""
+        process = failure.process
+        if failure.stage is not Stage.ENCODE or failure.blame is not Blame.CALL or isinstance(failure.error, Late):
+            return False
+        sick = self._health.failed(process, now)
+        if not sick and self._fleet.count("encoder") > 1 and (seconds := self._health.rest_seconds(process)):
+            self._fleet.rest(process, now + seconds)
+        return sick
 
-    def _counter_of(self, failure: CallFailed, *, sick: bool) -> tuple[Counter[str], int]:
-        if failure.blame is Blame.WORLD or sick or self._is_known(failure):
+    def _is_of_its_node(self, failure: CallFailed) -> bool:
+        """Whether nothing can be read on a node, while others go on."""
+        if failure.stage is Stage.ENCODE or failure.blame is Blame.WORLD or isinstance(failure.error, Late):
+            return False
+        bad = self._nodes.failed(failure.process.node, failure.name, self._fleet.spread("preparer", coming=True))
+        self._losses[failure.name] += bad
+        return bad and self._losses[failure.name] < MAX_LOSSES
+
+    def _is_of_its_place(self, failure: CallFailed, now: float) -> bool:
+        """Whether one encoder after the other dies in one place, while others go on elsewhere."""
+        process = failure.process
+        died = failure.stage is Stage.ENCODE and failure.blame is Blame.PROCESS
+        return died and bool(process.ends) and self._health.others_succeed(process, now)
+
+    def _counter_of(self, failure: CallFailed, *, lost: bool) -> tuple[Counter[str], int]:
+        if failure.blame is Blame.WORLD or lost or self._is_known(failure):
             return self._losses, MAX_LOSSES
         reads_images = failure.stage is not Stage.ENCODE
-        if failure.blame is Blame.PROCESS and reads_images and not self.is_suspect(failure.name):
+        if failure.blame is Blame.PROCESS and reads_images and not failure.guarded:
             self._guard.died()
-            return self._guard.deaths, DEATHS_BEFORE_GUARD + 1
+            return self._guard.deaths, MAX_LOSSES  # after two it is tried under guard
         return self._attempts, self._max_attempts
 
     def _is_known(self, failure: CallFailed) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,8 +26,8 @@ class Process:
         run: units of one part that it is to prepare next.
         failures: calls in a row that failed in it.
         failed_at: when the first of those did, by the engine's clock.
-        tries: processes in a row, it included, that were started in its place without one success.
-        ready: it can be given work; `rests`: but not now; `gone`: it has died, or was ended.
+        ends: of processes in a row before it that ended in its place without one success, by why.
+        ready: it can be given work; `gone`: it has died, or was ended; `rests`: it is given nothing for a while.
     """
 
     kind: Kind
@@ -38,7 +38,7 @@ class Process:
     run: deque[Unit] = field(default_factory=deque)
     failures: int = 0
     failed_at: float = 0.0
-    tries: int = 1
+    ends: Counter[str] = field(default_factory=Counter)
     ready: bool = False
     gone: bool = False
     rests: bool = False
@@ -69,8 +69,9 @@ class Fleet:
         self._nodes: dict[str, _Node] = {}
         self._free: dict[Kind, _Ordered] = {kind: _Ordered() for kind in KINDS}  # nodes with room for a call
         self._idle: dict[Kind, _Ordered] = {kind: _Ordered() for kind in KINDS}  # nodes with a process without any
-        self._pauses: list[tuple[float, int, str, Kind | Process]] = []
-        self._order = itertools.count()
+        self._coming: dict[Process, None] = {}
+        self._pauses: list[tuple[float, int, str, Kind | Process]] = []  # until, of a node's kind or of one process
+        self._count = itertools.count()
         self._size: dict[Kind, int] = dict.fromkeys(KINDS, 0)
 
     def see(self, node: str, budget_bytes: int, name: str = "") -> None:
@@ -103,9 +104,14 @@ class Fleet:
             return self._size[kind]
         return self._nodes[node].size[kind] if node in self._nodes else 0
 
-    def spread(self, kind: Kind) -> int:
-        """On how many nodes there are processes of a kind."""
-        return sum(node.size[kind] > 0 for node in self._nodes.values())
+    def spread(self, kind: Kind, *, coming: bool = False) -> int:
+        """On how many nodes there are processes of a kind; `coming`: those that are starting count as well."""
+        here = {name for name, node in self._nodes.items() if node.size[kind]}
+        return len(here | {process.node for process in self._coming if process.kind == kind} if coming else here)
+
+    def expect(self, process: Process) -> None:
+        """A process is starting: it will be added, or removed."""
+        self._coming[process] = None
 
     def is_paused(self, kind: Kind, node: str) -> bool:
         return node in self._nodes and kind in self._nodes[node].paused
@@ -114,6 +120,7 @@ class Fleet:
         """Lets a process be given work."""
         node = self._nodes[process.node]
         process.ready = True
+        self._coming.pop(process, None)
         node.size[process.kind] += 1
         self._size[process.kind] += 1
         node.free[process.kind][0][process] = None
@@ -121,6 +128,7 @@ class Fleet:
 
     def remove(self, process: Process) -> None:
         """Takes a process out that is gone."""
+        self._coming.pop(process, None)
         node = self._nodes.get(process.node)
         if node is None or process.gone or not process.ready:
             return
@@ -191,18 +199,18 @@ class Fleet:
         """Gives the processes of a node nothing until then, by the engine's clock."""
         if node in self._nodes:
             self._nodes[node].paused.add(kind)
-            heapq.heappush(self._pauses, (until, next(self._order), node, kind))
+            heapq.heappush(self._pauses, (until, next(self._count), node, kind))
             self._note(kind, node)
 
     def rest(self, process: Process, until: float) -> None:
-        """Gives one process nothing until then: it has failed, and others may do better."""
-        if process.ready and not process.gone and not process.rests:
+        """Gives one process nothing until then."""
+        if not process.gone:
             process.rests = True
+            heapq.heappush(self._pauses, (until, next(self._count), process.node, process))
             self._move(process, process.calls)
-            heapq.heappush(self._pauses, (until, next(self._order), process.node, process))
 
-    def wake(self, now: float) -> list[str]:
-        """Ends the pauses that are over; returns on which nodes."""
+    def wake(self, now: float) -> list[tuple[str, Kind]]:
+        """Ends the pauses and rests that are over; returns whose they were."""
         woken = []
         while self._pauses and self._pauses[0][0] <= now:
             _, _, node, who = heapq.heappop(self._pauses)
@@ -211,12 +219,9 @@ class Fleet:
             if isinstance(who, Process):
                 who.rests = False
                 self._move(who, who.calls)
+                woken.append((node, who.kind))
             else:
                 self._nodes[node].paused.discard(who)
                 self._note(who, node)
-            woken.append(node)
+                woken.append((node, who))
         return woken
-
-    def next_waking(self) -> float | None:
-        """When the next pause is over."""
-        return self._pauses[0][0] if self._pauses else None

@@ -55,11 +55,12 @@ class Patience:
             del self._troubles[key]
 
     def is_hopeless(self, kind: Kind, now: float, nodes: int) -> bool:
-        """Whether nothing has worked for ten minutes while it failed on two nodes, or on the only one."""
-        since = [trouble.since for (one, _), trouble in self._troubles.items() if one == kind]
-        if len(since) < min(2, nodes):
+        """Whether it has failed on two nodes, or on the only one, for ten minutes in which nothing has worked."""
+        since = sorted(trouble.since for (one, _), trouble in self._troubles.items() if one == kind)
+        needed = max(1, min(2, nodes))
+        if len(since) < needed:
             return False
-        return now - max(min(since), self._worked.get(kind, 0.0)) >= HOPELESS_SECONDS
+        return now - max(since[needed - 1], self._worked.get(kind, 0.0)) >= HOPELESS_SECONDS
 
 
 class Guard:

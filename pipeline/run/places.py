@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from ..config import Cluster
 from .fleet import KINDS, Kind, Process
-from .sizing import Device, NodeFacts, Present, Share, shares_of
-
-ALL = 1 << 20
+from .sizing import ALL, Device, NodeFacts, Present, Share, shares_of
 
 
 class Places:

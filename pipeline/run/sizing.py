@@ -14,6 +14,7 @@ from ..config import Cluster
 from .fleet import SLOTS, Kind
 
 Device = Literal["cuda", "cpu"]
+ALL = 1 << 20  # more than a node can have
 PREPARERS: dict[Device, int] = {"cuda": 6, "cpu": 1}  # that an encoder is fed by
 Options = dict[str, float]
 
@@ -44,10 +45,16 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Present:
-    """The state of a run: processes by kind and node, and by how many fewer a node can have."""
+    """The processes that a run has, by kind and node, and by how many fewer a node can have."""
 
     processes: Mapping[tuple[Kind, str], int] = field(default_factory=dict)
     lost: Mapping[tuple[Kind, str], int] = field(default_factory=dict)
+
+    def count(self, kind: Kind, node: str) -> int:
+        return self.processes.get((kind, node), 0)
+
+    def lost_of(self, kind: Kind, node: str) -> int:
+        return self.lost.get((kind, node), 0)
 
 
 def shares_of(
@@ -71,10 +78,13 @@ def shares_of(
         _place_encoders(wanted, usable, shares, device, present)
     else:
         threads = 0.0
-    _place_preparers(wanted, usable, shares, threads, PREPARERS[device] if encoding else 0)
-    for node in nodes:
-        share = shares[node.id]
-        share.preparers = max(0, share.preparers - present.lost.get(("preparer", node.id), 0))
+    spare = {node.id: int(node.cpus - shares[node.id].encoders * threads) for node in usable}
+    if isinstance(wanted.preprocessors, int):
+        dealt = _deal(wanted.preprocessors, "preparer", spare, 1.0, present)
+    else:
+        dealt = _preparers(usable, shares, spare, PREPARERS[device] if encoding else 0, present)
+    for name, count in dealt.items():
+        shares[name].preparers = count
     return shares
 
 
@@ -82,69 +92,70 @@ def _place_encoders(
     wanted: Cluster, nodes: list[NodeFacts], shares: dict[str, Share], device: Device, present: Present
 ) -> None:
     """On GPUs one each, as many as are wanted; on CPUs one a node, or as many as are wanted, spread by their CPUs."""
-
-    def had(node: NodeFacts) -> int:
-        return present.processes.get(("encoder", node.id), 0)
-
-    def lost(node: NodeFacts) -> int:
-        return present.lost.get(("encoder", node.id), 0)
-
-    left = wanted.encoders if isinstance(wanted.encoders, int) else None
-    if device == "cuda":
-        for node in sorted(nodes, key=lambda node: -had(node)):
-            count = max(0, node.gpus - lost(node))
-            count = count if left is None else min(count, left)
-            left = None if left is None else left - count
-            shares[node.id].encoders = count
+    if isinstance(wanted.encoders, int) and device == "cpu":
+        room = {node.id: node.cpus for node in nodes}
+        for name, count in _deal(wanted.encoders, "encoder", room, wanted.threads_per_encoder, present).items():
+            shares[name].encoders = count
         return
-    if left is None:
-        for node in nodes:
-            shares[node.id].encoders = max(0, 1 - lost(node))
-        return
-    nodes = [node for node in nodes if not lost(node)]
-    room = [(-node.cpus, -had(node), number) for number, node in enumerate(nodes)]
-    _deal(left, room, [shares[node.id] for node in nodes], "encoders", wanted.threads_per_encoder)
+    left = wanted.encoders if isinstance(wanted.encoders, int) else ALL
+    places = {node.id: (node.gpus if device == "cuda" else 1) - present.lost_of("encoder", node.id) for node in nodes}
+    for keeping in (True, False):  # what is there stays
+        for name, count in places.items():
+            most = min(count, present.count("encoder", name)) if keeping else count
+            more = max(0, min(left, most - shares[name].encoders))
+            shares[name].encoders += more
+            left -= more
 
 
-def _deal(count: int, room: list[tuple[float, int, int]], shares: list[Share], name: str, cpus: float) -> None:
-    """Gives so many processes one by one to where most room is left."""
-    heapq.heapify(room)
-    for _ in range(count if room else 0):
-        left, had, number = heapq.heappop(room)
-        setattr(shares[number], name, getattr(shares[number], name) + 1)
-        heapq.heappush(room, (left + cpus, had, number))
+def _deal(count: int, kind: Kind, room: Mapping[str, float], cpus: float, present: Present) -> dict[str, int]:
+    """Gives so many processes one by one to where most CPUs are left, but no more to where one was given up.
+
+    What is there stays.
+    """
+    dealt = {}
+    for name in room:
+        dealt[name] = min(count, present.count(kind, name))
+        count -= dealt[name]
+    names = [name for name in room if not present.lost_of(kind, name)]
+    heap = [(dealt[name] * cpus - room[name], number) for number, name in enumerate(names)]
+    heapq.heapify(heap)
+    for _ in range(count if heap else 0):
+        left, number = heapq.heappop(heap)
+        dealt[names[number]] += 1
+        heapq.heappush(heap, (left + cpus, number))
+    return dealt
 
 
-def _place_preparers(
-    wanted: Cluster, nodes: list[NodeFacts], shares: dict[str, Share], threads: float, each: int
-) -> None:
+def _preparers(
+    nodes: list[NodeFacts], shares: dict[str, Share], spare: dict[str, int], each: int, present: Present
+) -> dict[str, int]:
     """First beside the encoders that they feed; where a node has too few CPUs for that, others help."""
-    spare = {node.id: int(node.cpus - shares[node.id].encoders * threads) for node in nodes}
-    if isinstance(wanted.preprocessors, int):
-        room = [(-float(spare[node.id]), -shares[node.id].encoders, number) for number, node in enumerate(nodes)]
-        _deal(wanted.preprocessors, room, [shares[node.id] for node in nodes], "preparers", 1.0)
-        return
+    own, missing = {}, 0
     if not each:  # only to index
+        own = {node.id: max(1, int(node.cpus)) for node in nodes}
+    elif not any(shares[node.id].encoders for node in nodes):
+        own, missing = {node.id: 0 for node in nodes}, each  # until there is an encoder
+    else:
         for node in nodes:
-            shares[node.id].preparers = max(1, int(node.cpus))
-        return
-    missing = 0 if any(shares[node.id].encoders for node in nodes) else each  # until there is an encoder
-    for node in nodes:
-        encoders = shares[node.id].encoders
-        own = max(1, min(spare[node.id], each * encoders)) if encoders else 0
-        shares[node.id].preparers = own
-        spare[node.id] -= own
-        missing += each * encoders - own
-    for node in sorted(nodes, key=lambda node: -spare[node.id]):
-        help_here = max(0, min(missing, spare[node.id]))
-        shares[node.id].preparers += help_here
-        missing -= help_here
-    if nodes and not any(shares[node.id].preparers for node in nodes):
-        shares[nodes[0].id].preparers = 1
+            needed = each * shares[node.id].encoders
+            own[node.id] = max(1, min(spare[node.id], needed)) if needed else 0
+            missing += needed - own[node.id]
+    count = dict(own)
+
+    def helps(name: str) -> tuple[int, int]:
+        return own[name] - present.count("preparer", name), own[name] - spare[name]  # those that help already go on
+
+    for name in sorted(own, key=helps):
+        more = max(0, min(missing, spare[name] - own[name]))
+        count[name] += more
+        missing -= more
+    if nodes and not any(count.values()):
+        count[nodes[0].id] = 1
+    return {name: max(0, number - present.lost_of("preparer", name)) for name, number in count.items()}
 
 
 def options_of(kind: Kind, wanted: Cluster, node: NodeFacts, missing: Share, device: Device) -> Options:
-    """Says what a process asks of Ray.
+    """The resources that a process asks of Ray.
 
     Where the free CPUs of its node are too few, also because another job holds them, processes ask for none: what asks
     for nothing is always placed, and nothing can wait for what a process of ours holds.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from ..config import Cluster
 from ..errors import RequestError, RunFailed
 from .backend import Backend
 from .calls import Call
+from .deaths import Deaths
 from .fleet import KINDS, Kind, Process
 from .places import Places
 from .sizing import Device, NodeFacts, Share, options_of
@@ -25,6 +27,8 @@ MAX_TRIES: dict[Reason, int] = {
 
 class Staff:
     """Starts and ends processes, and knows what each has not answered yet.
+
+    `deaths`: of those that are not judged yet; their places are kept for them.
 
     Args:
         begin: is called with every process that was started.
@@ -43,6 +47,7 @@ class Staff:
     ) -> None:
         self._backend, self._cluster, self._device, self._places = backend, cluster, device, places
         self._begin, self._say = begin, say
+        self.deaths = Deaths()
         self._calls: dict[Process, dict[Call, None]] = {}
         self._numbers = {kind: itertools.count() for kind in KINDS}
         self._last_error: dict[Kind, BaseException] = {}
@@ -66,20 +71,20 @@ class Staff:
         self._backend.kill(process.handle)  # an actor that is only unavailable must not go on beside its successor
         return list(self._calls.pop(process, {}))
 
-    def start_missing(self, dead: list[Process]) -> None:
+    def start_missing(self) -> None:
         """Starts what the places lack; those of the dead are kept until it is known why they died."""
-        for node, missing in list(self._places.missing([*self._calls, *dead])):
+        for node, missing in list(self._places.missing([*self._calls, *self.deaths.processes()])):
             for kind in KINDS:
                 for _ in range(missing.of(kind)):
                     self._start(kind, node, missing)
         if count := self._places.encoders_to_ask_for(self._calls):
             self._backend.ask_for("GPU" if self._device == "cuda" else "CPU", count)
 
-    def _start(self, kind: Kind, node: NodeFacts, missing: Share, tries: int = 1) -> None:
+    def _start(self, kind: Kind, node: NodeFacts, missing: Share, ends: Counter[str] | None = None) -> None:
         number = next(self._numbers[kind])
         options = options_of(kind, self._cluster, node, missing, self._device)
         handle: Any = self._backend.start(kind, number, node.id, options)
-        process = Process(kind=kind, number=number, node=node.id, handle=handle, tries=tries)
+        process = Process(kind=kind, number=number, node=node.id, handle=handle, ends=ends or Counter())
         self._calls[process] = {}
         self._begin(process)
 
@@ -93,11 +98,12 @@ class Staff:
         self._last_error[kind] = error
         if node not in self._places.nodes:
             return
-        if process.tries < MAX_TRIES[reason] and not isinstance(error, RequestError):
-            self._start(kind, self._places.nodes[node], Share(encoders=1, preparers=1), tries=process.tries + 1)
+        ends = process.ends + Counter([reason])
+        if ends[reason] < MAX_TRIES[reason] and not isinstance(error, RequestError):
+            self._start(kind, self._places.nodes[node], Share(encoders=1, preparers=1), ends)
             return
         self._places.give_up(kind, node)
-        name, tries = self._places.name(node), f"{process.tries} in a row" if process.tries > 1 else "one"
+        name, tries = self._places.name(node), f"{ends.total()} in a row" if ends.total() > 1 else "one"
         self._say(f"node {name} gets one {kind} fewer: {tries} came to nothing, the last: {first_line(error)}")
         self.check_some_are_left(kind)
 
@@ -110,9 +116,10 @@ class Staff:
 
     def check_some_are_left(self, kind: Kind) -> None:
         """Raises the RequestError that was the last reason, or RunFailed: no process of a kind can be kept."""
-        if self.count(kind) or not self._places.nodes:
+        if not self._places.nodes or any(process.kind == kind for process in self.deaths.processes()):
             return
-        self.start_missing([])
+        if not self.count(kind):
+            self.start_missing()
         if self.count(kind):
             return
         error = self._last_error[kind]

@@ -6,7 +6,7 @@ import errno
 import posixpath
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -124,13 +124,14 @@ def _put_if_match(client: Any, source: Path, path: str, etag: str) -> None:
     By requests of our own: the client's upload in parts hands no such condition on.
     """
     bucket, key, _ = client.split_path(path)
-    place = {"Bucket": bucket, "Key": key}
+    place = {"Bucket": bucket, "Key": key} | request_options(client)
     try:
         if source.stat().st_size < 2 * UPLOAD_PART_BYTES:
             client.call_s3("put_object", Body=source.read_bytes(), IfMatch=f'"{etag}"', **place)
             return
         upload = place | {"UploadId": client.call_s3("create_multipart_upload", **place)["UploadId"]}
-        try:
+        with ExitStack() as undo:  # also of an interruption
+            undo.callback(_abort, client, upload)
             parts: list[dict[str, object]] = []
             with open(source, "rb") as stream:
                 while piece := stream.read(UPLOAD_PART_BYTES):
@@ -138,13 +139,17 @@ def _put_if_match(client: Any, source: Path, path: str, etag: str) -> None:
                     answer = client.call_s3("upload_part", PartNumber=number, Body=piece, **upload)
                     parts.append({"PartNumber": number, "ETag": answer["ETag"]})
             client.call_s3("complete_multipart_upload", MultipartUpload={"Parts": parts}, IfMatch=f'"{etag}"', **upload)
-        except BaseException:
-            client.call_s3("abort_multipart_upload", **upload)
-            raise
+            undo.pop_all()
     except OSError as error:
         if error.errno != errno.ENOSYS and "NotImplemented" not in str(error):
             raise
         client.put_file(str(source), path, chunksize=UPLOAD_PART_BYTES)  # a store that knows no condition
+
+
+def _abort(client: Any, upload: dict[str, str]) -> None:
+    """Ends an upload, if the storage lets it: why it came to nothing is what counts, and a later run ends it too."""
+    with suppress(OSError):
+        client.call_s3("abort_multipart_upload", **upload)
 
 
 def _is_another(error: OSError) -> bool:

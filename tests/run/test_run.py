@@ -468,3 +468,137 @@ def test_no_memory_to_decode_is_no_property_of_the_image(
     monkeypatch.setattr(decode, "to_rgb", none_left)
     with pytest.raises(ReaderLost, match="no memory to decode 30×20 pixels"):
         decode.decode(encoded(noise(20, 30, 1)))
+
+
+def three_tars(folder: Path) -> str:
+    """Three parts of four images each; returns their pattern."""
+    for number in range(3):
+        members = [(f"{number}-{i}.jpg", encoded(noise(60 + 9 * i, 70, 10 * number + i), "JPEG")) for i in range(4)]
+        make_tar(folder / f"{number}.tar", members)
+    return str(folder / "*.tar")
+
+
+@pytest.mark.parametrize("point", ["index", "prepare"])
+def test_success_is_gone_before_the_first_unit_of_a_further_run(point: str, model_path: Path, tmp_path: Path) -> None:
+    config = config_for(three_tars(tmp_path / "in"), tmp_path / "out", model_path)
+    assert run_here(config).complete
+    make_tar(tmp_path / "in" / "3.tar", [("3.jpg", encoded(noise(60, 60, 99), "JPEG"))])
+    assert run_in_a_fork(config, VISIONBAKE_FAULT=f"{point}:kill@{tmp_path / 'fired'}") == -signal.SIGKILL
+    assert (tmp_path / "fired").exists()
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    assert run_here(config).totals.samples == 13
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_success_is_gone_before_a_missing_unit_is_made_again(model_path: Path, tmp_path: Path) -> None:
+    config = config_for(three_tars(tmp_path / "in"), tmp_path / "out", model_path)
+    assert run_here(config).complete
+    min((tmp_path / "out" / "samples").iterdir()).unlink()
+    assert run_in_a_fork(config, VISIONBAKE_FAULT=f"prepare:kill@{tmp_path / 'fired'}") == -signal.SIGKILL
+    assert (tmp_path / "fired").exists() and not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize("fact", ["pillow", "device"])
+def test_a_run_that_is_refused_at_its_admission_leaves_a_complete_output_as_it_is(
+    fact: str, model_path: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    config = config_for(three_tars(tmp_path / "in"), output, model_path)
+    assert run_here(config).complete
+    tree = json.loads((output / "dataset.json").read_text())
+    assert fact in tree["fingerprint_facts"]
+    tree["fingerprint_facts"][fact] = "of long ago"
+    (output / "dataset.json").write_text(json.dumps(tree))
+    make_tar(tmp_path / "in" / "3.tar", [("3.jpg", encoded(noise(60, 60, 99), "JPEG"))])
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(RequestError, match=f"{fact} is 'of long ago' there"):
+        run_here(config)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    assert (output / "_SUCCESS").exists() and (output / "plan" / "parts").is_dir()
+
+
+def test_a_samples_shard_that_went_from_a_complete_output_is_made_again(model_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    config = config_for(three_tars(tmp_path / "in"), output, model_path)
+    before = run_here(config)
+    assert len(list((output / "ledger").glob("part-*.parquet"))) == 3
+    data, rows = files_of(output / "data"), rows_of(output)
+    lost = sorted((output / "samples").iterdir())[1]
+    lost.unlink()
+    again = run_here(config)
+    assert (again.this_run.units, again.already_committed) == (1, before.totals.units - 1)
+    assert files_of(output / "data") == data
+    assert rows_of(output) == rows
+    assert again.totals.as_dict()["samples"] == before.totals.as_dict()["samples"] == 12
+    assert_whole(output, [f"{number}-{i}" for number in range(3) for i in range(4)])
+    assert run_here(config).this_run.units == 0
+
+
+def damage(path: Path, how: str, other: Path) -> None:
+    if how == "deleted":
+        path.unlink()
+    elif how == "damaged":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        shutil.copyfile(other / "ledger" / path.name, path)
+
+
+@pytest.fixture(scope="module")
+def two_outputs(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+    """Of one source by two configurations: another fingerprint, and other units."""
+    folder = tmp_path_factory.mktemp("two")
+    uri = three_tars(folder / "in")
+    for name, tokens in (("one", 48), ("other", 10_000)):
+        assert run_here(config_for(uri, folder / name, model_path, output={"shard_tokens": tokens})).complete
+    return uri, folder / "one", folder / "other"
+
+
+@pytest.mark.parametrize("how", ["deleted", "damaged", "another run's"])
+@pytest.mark.parametrize("name", ["part-000001.parquet", "_units.json", "both"])
+def test_without_its_ledger_a_complete_output_is_still_complete(
+    name: str, how: str, two_outputs: tuple[str, Path, Path], model_path: Path, tmp_path: Path
+) -> None:
+    uri, complete, other = two_outputs
+    output = tmp_path / "out"
+    shutil.copytree(complete, output)
+    success = json.loads((output / "_SUCCESS").read_text())
+    for path in (output / "ledger").iterdir():
+        if name in (path.name, "both"):
+            damage(path, how, other)
+    shards = {path: stamp(path) for folder in ("data", "samples", "plan") for path in (output / folder).rglob("*")}
+    summary = run_here(config_for(uri, output, model_path))
+    assert summary.complete and summary.this_run.units == 0
+    assert summary.already_committed == summary.totals.units == success["units"]
+    assert json.loads((output / "_SUCCESS").read_text()) == success
+    assert {path: stamp(path) for path in shards} == shards
+
+
+def test_parts_that_are_done_are_not_cut_again(
+    two_outputs: tuple[str, Path, Path], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.run import runner
+
+    uri, complete, _ = two_outputs
+    output = tmp_path / "out"
+    shutil.copytree(complete, output)
+    next(path for path in (output / "samples").iterdir() if path.name.startswith("part-000001-")).unlink()
+    read: list[str] = []
+    real = runner.read_index_arrays
+
+    def counting(path: Path) -> Any:
+        read.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(runner, "read_index_arrays", counting)
+    config = config_for(uri, output, model_path)
+    assert run_here(config).this_run.units == 1
+    assert set(read) == {"part-000001.parquet"}
+    read.clear()
+    assert run_here(config).this_run.units == 0
+    assert not read
+    (output / "ledger" / "_units.json").unlink()  # then each part's ledger tells
+    assert run_here(config).this_run.units == 0
+    assert not read
+    shutil.rmtree(output / "ledger")  # then the index does
+    assert run_here(config).this_run.units == 0
+    assert sorted(read) == [f"part-{part:06d}.parquet" for part in range(3)]
