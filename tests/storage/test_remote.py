@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -406,7 +407,7 @@ def test_a_range_of_another_object_is_never_taken(s3: S3Server) -> None:
     assert s3.counts.unheeded == 4
 
 
-def test_every_request_of_our_own_says_who_pays(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_request_of_our_own_says_who_pays(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the requests of s3fs before 2026, which says so in its own methods alone."""
 
     def older(self: Any, method: Any, *tables: dict[str, Any], **words: Any) -> Any:
@@ -428,6 +429,13 @@ def test_every_request_of_our_own_says_who_pays(s3: S3Server, monkeypatch: pytes
     assert remote_read.read_if_match(f"{URI}/in/a", etag, 2, 7) == b"photo"
     assert remote_publish.remove_unfinished(f"{URI}/in", lambda name, begun: True) == 1
     assert s3.counts.requests.total() == 6
+    assert remote_read.read_tail(f"{URI}/in/a")[0] == b"a photo"
+    (tmp_path / "new").write_bytes(b"another")
+    assert remote_publish.replace_same(tmp_path / "new", f"{URI}/in/a", etag)
+    monkeypatch.setattr(remote_publish, "UPLOAD_PART_BYTES", 1)  # in parts
+    etag = hashlib.md5(b"another").hexdigest()
+    monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 1)
+    assert remote_publish.replace_same(tmp_path / "new", f"{URI}/in/a", etag)
     assert not s3.counts.faults
 
 
