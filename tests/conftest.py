@@ -336,6 +336,18 @@ def s3_server() -> Iterator[Any]:
 
 
 @pytest.fixture
+def asked_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Clients that ask again without a pause, and once: what is tested is what comes of it."""
+    import s3fs
+
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
 def s3(s3_server: Any) -> Iterator[Any]:
     """The server with an empty bucket, without faults."""
     import fsspec

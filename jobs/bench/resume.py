@@ -1,6 +1,6 @@
 """How long a resume takes to its first unit: 100 000 parts, nine tenths of them done, 30 ms a request made up.
 
-What is real: the names of a million samples shards, the standing of the output, cutting in threads, the driver. What is
+What is real: the names of a million samples shards, what a resume finds, cutting in threads, the driver. What is
 made up: an engine that does nothing, and the time that storage takes; local files stand for objects.
 """
 
@@ -28,7 +28,7 @@ from pipeline.process import peak_memory_bytes
 from pipeline.run.calls import Call
 from pipeline.run.driver import Driver
 from pipeline.run.events import Stage
-from pipeline.run.standing import Standing
+from pipeline.run.resume import Resume
 from pipeline.run.work import DriverLimits, Work
 from pipeline.storage.files import names_in, small_file
 
@@ -66,15 +66,15 @@ def bench_resume(arguments: argparse.Namespace) -> dict[str, object]:
         )
         with slow_names, slow_index:
             began = time.monotonic()
-            standing = Standing(output, PARTS)
+            found = Resume(output, PARTS)
             stood = time.monotonic()
-            units = standing.committed.count
+            units = found.committed.count
 
             def units_of(part: int) -> list[Unit]:
                 return cut_units(part, read_index_arrays(output / f"part-{part:06d}.parquet"), GEOMETRY, 1)
 
-            to_cut = [part for part in range(PARTS) if part not in standing.done]
-            work = Work(parts=PARTS, to_index=[], to_cut=to_cut, units_of=units_of, committed=standing.committed.has)
+            to_cut = [part for part in range(PARTS) if part not in found.done]
+            work = Work(parts=PARTS, to_index=[], to_cut=to_cut, units_of=units_of, committed=found.committed.has)
             engine = Watched()
             progress = Driver(engine, work, DriverLimits(attempts=1, cutting_threads=THREADS)).run()
             ended = time.monotonic()

@@ -10,7 +10,7 @@ from types import FrameType
 
 from ..errors import OutputError, RequestError
 from ..storage.files import AnyPath, absolute, is_folder
-from ..storage.remote import RemotePath, check_uri
+from ..storage.remote import check_uri
 
 
 class Interrupted(BaseException):
@@ -37,7 +37,7 @@ def output_of(text: str) -> AnyPath:
     check_uri("OUTPUT", text)
     output = absolute(text)
     if not is_folder(output):
-        there = not isinstance(output, RemotePath) and output.exists()
+        there = output.exists()
         raise RequestError(f"{text} is a file, not an output" if there else f"{text} does not exist")
     return output
 

@@ -31,7 +31,7 @@ metrics_ray    what Prometheus sees of a run
 ray_cluster    join a cluster, or start one, and begin there
 verify_ray     `verify` on a cluster
 start          the engine that a configuration asks for
-standing       what is committed before a run
+resume         what is committed before a run
 folding        the ledger files of parts that are done, written meanwhile
 summary        what a run did, and what its output holds
 runner         the whole data flow on one screen

@@ -24,19 +24,16 @@ class Introduction:
     identity: dict[str, object]
 
 
-def _introduction(stage: PrepareStage | EncodeStage, probe: str) -> Introduction:
-    return Introduction(sees_output=not probe or os.path.exists(probe), identity=stage.identity())
-
-
 class PrepareActor:
-    """See `PrepareStage`."""
+    """See `PrepareStage`. It is made when the process introduces itself, so that an error of it keeps its type."""
 
     def __init__(self, settings: StageSettings) -> None:
-        from .prepare_stage import PrepareStage
-
-        self._stage = PrepareStage(settings)
+        self._settings = settings
 
     def introduce(self, probe: str) -> Introduction:
+        from .prepare_stage import PrepareStage
+
+        self._stage = PrepareStage(self._settings)
         return _introduction(self._stage, probe)
 
     def index(self, part: int, guarded: bool) -> int:
@@ -50,16 +47,21 @@ class PrepareActor:
 
 
 class EncodeActor:
-    """See `EncodeStage`."""
+    """See `EncodeStage`, and `PrepareActor` for when it is made."""
 
     def __init__(self, settings: StageSettings, number: int, device: str) -> None:
-        from .encode_stage import EncodeStage
-
-        self._stage = EncodeStage(settings, device, number)
+        self._settings, self._number, self._device = settings, number, device
 
     def introduce(self, probe: str) -> Introduction:
+        from .encode_stage import EncodeStage
+
+        self._stage = EncodeStage(self._settings, self._device, self._number)
         return _introduction(self._stage, probe)
 
     def encode(self, prepared: PreparedUnit, shards: ShardSettings) -> Committed:
         """Encodes and commits one unit."""
         return self._stage.encode(prepared, shards)
+
+
+def _introduction(stage: PrepareStage | EncodeStage, probe: str) -> Introduction:
+    return Introduction(sees_output=not probe or os.path.exists(probe), identity=stage.identity())

@@ -110,6 +110,14 @@ class Board:
         self.waiting.put(node, unit, handle)
         self.touch(node)
 
+    def is_left_undone(self, unit: Unit, stage: Stage) -> bool:
+        """A call has failed: whether no second process has done, or is doing, what it was to do."""
+        opened = self._opened.get(unit.id)
+        if opened is None or (stage is Stage.PREPARE and opened.is_prepared):
+            return False
+        opened.calls[stage] -= 1
+        return opened.calls[stage] <= 0
+
     def close(self, unit: Unit) -> bool:
         """A unit is committed, or comes back to the leases; False where it was closed before."""
         opened = self._opened.pop(unit.id, None)

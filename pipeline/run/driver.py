@@ -286,12 +286,9 @@ class Driver:
 
     def _failed(self, failure: CallFailed) -> None:
         opened = None if failure.unit is None else self._board.get(failure.unit)
-        if failure.unit is not None:
-            if opened is None or (failure.stage is Stage.PREPARE and opened.is_prepared):
-                return  # its twin was faster
-            opened.calls[failure.stage] -= 1
-            if opened.calls[failure.stage] > 0:
-                return  # its twin is at work
+        if failure.unit is not None and not self._board.is_left_undone(failure.unit, failure.stage):
+            self._failures.overhear(failure, self._engine.now())
+            return
         verdict = self._failures.judge(failure, self._engine.now())
         self._put_back(failure, opened, verdict)
         if verdict is Verdict.SICK:

@@ -26,6 +26,7 @@ from .progress import Progress
 MAX_FAILURES_IN_A_ROW = 10
 MAX_LOSSES = 20  # of one unit or part with a node, or to the memory monitor: no attempts, but not for ever either
 DEATHS_BEFORE_GUARD = 2
+WAITS_OF_ITS_OWN = 8
 
 
 class Verdict(Enum):
@@ -50,6 +51,7 @@ class Failures:
         self._attempts: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._failed_in: dict[str, set[int]] = {}  # encoders, by unit
+        self._waits: dict[str, tuple[float, int]] = {}  # the last one, and how many while others worked
         self._guard, self._patience, self._health, self._nodes = Guard(), Patience(), Health(), NodeHealth()
         self._in_a_row = 0
 
@@ -61,7 +63,7 @@ class Failures:
         """A process has answered well."""
         if stage is Stage.ENCODE:
             self._in_a_row = 0
-            for counts in (self._attempts, self._losses, self._failed_in):
+            for counts in (self._attempts, self._losses, self._failed_in, self._waits):
                 counts.pop(name, None)
         else:
             self._guard.passed(name)
@@ -84,7 +86,7 @@ class Failures:
         """Says what follows. Raises OutputError: waiting cannot help; RunFailed: too many in a row."""
         error = failure.error
         if isinstance(error, OutputBusy | SourceBusy):
-            return self._wait(failure, now)
+            return self._attempt(failure) if self._is_its_own(failure, now) else self._wait(failure, now)
         if isinstance(error, OutputError):
             raise error
         if isinstance(error, DamagedPart | EncodeError):
@@ -100,6 +102,33 @@ class Failures:
         if sick:
             return Verdict.SICK
         return Verdict.AGAIN_FIRST if counter is self._losses else Verdict.AGAIN_LAST
+
+    def overhear(self, failure: CallFailed, now: float) -> None:
+        """Notes a failure that a second process makes good: it says something of its process and node alone.
+
+        Raises:
+            OutputError: waiting cannot help.
+        """
+        if isinstance(failure.error, OutputBusy | SourceBusy):
+            self._wait(failure, now)
+        elif isinstance(failure.error, OutputError):
+            raise failure.error
+        else:
+            self._is_sick(failure, now)
+
+    def _attempt(self, failure: CallFailed) -> Verdict:
+        self._attempts[failure.name] += 1
+        if self._attempts[failure.name] >= self._max_attempts:
+            return self._set_aside(failure)
+        self._progress.retries += 1
+        return Verdict.AGAIN_LAST
+
+    def _is_its_own(self, failure: CallFailed, now: float) -> bool:
+        """Whether storage holds up this unit or part alone: again and again, and others got through in between."""
+        before, waits = self._waits.get(failure.name, (now, 0))
+        waits += self._patience.worked_since(failure.process.kind, before)
+        self._waits[failure.name] = (now, waits)
+        return waits >= WAITS_OF_ITS_OWN
 
     def _is_sick(self, failure: CallFailed, now: float) -> bool:
         """Whether an encoder, not the unit, is to blame; one of several that may be is given nothing for a while."""

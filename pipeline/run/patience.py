@@ -6,6 +6,7 @@ the guard on for a while.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -48,6 +49,10 @@ class Patience:
     def worked(self, kind: Kind, node: str, now: float) -> None:
         self._troubles.pop((kind, node), None)
         self._worked[kind] = now
+
+    def worked_since(self, kind: Kind, moment: float) -> bool:
+        """Whether anything of a kind has worked since then."""
+        return self._worked.get(kind, -math.inf) > moment
 
     def forget(self, node: str) -> None:
         """Forgets a node that is gone."""

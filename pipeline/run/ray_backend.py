@@ -59,6 +59,7 @@ def nodes_now(places: dict[str, tuple[str, int]] | None = None) -> list[NodeFact
                 cpus=total.get("CPU", 0.0),
                 free_cpus=free.get(name, {}).get("CPU", 0.0),
                 gpus=int(total.get("GPU", 0)),
+                free_gpus=int(free.get(name, {}).get("GPU", 0)),
                 store_bytes=int(total.get("object_store_memory", 0)),
                 accelerators=tuple(one.removeprefix(ACCELERATOR) for one in total if one.startswith(ACCELERATOR)),
             )

@@ -36,7 +36,7 @@ from .failures import check_rejected_fraction
 from .folding import Folder
 from .progress import Progress
 from .request import Request, check_request
-from .standing import Standing
+from .resume import Resume
 from .start import StartedEngine, start_engine
 from .summary import Summary
 from .work import DriverLimits, Observer, Work
@@ -90,7 +90,7 @@ class Run:
         self._skipped: dict[int, str] = {}
         self._started: float | None = None  # when encoding could begin
         self._ended: float | None = None
-        self._standing: Standing | None = None  # before this run
+        self._resume: Resume | None = None  # before this run
 
     def finished(self, seconds: float | None) -> Summary | None:
         """The summary if nothing is left to do. None if something is, or if it takes longer than this to see."""
@@ -102,8 +102,8 @@ class Run:
         plan = self._plan
         if new_files or len(plan.indexed_parts()) < plan.num_parts or stored_facts(self._output) is None:
             return None
-        standing = self._standing = Standing(self._output, plan.num_parts)
-        committed, cut = standing.committed, [part for part in range(plan.num_parts) if part not in standing.done]
+        resume = self._resume = Resume(self._output, plan.num_parts)
+        committed, cut = resume.committed, [part for part in range(plan.num_parts) if part not in resume.done]
         try:
             if len(cut) > PARTS_LOOKED_AT or not all(
                 committed.has(part, unit.number) for part in cut for unit in self._units_of(part)
@@ -139,8 +139,8 @@ class Run:
         else:
             new_parts = plan.update(config.source, request.listed(), scratch, new_files)
             engine.begin(partial(self._admit, scratch))
-        standing = self._standing = Standing(self._output, plan.num_parts)
-        committed = standing.committed
+        resume = self._resume = Resume(self._output, plan.num_parts)
+        committed = resume.committed
         if committed.count or new_parts < plan.num_parts:
             self._say(f"{committed.count} units are committed; {new_parts} of {plan.num_parts} parts are new")
         tower = request.checkpoint.config
@@ -152,11 +152,11 @@ class Run:
             self._report(progress, seconds, engine.encoder_seconds)
 
         indexed = plan.indexed_parts()
-        folder.counts |= standing.counts
+        folder.counts |= resume.counts
         work = Work(
             parts=plan.num_parts,
             to_index=[part for part in range(plan.num_parts) if part not in indexed],
-            to_cut=[part for part in sorted(indexed) if part not in standing.done],
+            to_cut=[part for part in sorted(indexed) if part not in resume.done],
             units_of=self._units_of,
             committed=committed.has,
             unit_bytes=lambda unit: unit.patches * patch_bytes,
@@ -165,7 +165,7 @@ class Run:
             on_tick=tick, on_start=partial(remove_success, self._output), on_part_done=folder.add, say=self._say
         )
         driver = Driver(engine, work, self._limits(), observer)
-        driver.progress.units_known = driver.progress.units_before = standing.units_done()
+        driver.progress.units_known = driver.progress.units_before = resume.units_done()
         progress = driver.run()
         self._ended = time.monotonic()
         return progress
@@ -238,9 +238,9 @@ class Run:
 
     def conclude(self, progress: Progress, scratch: Scratch, encoder_seconds: float) -> Summary:
         """Adds up, and writes the card and _SUCCESS where nothing failed. Raises RunFailed."""
-        config, output, wall_seconds, standing = self._config, self._output, self._seconds(), self._standing
-        assert standing is not None
-        totals = standing.totals()
+        config, output, wall_seconds, resume = self._config, self._output, self._seconds(), self._resume
+        assert resume is not None
+        totals = resume.totals()
         totals.merge(progress.totals)
         problems = [*progress.failed_parts.values(), *progress.set_aside.values()]
         skipped = list(self._skipped.values())
@@ -249,7 +249,7 @@ class Run:
             complete=not problems,
             totals=totals,
             this_run=progress.totals,
-            already_committed=standing.committed.count,
+            already_committed=resume.committed.count,
             wall_seconds=wall_seconds,
             busy_share=progress.totals.seconds["encode"] / max(1e-9, encoder_seconds),
             peak_memory_bytes=max(progress.peak_memory_bytes, peak_memory_bytes()),

@@ -21,13 +21,14 @@ Options = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFacts:
-    """A node that lives, as Ray states its resources. `name`: for messages; `free_cpus`: that nobody holds."""
+    """A node that lives, as Ray states its resources. `name`: for messages; what is free nobody holds."""
 
     id: str
     name: str
     cpus: float
     free_cpus: float
     gpus: int
+    free_gpus: int
     store_bytes: int
     accelerators: tuple[str, ...] = ()
 
@@ -98,7 +99,10 @@ def _place_encoders(
             shares[name].encoders = count
         return
     left = wanted.encoders if isinstance(wanted.encoders, int) else ALL
-    places = {node.id: (node.gpus if device == "cuda" else 1) - present.lost_of("encoder", node.id) for node in nodes}
+    free_first = sorted(nodes, key=lambda node: -node.free_gpus)  # another job may hold some
+    places = {
+        node.id: (node.gpus if device == "cuda" else 1) - present.lost_of("encoder", node.id) for node in free_first
+    }
     for keeping in (True, False):  # what is there stays
         for name, count in places.items():
             most = min(count, present.count("encoder", name)) if keeping else count

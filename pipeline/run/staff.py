@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from ..config import Cluster
-from ..errors import RequestError, RunFailed
+from ..errors import RequestError, RunFailed, is_busy
 from .backend import Backend
 from .calls import Call
 from .deaths import Deaths
@@ -96,8 +96,8 @@ class Staff:
         """
         kind, node = process.kind, process.node
         self._last_error[kind] = error
-        if node not in self._places.nodes:
-            return
+        if node not in self._places.nodes or is_busy(error):
+            return  # storage that does not answer is asked again when the nodes are looked at again
         ends = process.ends + Counter([reason])
         if ends[reason] < MAX_TRIES[reason] and not isinstance(error, RequestError):
             self._start(kind, self._places.nodes[node], Share(encoders=1, preparers=1), ends)

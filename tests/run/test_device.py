@@ -12,7 +12,9 @@ from pipeline.tower.device import choose_device
 
 
 def node(name: str, gpus: int, *models: str) -> NodeFacts:
-    return NodeFacts(id=name, name=name, cpus=8, free_cpus=8, gpus=gpus, store_bytes=1, accelerators=models)
+    return NodeFacts(
+        id=name, name=name, cpus=8, free_cpus=8, gpus=gpus, free_gpus=gpus, store_bytes=1, accelerators=models
+    )
 
 
 CPUS, GPUS = [node("a", 0), node("b", 0)], [node("a", 0), node("b", 2, "H100")]

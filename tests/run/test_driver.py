@@ -363,3 +363,29 @@ def test_a_part_that_is_done_is_told_with_its_records() -> None:
     observer = Observer(on_part_done=lambda part, numbers, records: done.update({part: (numbers, sorted(records))}))
     drive(Faulty({}), committed=lambda part, number: part == 1 or number == 0, observer=observer)
     assert done == {0: (range(5), [1, 2, 3, 4]), 1: (range(5), []), 2: (range(5), [1, 2, 3, 4])}
+
+
+def test_a_file_that_cannot_be_read_for_ever_is_set_aside_while_others_are_read() -> None:
+    """A broken sector, say: its storage says that it is busy."""
+    engine = Faulty({(Stage.PREPARE, "000001-0001"): [failure(SourceBusy("input/output error"))] * 1000})
+    progress = drive(engine, parts=60)
+    assert progress.set_aside == {"000001-0001": "unit 000001-0001: input/output error"}
+    assert progress.totals.units == 299
+    assert engine.seconds < 600
+
+
+def test_what_a_twin_makes_good_still_says_that_nothing_can_be_written() -> None:
+    class Forbidden(Still):
+        """The slow one's answer comes late, and is a refusal."""
+
+        def wait(self, timeout_seconds: float) -> list[Event]:
+            events = super().wait(timeout_seconds)
+            if self.seconds > 65 and self.held:
+                events.append(self.held.pop().failed(OutputError("access denied"), Blame.CALL))
+                self.fired += 1
+            return events
+
+    engine = Forbidden(Stage.ENCODE)
+    with pytest.raises(OutputError, match="access denied"):
+        drive(engine, parts=40)
+    assert engine.fired == 1

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from jobs.bench.cluster import SHARDS, UNIT_BYTES, Actor, Fate, VirtualRay
+from jobs.bench.cluster import SHARDS, UNIT_BYTES
+from jobs.bench.virtual_ray import Actor, Fate, VirtualRay
 from pipeline.config import Cluster
 from pipeline.errors import OutputBusy, RequestError, RunFailed, SourceBusy, SourceError
 from pipeline.index.units import Unit

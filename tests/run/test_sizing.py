@@ -15,9 +15,15 @@ from pipeline.run.sizing import ALL, Device, NodeFacts, Present, Share, options_
 Shares = dict[str, tuple[int, int]]
 
 
-def node(name: str, cpus: float, gpus: int = 0, free: float | None = None) -> NodeFacts:
+def node(name: str, cpus: float, gpus: int = 0, free: float | None = None, free_gpus: int | None = None) -> NodeFacts:
     return NodeFacts(
-        id=name, name=name, cpus=cpus, free_cpus=cpus if free is None else free, gpus=gpus, store_bytes=1 << 30
+        id=name,
+        name=name,
+        cpus=cpus,
+        free_cpus=cpus if free is None else free,
+        gpus=gpus,
+        free_gpus=gpus if free_gpus is None else free_gpus,
+        store_bytes=1 << 30,
     )
 
 
@@ -36,6 +42,14 @@ def present(shares: Shares, lost: dict[tuple[Kind, str], int] | None = None) -> 
 
 
 # GPUs
+
+
+def test_a_number_of_encoders_goes_where_no_other_job_holds_the_gpus() -> None:
+    held, free = node("held", 16, 2, free_gpus=0), node("free", 16, 2)
+    shares = sized(held, free, encoders=2)
+    assert shares["held"][0] == 0 and shares["free"][0] == 2
+    now = [node("held", 16, 2), node("free", 16, 2, free_gpus=0)]  # they are ours
+    assert sized(*now, encoders=2, present=present(shares)) == shares
 
 
 def test_each_gpu_gets_an_encoder_and_six_preparers_beside_it() -> None:
@@ -83,7 +97,7 @@ def test_fewer_or_more_encoders_than_gpus_may_be_asked_for() -> None:
 @pytest.mark.parametrize("wanted", ["auto", 3, 6])
 def test_nodes_that_have_encoders_keep_them_when_others_join(wanted: Any) -> None:
     before = sized(node("b", 16, 2), node("c", 32, 4), encoders=wanted)
-    assert before["b"][0] == 2
+    assert sum(encoders for encoders, _ in before.values()) == (6 if wanted == "auto" else wanted)
     after = sized(
         node("a", 64, 8), node("b", 16, 2), node("c", 32, 4), node("d", 64, 8), encoders=wanted, present=present(before)
     )

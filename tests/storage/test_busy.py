@@ -9,7 +9,7 @@ import pickle
 import socket
 import ssl
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,16 +144,6 @@ def test_a_client_says_that_waiting_does_not_help(error: Exception) -> None:
     with pytest.raises(OSError, match="s3://b/k") as raised, remote.named("s3://b/k"):
         raise error
     assert not errors.is_busy(raised.value)
-
-
-@pytest.fixture
-def asked_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Clients that ask again without a pause, and once: what is tested is what comes of it."""
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def written(folder: Path) -> Path:

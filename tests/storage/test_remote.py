@@ -140,14 +140,11 @@ def test_storage_that_answers_503_for_a_while_is_waited_for(
     source: str,
     many_parts: None,
     expected: list[bytes],
+    asked_once: None,
     model_path: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the first commit on, for longer than the client tries by itself."""
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    s3fs.S3FileSystem.clear_instance_cache()
     began: list[float] = []
     lines: list[str] = []
 
@@ -165,7 +162,6 @@ def test_storage_that_answers_503_for_a_while_is_waited_for(
     assert summary.complete
     assert any(line.startswith("waiting") and "OSError" in line for line in lines), lines
     s3.fault = lambda request: None
-    s3fs.S3FileSystem.clear_instance_cache()
     assert_whole(expected, tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""Standing: what of an output is committed before a run, and what of it needs no second look."""
+"""Resume: what of an output is committed before a run, and what of it needs no second look."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..process import in_background
 from ..storage.files import AnyPath
 
 
-class Standing:
+class Resume:
     """An output as it was found: by the names of its samples shards, and of its ledgers.
 
     Attributes:
