@@ -145,6 +145,17 @@ def test_no_gpu_at_the_start_and_one_that_joins(
     assert running.said("the autoscaler was asked")
 
 
+def test_a_gpu_that_torch_cannot_use_is_refused_by_its_reason(
+    nodes: Nodes, source: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder itself on a made-up GPU: never the CPU instead, and exit 2 from another process's error."""
+    monkeypatch.undo()
+    nodes.add()
+    with joined(nodes), pytest.raises(RequestError, match=r"cluster\.device: cuda: torch .* sees no GPU here"):
+        run_here(on_gpus(source, tmp_path / "out", model_path))
+    assert not (tmp_path / "out" / "data").exists()
+
+
 def test_the_last_of_two_gpus_is_held_by_another_job(
     nodes: Nodes, source: Path, model_path: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
