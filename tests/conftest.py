@@ -257,17 +257,23 @@ def _start_node(words: list[str], environment: dict[str, str], log: Path) -> sub
 
 
 @pytest.fixture(scope="session")
-def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def ray_token(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One token for every cluster that this process starts or joins: Ray reads it once a process."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    os.environ.update(mine)
+    return mine
+
+
+@pytest.fixture(scope="session")
+def ray_nodes(ray_token: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A cluster of two nodes of one CPU each on this machine, dashboard on, with a token, as the README starts one.
 
     One for all tests, because there must never be two at once. Yields the environment in which a driver joins it.
     """
     folder = tmp_path_factory.mktemp("ray")
-    token = folder / "token"
-    token.write_text("0123456789abcdef0123456789abcdef")
-    mine = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
+    mine = ray_token | {
         # A job's `python` is then this one, and its workers find the tests' modules.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }

@@ -23,7 +23,7 @@ from .backend import Backend, ProcessDied, WorldFailed
 from .calls import Call, PreparedHandle
 from .deaths import Death
 from .events import Blame, Event, FleetChanged, NodeLost, ProcessLost, Stage, blame_for
-from .fleet import Fleet, Kind, Process
+from .fleet import KINDS, Fleet, Kind, Process
 from .places import Places
 from .progress import Progress
 from .sizing import Device
@@ -166,6 +166,10 @@ class RayEngine:
             events += self._failed(death.process, death.calls, error, Blame.WORLD)
         self.fleet.forget(name)
         self._doubtful[name] = self.now() + DOUBTFUL_SECONDS
+        if self._shards is None:  # later, another node may come in its place, and is waited for
+            for kind in KINDS:
+                if self._places.gave_up(kind):
+                    self._staff.check_some_are_left(kind)
         return [*events, NodeLost(node=name)]
 
     # Answers
@@ -302,7 +306,7 @@ class RayEngine:
             return
         self._said = now
         for kind in missing:
-            self._say(self._places.awaited(kind, self._staff.count(kind)))
+            self._say(self._places.awaited(kind, self._staff.count(kind)) + self._staff.why_not(kind))
 
     def observe(self, progress: Progress, seconds: float) -> None:
         """Passes the progress on to metrics."""

@@ -136,7 +136,7 @@ class Failures:
         if failure.stage is not Stage.ENCODE or failure.blame is not Blame.CALL or isinstance(failure.error, Late):
             return False
         sick = self._health.failed(process, now)
-        if not sick and self._fleet.count("encoder") > 1 and (seconds := self._health.rest_seconds(process)):
+        if not sick and self._fleet.has_other(process) and (seconds := self._health.rest_seconds(process)):
             self._fleet.rest(process, now + seconds)
         return sick
 
@@ -170,7 +170,7 @@ class Failures:
         known = self._failed_in.setdefault(failure.name, set())
         is_known = failure.process.number in known
         known.add(failure.process.number)
-        return is_known and self._fleet.count(failure.process.kind) > 1
+        return is_known and self._fleet.has_other(failure.process)
 
     def _wait(self, failure: CallFailed, now: float) -> Verdict:
         """Pauses the node's processes of this kind. Raises RunFailed: it has been long enough."""

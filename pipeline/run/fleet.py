@@ -109,6 +109,11 @@ class Fleet:
         here = {name for name, node in self._nodes.items() if node.size[kind]}
         return len(here | {process.node for process in self._coming if process.kind == kind} if coming else here)
 
+    def has_other(self, process: Process) -> bool:
+        """Whether there is another process of its kind, or one is starting."""
+        ready = self._size[process.kind] - (process.ready and not process.gone)
+        return ready > 0 or any(one.kind == process.kind for one in self._coming)
+
     def expect(self, process: Process) -> None:
         """A process is starting: it will be added, or removed."""
         self._coming[process] = None

@@ -45,6 +45,10 @@ class Places:
         """Nothing is started any more in one of the places for a kind on a node."""
         self._lost[kind, node] += 1
 
+    def gave_up(self, kind: Kind) -> bool:
+        """Whether a node that lives has fewer places for a kind than it had."""
+        return any(key[0] == kind for key in self._lost)
+
     def leave_out(self, kind: Kind, node: str) -> None:
         """No process of a kind is started on a node any more."""
         self._lost[kind, node] = ALL

@@ -114,6 +114,10 @@ class Staff:
         self._say(f"node {self._places.name(node)} is left out, it gets no {kind}: {error}")
         return [process for process in self._calls if (process.kind, process.node) == (kind, node)]
 
+    def why_not(self, kind: Kind) -> str:
+        """What the last of a kind that could not be kept ended with, where its place was given up; or ""."""
+        return f"; the last ended with: {first_line(self._last_error[kind])}" if self._places.gave_up(kind) else ""
+
     def check_some_are_left(self, kind: Kind) -> None:
         """Raises the RequestError that was the last reason, or RunFailed: no process of a kind can be kept."""
         if not self._places.nodes or any(process.kind == kind for process in self.deaths.processes()):

@@ -403,6 +403,31 @@ def test_a_start_that_fails_everywhere_ends_the_run() -> None:
     assert fault.fired.total() == 4
 
 
+def test_a_refusal_everywhere_but_on_a_node_that_is_gone_is_one() -> None:
+    """Ray still lists a node that was just lost: what is started there never answers."""
+    ray = Ray(1, noticed_seconds=30.0)
+    ray.remove_node(next(iter(ray.cluster)))
+    ray.add_node(1)
+    ray.add_node(0, 4)
+    ray._fate = cannot_start(lambda actor: actor.kind == "encoder", RequestError("torch sees no GPU here"))
+    job = Job(ray)
+    with pytest.raises(RequestError, match="torch sees no GPU here"):
+        job.run()
+    assert job.said("is lost, with 1 encoders") == 1
+
+
+def test_when_the_good_node_is_lost_and_a_bad_one_is_left_another_is_waited_for() -> None:
+    ray = Ray(1)
+    good, bad = next(iter(ray.cluster)), ray.add_node(1)
+    ray._fate = cannot_start(lambda actor: (actor.kind, actor.node) == ("encoder", bad), RuntimeError("no driver here"))
+    job = Job(ray)
+    ray.after(20.0, lambda: ray.remove_node(good))
+    ray.after(200.0, lambda: ray.add_node(1))
+    job.ends_whole()
+    assert ray.now() > 200
+    assert job.said("1 GPUs; the last ended with: no driver here")
+
+
 def test_once_encoding_has_begun_it_is_no_refusal_any_more() -> None:
     """All encoders die, and their successors find no model."""
     ray = Ray(2)

@@ -79,7 +79,7 @@ def test_two_drivers_on_one_output_end_well(
             time.sleep(0.05)
         twin.append(run_here(config_for(source, output, model_path)))
 
-    thread = threading.Thread(target=run_twin)
+    thread = threading.Thread(target=run_twin, daemon=True)
     thread.start()
     with connected(ray_nodes, VISIONBAKE_FAULT=f"after_data_publish:sleep=4@{marker}"):
         summary = run_here(on_ray(source, output, model_path))
