@@ -6,10 +6,12 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    # One token for every cluster that the tests start or join: Ray reads the mode once, when it is imported.
+    assert "ray" not in sys.modules
+    folder = tempfile.TemporaryDirectory(prefix="visionbake-tests-")
+    config.add_cleanup(folder.cleanup)
+    token = Path(folder.name) / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
 
 
 @pytest.fixture(scope="session")
@@ -257,28 +266,18 @@ def _start_node(words: list[str], environment: dict[str, str], log: Path) -> sub
 
 
 @pytest.fixture(scope="session")
-def ray_token(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """One token for every cluster that this process starts or joins: Ray reads it once a process."""
-    token = tmp_path_factory.mktemp("token") / "token"
-    token.write_text("0123456789abcdef0123456789abcdef")
-    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    os.environ.update(mine)
-    return mine
-
-
-@pytest.fixture(scope="session")
-def ray_nodes(ray_token: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A cluster of two nodes of one CPU each on this machine, dashboard on, with a token, as the README starts one.
 
     One for all tests, because there must never be two at once. Yields the environment in which a driver joins it.
     """
     folder = tmp_path_factory.mktemp("ray")
-    mine = ray_token | {
+    mine = {
         # A job's `python` is then this one, and its workers find the tests' modules.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     os.environ.update(mine)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | mine
+    environment = {name: value for name, value in os.environ.items() if not re.match("RAY_(?!AUTH)", name)} | mine
     port, dashboard = free_port(), free_port()
     nodes: list[subprocess.Popen[bytes]] = []
     try:

@@ -229,8 +229,9 @@ def test_on_ray(ray_nodes: dict[str, str], source: Path, model_path: Path, undis
     """A hang, which the system ends by a signal: a crash is the same death, earlier."""
     fired = tmp_path / "fired"
     with connected(ray_nodes, VISIONBAKE_FAULT=f"decode={VICTIM}:sleep=100@+{fired}"):
+        on_cpu = {"engine": "ray", "device": "cpu"}
         summary = run_here(
-            config_for(source, tmp_path / "out", model_path, cluster={"engine": "ray"}, limits={"sample_seconds": 1.5})
+            config_for(source, tmp_path / "out", model_path, cluster=on_cpu, limits={"sample_seconds": 1.5})
         )
     assert summary.complete
     assert summary.retries == DEATHS_BEFORE_GUARD

@@ -132,7 +132,7 @@ def test_the_driver_on_a_cluster_is_killed(
 
 
 @pytest.fixture
-def own_cluster(ray_token: dict[str, str]) -> Iterator[Any]:
+def own_cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 << 20})

@@ -19,7 +19,7 @@ from made_up import Holder, OnMadeUpGpu
 
 from pipeline.config import Config
 from pipeline.errors import RequestError
-from pipeline.run import engine_ray
+from pipeline.run import engine_ray, ray_backend
 from pipeline.run.runner import run
 from pipeline.run.summary import Summary
 
@@ -49,7 +49,7 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def cluster(ray_token: dict[str, str]) -> Iterator[Any]:
+def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES})
@@ -64,8 +64,6 @@ def cluster(ray_token: dict[str, str]) -> Iterator[Any]:
 
 @pytest.fixture
 def nodes(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    from pipeline.run import ray_backend  # not before there is a token: Ray reads it when it is imported
-
     monkeypatch.setattr(ray_backend, "EncodeActor", OnMadeUpGpu)
     monkeypatch.setattr(engine_ray, "MESSAGE_SECONDS", 1.0)
     monkeypatch.setattr(engine_ray, "RESIZE_SECONDS", 1.0)

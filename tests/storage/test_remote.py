@@ -642,7 +642,7 @@ def test_on_ray(
     """The clients of every process find the storage by the same variables, here those of the job."""
     variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     with connected(ray_nodes, **variables):
-        summary = run_here(s3_config(source, model_path, cluster={"engine": "ray"}))
+        summary = run_here(s3_config(source, model_path, cluster={"engine": "ray", "device": "cpu"}))
     assert summary.complete
     assert_whole(expected, tmp_path / "out")
 
