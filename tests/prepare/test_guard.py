@@ -235,7 +235,8 @@ def test_on_ray(ray_nodes: dict[str, str], source: Path, model_path: Path, undis
         )
     assert summary.complete
     assert summary.retries == DEATHS_BEFORE_GUARD
-    assert fired.read_bytes() == b"." * (DEATHS_BEFORE_GUARD + 1 + ALONE)
+    tries = DEATHS_BEFORE_GUARD + 1 + ALONE
+    assert tries <= fired.stat().st_size <= tries + 1 + ALONE  # one that has nothing else to do tries as well
     assert statuses(tmp_path / "out")[VICTIM] == rejects.CRASH
     assert summary.totals.rejects == {rejects.CRASH: 1}
     assert_the_others_are_as_ever(tmp_path / "out", undisturbed)
