@@ -48,7 +48,7 @@ class _Section(BaseModel):
 
 class Source(_Section):
     uri: Uri
-    format: Literal["auto", "folder", "webdataset", "parquet", "jsonl"] = "auto"
+    format: Literal["auto", "folder", "webdataset", "parquet", "arrow", "jsonl", "json", "csv", "text"] = "auto"
     image_column: str = "image"
     key_column: str | None = None
     carry: list[str] = Field(default_factory=list)

@@ -17,6 +17,8 @@ NON_FINITE: Final = "non_finite"
 CRASH: Final = "crash"
 
 OK: Final = "ok"
+# A row or line that names no image, such as the text-only ones of a mixed data set: a sample, but no reject.
+NO_IMAGE: Final = "no_image"
 
 REASONS: Final = (
     UNIDENTIFIED,
@@ -31,6 +33,7 @@ REASONS: Final = (
     NON_FINITE,
     CRASH,
 )
+STATUSES: Final = (OK, *REASONS, NO_IMAGE)
 
 # Of the moment: another process may come to another end with the same bytes. All other reasons are functions of the
 # bytes and of what the fingerprint holds.

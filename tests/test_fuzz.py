@@ -74,7 +74,7 @@ def indexed(path: Path, kind: str, **fields: int) -> list[IndexedSample]:
 
 def assert_sane(samples: list[IndexedSample]) -> None:
     for sample in samples:
-        assert sample.status in (rejects.OK, *rejects.REASONS)
+        assert sample.status in rejects.STATUSES
         assert sample.status != rejects.OK or (sample.width and sample.height and sample.sha256)
         sample.key.encode()
         (sample.error or "").encode()

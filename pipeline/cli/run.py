@@ -76,7 +76,8 @@ def print_summary(summary: Summary) -> None:
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in sorted(this.seconds.items()))
     say("")
     say(f"output            {summary.output}{'' if summary.complete else '   (incomplete)'}")
-    say(f"samples           {totals.samples:,} in = {totals.rows:,} rows + {totals.rejected:,} rejects")
+    without = f" + {totals.no_image:,} without an image" if totals.no_image else ""
+    say(f"samples           {totals.samples:,} in = {totals.rows:,} rows + {totals.rejected:,} rejects{without}")
     say(f"rejects           {rejected}")
     say(f"tokens            {totals.tokens:,}")
     say(

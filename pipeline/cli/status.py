@@ -135,10 +135,12 @@ def line_of(status: dict[str, object]) -> str:
     if not status["begun"]:
         return f"planned: {status['parts_indexed']} of {status['parts']} parts are indexed; nothing is encoded yet"
     more = "+" if status["parts_indexed"] != status["parts"] else ""
+    without = f" + {status['no_image']:,} without an image" if status["no_image"] else ""
     return (
         f"parts {status['parts_indexed']}/{status['parts']} indexed, units {status['units_committed']}/"
         f"{status['units_known']}{more} committed, {status['samples']:,} samples = {status['rows']:,} rows + "
-        f"{status['rejected']:,} rejects, {status['tokens']:,} tokens, {bytes_text(float(str(status['data_bytes'])))}"
+        f"{status['rejected']:,} rejects{without}, {status['tokens']:,} tokens, "
+        f"{bytes_text(float(str(status['data_bytes'])))}"
         f"{', complete' if status['complete'] else ''}"
     )
 

@@ -75,7 +75,9 @@ def main(arguments: argparse.Namespace) -> int:
         print_json(report.as_dict() | ({"compared": compared} if compared else {}))
         return 0 if report.proven else 1
     say(f"units      {report.units:,}")
-    say(f"samples    {report.samples:,}: {report.rows:,} rows, {report.samples - report.rows:,} rejects")
+    rejected = report.samples - report.rows - report.no_image
+    without = f", {report.no_image:,} without an image" if report.no_image else ""
+    say(f"samples    {report.samples:,}: {report.rows:,} rows, {rejected:,} rejects{without}")
     say(f"tokens     {report.tokens:,}")
     say(f"read       {bytes_text(report.bytes_checked)} of data shards")
     if compared:

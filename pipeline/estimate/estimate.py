@@ -112,6 +112,7 @@ class Estimate:
     samples: int = 0
     units: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
+    no_image: int = 0
     histogram: Int64 = field(default_factory=lambda: np.zeros(1, np.int64))
     branches: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
@@ -124,6 +125,7 @@ class Estimate:
         self.samples += other.samples
         self.units += other.units
         self.rejects.update(other.rejects)
+        self.no_image += other.no_image
         self.branches.update(other.branches)
         self.unit_duplicates += other.unit_duplicates
         self.unit_duplicate_tokens += other.unit_duplicate_tokens
@@ -159,6 +161,7 @@ class Estimate:
             "samples": self.samples,
             "units": self.units,
             "rejects": {name: count for name, count in sorted(self.rejects.items()) if count},
+            "no_image": self.no_image,
             "tokens": tokens,
             "tokens_mean": tokens / images if images else 0.0,
             **{f"tokens_p{percent}": self.percentile(percent) for percent in PERCENTILES},

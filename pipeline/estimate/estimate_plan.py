@@ -88,6 +88,7 @@ def _of_budget(facts: IndexFacts, geometry: Geometry, shard_tokens: int, again: 
         samples=len(tokens_N),
         units=len(ends),
         rejects=facts.rejects + Counter(by_size),
+        no_image=facts.no_image,
         histogram=np.bincount(tokens_N[usable], minlength=1),
         branches=Counter({name: int((usable & branch_N).sum()) for name, branch_N in branches.items()}),
         unit_duplicates=int(once_A.sum()),

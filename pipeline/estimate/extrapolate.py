@@ -56,6 +56,7 @@ def extrapolated(draws: Draws, geometry: Geometry, budgets: Mapping[int, Rates],
         "sampled": draws.samples,
         "files": draws.files,
         "samples": interval(draws, np.ones(draws.samples)).scaled(1),
+        "no_image": interval(draws, _statuses(draws) == rejects.NO_IMAGE).estimate,
         **{
             f"{name}_p{percent}": quantile(values[seen], weights[seen], percent)
             for name, values in shapes.items()
@@ -143,9 +144,13 @@ def student(freedom: int) -> float:
 
 def rejected(draws: Draws) -> dict[str, float]:
     """About how many samples of the source are rejects by their headers, by reason."""
-    status_N = np.array([sample.status for one in draws.draws for sample in one.samples])
-    reasons = sorted({str(status) for status in status_N} - {rejects.OK})
+    status_N = _statuses(draws)
+    reasons = sorted({str(status) for status in status_N} - {rejects.OK, rejects.NO_IMAGE})
     return {reason: interval(draws, status_N == reason).estimate for reason in reasons}
+
+
+def _statuses(draws: Draws) -> npt.NDArray[np.str_]:
+    return np.array([sample.status for one in draws.draws for sample in one.samples], np.str_)
 
 
 def quantile(values_N: npt.NDArray[Any], weights: Float64, percent: float) -> float:

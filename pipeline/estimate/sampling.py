@@ -36,8 +36,11 @@ class Headers:
 
     def drawn_of(self, images: Sequence[NamedImage]) -> list[Drawn]:
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            read = map_ahead(pool, lambda image: None if image.problem else image.read(), images, READS_AT_ONCE)
-            return [self.drawn(data) for data in read]
+            read = map_ahead(pool, self._drawn_image, images, READS_AT_ONCE)
+            return list(read)
+
+    def _drawn_image(self, image: NamedImage) -> Drawn:
+        return Drawn(status=image.reason) if image.problem else self.drawn(image.read())
 
 
 def draw(listing: Listing, count: int, seed: int, image_column: str) -> Draws:

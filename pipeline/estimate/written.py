@@ -192,6 +192,7 @@ class Written:
             samples=self.totals.samples,
             units=self.totals.units,
             rejects=self.totals.rejects,
+            no_image=self.totals.no_image,
             histogram=self._histogram,
             branches=self._branches,
             duplicates=images,

@@ -91,11 +91,13 @@ class IndexFacts:
 
     Attributes:
         rejects: by reason, those of the bytes alone.
+        no_image: samples that name none.
         hash_N: 64 bits of every sample's sha256, 0 where there is no image.
     """
 
     arrays: IndexArrays
     rejects: Counter[str]
+    no_image: int
     hash_N: npt.NDArray[np.uint64]
 
 
@@ -104,7 +106,9 @@ def read_index_facts(path: AnyPath) -> IndexFacts:
     table = _read(path, [*NUMBERS, "sha256"])
     counts = {one["values"]: one["counts"] for one in table.column("status").value_counts().to_pylist()}
     counts.pop(rejects.OK, None)
-    return IndexFacts(arrays=_arrays_of(table), rejects=Counter(counts), hash_N=_hashes(table.column("sha256")))
+    no_image = counts.pop(rejects.NO_IMAGE, 0)
+    hash_N = _hashes(table.column("sha256"))
+    return IndexFacts(arrays=_arrays_of(table), rejects=Counter(counts), no_image=no_image, hash_N=hash_N)
 
 
 def _hashes(sha256: pa.ChunkedArray) -> npt.NDArray[np.uint64]:

@@ -18,6 +18,7 @@ def data_set_card(dataset: DatasetInfo, totals: Totals) -> str:
     config = dataset.config
     model, dtype = config["model"]["path"], config["output"]["dtype"]
     rejects = "".join(f"| rejected: {reason} | {count:,} |\n" for reason, count in sorted(totals.rejects.items()))
+    rejects += f"| without an image | {totals.no_image:,} |\n" if totals.no_image else ""
     random_note = (
         "\n**The weights are random**: these tokens carry no meaning and serve for trying the tool only.\n"
         if str(model).startswith("random:")

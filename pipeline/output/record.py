@@ -18,7 +18,7 @@ class CommitRecord:
     """One committed unit.
 
     Attributes:
-        rows_in: samples, rejects included; `rows_out`: rows of the data shard.
+        rows_in: samples, rejects included; `rows_out`: rows of the data shard; `no_image`: samples that name none.
         rejects: by reason; `reject_examples`: up to three keys of each.
         encoded_tokens: of distinct images, where equal ones are encoded once; `tokens`: of all rows.
         halvings: how often a pack was halved for lack of device memory; `packs`: patches of each forward.
@@ -47,6 +47,7 @@ class CommitRecord:
     halvings: int
     seconds: dict[str, float]
     # What outputs of earlier versions do not say.
+    no_image: int = 0
     overflows: int = 0
     packs: list[int] = field(default_factory=list)
     adopted: bool = False

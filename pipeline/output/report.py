@@ -14,6 +14,7 @@ class Report:
     units: int = 0
     samples: int = 0
     rows: int = 0
+    no_image: int = 0
     tokens: int = 0
     bytes_checked: int = 0
     problems: list[str] = field(default_factory=list)

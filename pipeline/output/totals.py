@@ -11,11 +11,12 @@ from .record import CommitRecord
 
 @dataclass(kw_only=True)
 class Totals:
-    """Sums over commit records."""
+    """Sums over commit records: samples = rows + rejects + no_image."""
 
     units: int = 0
     samples: int = 0
     rows: int = 0
+    no_image: int = 0
     tokens: int = 0
     embedding_bytes: int = 0
     data_bytes: int = 0
@@ -31,6 +32,7 @@ class Totals:
                 units=1,
                 samples=record.rows_in,
                 rows=record.rows_out,
+                no_image=record.no_image,
                 tokens=record.tokens,
                 embedding_bytes=record.embedding_bytes,
                 data_bytes=record.data_size,
@@ -45,6 +47,7 @@ class Totals:
         self.units += other.units
         self.samples += other.samples
         self.rows += other.rows
+        self.no_image += other.no_image
         self.tokens += other.tokens
         self.embedding_bytes += other.embedding_bytes
         self.data_bytes += other.data_bytes
@@ -60,6 +63,11 @@ class Totals:
     @property
     def rejected(self) -> int:
         return sum(self.rejects.values())
+
+    @property
+    def images(self) -> int:
+        """Samples that have an image, rejects included."""
+        return self.samples - self.no_image
 
     def to_json(self) -> dict[str, object]:
         """All of it, as a JSON object."""
@@ -80,6 +88,7 @@ class Totals:
             "rows": self.rows,
             "rejected": self.rejected,
             "rejects": dict(sorted(self.rejects.items())),
+            "no_image": self.no_image,
             "tokens": self.tokens,
             "embedding_bytes": self.embedding_bytes,
             "data_bytes": self.data_bytes,

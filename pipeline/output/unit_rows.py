@@ -113,15 +113,17 @@ class UnitRows:
         """Returns the record for the samples shard's footer."""
         encoded, settings = self._encoded, making.settings
         counts = Counter(status for status, _ in outcome.statuses if status != rejects.OK)
+        no_image = counts.pop(rejects.NO_IMAGE, 0)
         examples: dict[str, list[str]] = {}
         for sample, (status, _) in zip(self.prepared.samples, outcome.statuses, strict=True):
-            if status != rejects.OK and len(examples.setdefault(status, [])) < EXAMPLES:
+            if status in counts and len(examples.setdefault(status, [])) < EXAMPLES:
                 examples[status].append(sample.facts.key)
         return CommitRecord(
             schema_version=SCHEMA_VERSION,
             unit=self.prepared.unit.id,
             rows_in=len(outcome.statuses),
             rows_out=len(shard.lengths_N),
+            no_image=no_image,
             rejects=dict(sorted(counts.items())),
             reject_examples=examples,
             tokens=int(shard.lengths_N.sum()) // self._row_bytes,

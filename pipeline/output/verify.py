@@ -88,7 +88,7 @@ class Verifier:
             report_part(done := done + 1, len(chosen))
         report, totals = checked.report, checked.totals
         report.units, report.samples = totals.units, totals.samples
-        report.rows, report.tokens = totals.rows, totals.tokens
+        report.rows, report.no_image, report.tokens = totals.rows, totals.no_image, totals.tokens
         self._strangers(checked.expected, chosen, report)
         if chosen == range(self.plan.num_parts):
             self._success(totals, report)
@@ -184,14 +184,17 @@ class Verifier:
                 yield f"its samples' {name} are not those of the source's index"
         before, after = (one.column("status").to_pylist() for one in (index, table))
         for row, (was, now) in enumerate(zip(before, after, strict=False)):
-            if now not in (rejects.OK, *rejects.REASONS) or (was != rejects.OK and now != was):
+            if now not in rejects.STATUSES or (was != rejects.OK and now != was):
                 yield f"sample {row}: status {now}, where the index says {was}"
         counts = Counter(status for status in table.column("status").to_pylist() if status != rejects.OK)
-        if dict(counts) != record.rejects:
-            yield f"its rejects are {dict(counts)}, its record says {record.rejects}"
-        if record.rows_in != table.num_rows or record.rows_out != table.num_rows - sum(counts.values()):
+        no_image = counts.pop(rejects.NO_IMAGE, 0)
+        if dict(counts) != record.rejects or no_image != record.no_image:
+            stated = f"{record.rejects} and {record.no_image}"
+            yield f"its rejects are {dict(counts)} and {no_image} samples have no image, its record says {stated}"
+        left = table.num_rows - sum(counts.values()) - no_image
+        if record.rows_in != table.num_rows or record.rows_out != left:
             stated = f"{record.rows_in} in, {record.rows_out} out"
-            yield f"{table.num_rows} samples with {sum(counts.values())} rejects; its record says {stated}"
+            yield f"{table.num_rows} samples give {left} rows; its record says {stated}"
 
     def _check_data(self, path: Path, unit: Unit, record: CommitRecord, accepted: pa.Table) -> Iterator[str]:
         size = path.stat().st_size
@@ -283,7 +286,7 @@ class Verifier:
             report.problems.append(f"_SUCCESS: {error}")
             return
         for name, value in totals.as_dict().items():
-            if stated.get(name) != value:
+            if stated.get(name, 0) != value:  # an output of an earlier version does not speak of no_image
                 report.problems.append(f"_SUCCESS says {name} {stated.get(name)}, the records sum to {value}")
 
 

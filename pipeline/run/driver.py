@@ -281,7 +281,7 @@ class Driver:
         totals.add(committed.record)
         self._tally.committed(event.unit, committed.record)
         self.progress.peak_memory_bytes = max(self.progress.peak_memory_bytes, committed.peak_memory_bytes)
-        if totals.samples >= REJECTS_CHECKED_AFTER:
+        if totals.images >= REJECTS_CHECKED_AFTER:
             check_rejected_fraction(totals, self._limits.max_rejected_fraction)
 
     def _failed(self, failure: CallFailed) -> None:

@@ -201,12 +201,12 @@ class Failures:
 
 def check_rejected_fraction(totals: Totals, limit: float) -> None:
     """Raises RunFailed, with the reasons counted and three examples each, if too many samples are rejects."""
-    if totals.rejected > limit * totals.samples:
+    if totals.rejected > limit * totals.images:
         reasons = "; ".join(
             f"{reason} {count} (such as {', '.join(totals.reject_examples.get(reason, []))})"
             for reason, count in totals.rejects.most_common()
         )
         raise RunFailed(
-            f"{totals.rejected} of {totals.samples} samples are rejects, over limits.max_rejected_fraction {limit}: "
+            f"{totals.rejected} of {totals.images} images are rejects, over limits.max_rejected_fraction {limit}: "
             f"{reasons}"
         )

@@ -6,11 +6,15 @@ sample         IndexedSample: one image, with the facts that its part's index ke
 planned        a file is read as what it was when it was planned, or not at all
 listing        Listing: a source's files, listed once and handed on
 named_image    what a row or a line gives or names as its image
+columns        columns that a configuration names
 drawing        some samples for an estimate, and how much of the source each stands for
 tar            strict reading of tar structure
 tar_samples    the members of one key form a sample
 members        what stands beside an image in a tar or a folder
 format         what a kind of source must be able to do
+manifest       what all manifests do: records that name or hold images
+spread         drawing from files that can only be read from their start
+lines          manifests in which a record is a line
 formats        the kinds, one module each; how to add one is said there
 resolve        a URI to its format: here one is chosen, and nowhere else
 lister         a source's files, as they are now

@@ -1,20 +1,30 @@
 """Named images: what the cell of a row, or the field of a line, gives or names as its image, or what is wrong with it.
 
-An image is given as bytes, as `{bytes, path}` (Hugging Face's layout), as a path, or as a list of those. Paths are
-relative to the file that names them, absolute, or URIs of object storage. Nothing is fetched from hosts.
+An image is given as bytes, as `{bytes, path}` (Hugging Face's layout), as a `data:` value, as a path, or as a list of
+those. Paths are relative to the file that names them, absolute, or URIs of object storage. Nothing is fetched from
+hosts. A cell that names nothing (null, an empty text or list, a field that is not there) is no reject: `no_image`.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import errno
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
 
 from .. import rejects
-from ..errors import SourceError, source_error
+from ..errors import RequestError, SourceError, source_error
 from ..storage.files import path_named_in, read_input
+from ..storage.uri import WEB, problem_with, scheme_of
 from .sample import IndexedSample
+
+URLS_LOOKED_AT = 100  # values that are all URLs of hosts, before a source of nothing else is refused
+_DATA = re.compile(r"data:[^,]{0,200}?(;base64)?,", re.IGNORECASE)
+_STANDARD = str.maketrans("-_", "+/")  # of the alphabet for URLs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +35,7 @@ class NamedImage:
         offset: the row's number in a Parquet file, the line's first byte in a manifest.
         item: the image's number in the row's list, or None.
         group: the row group, -1 in a manifest.
+        reason: the status of a sample with a problem.
     """
 
     key: str
@@ -34,6 +45,7 @@ class NamedImage:
     data: bytes | None = None
     path: str | None = None
     problem: str = ""
+    reason: str = rejects.MISSING_IMAGE
 
     def read(self) -> bytes | None:
         """The image's bytes; None if its file is not there. Raises SourceError: it is there and cannot be read."""
@@ -53,7 +65,9 @@ def named_images(value: Any, path: str, name: str, where: str) -> Iterator[Named
     """
     if isinstance(value, list):
         if not value:
-            yield NamedImage(key=name, offset=0, problem=f"{where}: its list of images is empty")
+            yield NamedImage(
+                key=name, offset=0, problem=f"{where}: its list of images is empty", reason=rejects.NO_IMAGE
+            )
         for number, item in enumerate(value):
             yield replace(_image(item, path, f"{name}/{number}", f"{where}, image {number}"), item=number)
     else:
@@ -62,13 +76,16 @@ def named_images(value: Any, path: str, name: str, where: str) -> Iterator[Named
 
 def _image(value: Any, path: str, name: str, where: str) -> NamedImage:
     image = NamedImage(key=name, offset=0)
+    try:
+        data = inline_bytes(value)
+    except ValueError as error:
+        return replace(image, problem=f"{where}: {error}", reason=rejects.CORRUPT)
+    if data is not None:
+        return replace(image, data=data)
     if isinstance(value, dict):
-        data = value.get("bytes")
-        value = data if isinstance(data, bytes) else value.get("path")
+        value = value.get("path")
     if value is None or value == "":
-        return replace(image, problem=f"{where} has no image")
-    if isinstance(value, bytes):
-        return replace(image, data=value)
+        return replace(image, problem=f"{where} names no image", reason=rejects.NO_IMAGE)
     if isinstance(value, str) and not is_text(value):
         return replace(image, problem=f"{where}: its image's path is not valid UTF-8")
     if not isinstance(value, str):
@@ -78,6 +95,68 @@ def _image(value: Any, path: str, name: str, where: str) -> NamedImage:
         return replace(image, path=path_named_in(path, value))
     except ValueError as error:
         return replace(image, problem=f"{where}: {error}")
+
+
+def inline_bytes(value: Any, item: int | None = None) -> bytes | None:
+    """The bytes that a cell holds: as they are, in `{bytes, path}`, or as a `data:` value; None where it names a file.
+
+    Args:
+        item: of a list, which one.
+
+    Raises:
+        ValueError: text that stands for bytes, and does not decode.
+    """
+    if item is not None:
+        value = value[item]
+    if isinstance(value, dict):
+        data = value.get("bytes")
+        if isinstance(data, str) and data and not _DATA.match(data):
+            return _of_base64(data)  # JSON has no bytes
+        value = value.get("path") if data in (None, "") else data
+    if isinstance(value, str) and (match := _DATA.match(value)):
+        text = value[match.end() :]
+        return _of_base64(unquote(text)) if match[1] else unquote_to_bytes(text)
+    return value if isinstance(value, bytes) else None
+
+
+def _of_base64(text: str) -> bytes:
+    """Decodes either alphabet, with or without padding and white space. Raises ValueError: it is no base64."""
+    text = "".join(text.split()).rstrip("=").translate(_STANDARD)
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"its image is no base64: {error}") from error
+
+
+def refuse_urls(values: Iterable[Any], column: str, path: str) -> None:
+    """Refuses a column that holds nothing but URLs of hosts, as far as one looks, before anything is read of it.
+
+    Args:
+        values: cells, as many as it takes to find one that is something else.
+
+    Raises:
+        RequestError: naming the column and what fetches URLs.
+    """
+    first, count = "", 0
+    for value in values:
+        if not (named := _first_named(value)):
+            continue
+        if not (isinstance(named, str) and "://" in named and scheme_of(named).lower() in WEB):
+            return
+        first, count = first or named, count + 1
+        if count == URLS_LOOKED_AT:
+            break
+    if first:
+        raise RequestError(f"source.image_column: {column} of {path} holds URLs: {problem_with(first)}")
+
+
+def _first_named(value: Any) -> Any:
+    """The first that a cell gives or names; None or empty where it names nothing."""
+    if isinstance(value, list):
+        value = next(filter(None, value), None)
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    return value
 
 
 def is_text(value: str) -> bool:
@@ -123,10 +202,13 @@ def indexed(images: Iterator[NamedImage], source: str, facts: Any) -> Iterator[I
             key=image.key, source=source, offset=image.offset, path=image.path, item=image.item, group=image.group
         )
         data = None if image.problem else image.read()
+        if image.reason == rejects.NO_IMAGE and image.problem:
+            yield sample.rejected(rejects.NO_IMAGE, image.problem)
+            continue
         if image.key in keys:
             yield sample.rejected(rejects.DUPLICATE_KEY, f"the key {image.key} stands in this part more than once")
         elif data is None:
-            yield sample.rejected(rejects.MISSING_IMAGE, image.problem or f"there is no file {image.path}")
+            yield sample.rejected(image.reason, image.problem or f"there is no file {image.path}")
         else:
             yield facts(replace(sample, length=len(data)), data)
         keys.add(image.key)

@@ -40,5 +40,5 @@ class IndexedSample:
     error: str | None = None
 
     def rejected(self, reason: str, message: str) -> IndexedSample:
-        """The same sample with a reason out of `rejects.REASONS`, and what is wrong with it in words."""
+        """The same sample with a status out of `rejects.STATUSES`, and what is wrong with it in words."""
         return replace(self, status=reason, error=message[:LONGEST_ERROR])

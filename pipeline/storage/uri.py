@@ -6,7 +6,8 @@ import posixpath
 
 import fsspec
 
-HOSTS = ("http", "https", "ftp", "git", "github", "data", "reference", "generic", "dir", "zip", "tar")
+WEB = ("http", "https", "ftp")
+HOSTS = (*WEB, "git", "github", "data", "reference", "generic", "dir", "zip", "tar")
 # Where an object appears only when all of it is there. Elsewhere it is written beside, then renamed.
 WHOLE_OBJECTS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss")
 S3 = ("s3", "s3a")
@@ -25,7 +26,10 @@ def problem_with(uri: str) -> str:
         return "a URI with a chain of protocols: name the files themselves"
     if scheme in HOSTS:
         host = bucket.rpartition("@")[2]
-        return f"{scheme}://{host}/… is a URL: visionbake fetches nothing from hosts; download it first"
+        return (
+            f"{scheme}://{host}/… is a URL: visionbake fetches nothing from hosts; download it first (img2dataset "
+            "fetches whole lists)"
+        )
     # A secret key may hold slashes: whatever has a colon or an @ where a bucket is, or before an @ further on.
     if (scheme in S3 + GCS and (":" in bucket or "@" in bucket)) or (":" in bucket and "@" in rest):
         return (

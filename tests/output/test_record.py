@@ -40,7 +40,17 @@ def test_a_record_of_an_earlier_version_is_read() -> None:
     assert (record.overflows, record.packs, record.adopted, record.encoded_at) == (0, [], False, 0.0)
 
 
-COUNTS = ["rows_in", "rows_out", "tokens", "encoded_tokens", "embedding_bytes", "data_size", "halvings", "overflows"]
+COUNTS = [
+    "rows_in",
+    "rows_out",
+    "tokens",
+    "encoded_tokens",
+    "embedding_bytes",
+    "data_size",
+    "halvings",
+    "overflows",
+    "no_image",
+]
 WRONG: dict[str, list[object]] = {
     **{key: ["7", None, 7.5, True, -1, 1 << 63, [7]] for key in [*COUNTS, "schema_version", "encoder"]},
     **{key: [7, None, ["a"], {}] for key in ["unit", "data_sha256", "fingerprint", "device"]},

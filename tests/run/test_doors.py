@@ -64,12 +64,13 @@ def test_nulls_and_broken_rows_are_rejects(images: dict[str, bytes], model_path:
     output = tmp_path / "out"
     summary = run_here(config_for(source, output, model_path, source={"carry": ["n"]}))
     rows = samples(output)
-    assert [row["status"] for row in rows] == ["ok", "missing_image", "truncated", "unidentified", "ok", "truncated"]
+    assert [row["status"] for row in rows] == ["ok", "no_image", "truncated", "unidentified", "ok", "truncated"]
     assert [row["key"] for row in rows] == [f"a.parquet:{number}" for number in range(6)]
     assert [row["n"] for row in rows] == list(range(6))
     assert pq.read_table(output / "samples").schema.field("n").type == pa.int64()
-    assert "row 1 has no image" in rows[1]["error"]
-    assert summary.totals.samples == 6
+    assert "row 1 names no image" in rows[1]["error"]
+    totals = summary.totals
+    assert (totals.samples, totals.rows, totals.rejected, totals.no_image) == (6, 2, 3, 1)
 
 
 def test_bad_lines_are_rejects_that_name_their_number(
@@ -96,7 +97,7 @@ def test_bad_lines_are_rejects_that_name_their_number(
     assert {key: row["status"] for key, row in rows.items()} == {
         "a.jsonl:0": "ok",
         "a.jsonl:1": "missing_image",
-        "a.jsonl:2": "missing_image",
+        "a.jsonl:2": "no_image",
         "a.jsonl:3": "missing_image",
         "a.jsonl:4": "missing_image",
         "a.jsonl:6/0": "ok",

@@ -55,6 +55,7 @@ NUMBERS = {
         "samples",
         "rows",
         "rejected",
+        "no_image",
         "non_finite",
         "duplicates",
         "duplicate_tokens",
@@ -229,7 +230,8 @@ def _gallery(output: AnyPath, connection: Any) -> str:
     rejected = _rows(
         connection,
         "key, status, error FROM (SELECT *, row_number() OVER (PARTITION BY status ORDER BY key) AS place "
-        f"FROM samples WHERE status <> 'ok') WHERE place <= {OF_A_KIND} ORDER BY status, key LIMIT {REJECTS_SHOWN}",
+        f"FROM samples WHERE status NOT IN ('ok', 'no_image')) WHERE place <= {OF_A_KIND} "
+        f"ORDER BY status, key LIMIT {REJECTS_SHOWN}",
     )
     if rejected:
         cells = [[str(cell) for cell in row.values()] for row in rejected]

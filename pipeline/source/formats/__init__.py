@@ -4,6 +4,9 @@ folder      image files below a folder
 webdataset  tars, by brace or glob: members of one key form a sample
 parquet     Parquet files: a range of row groups is a part
 jsonl       manifests, an object a line: a range of lines is a part
+json        manifests, one array of objects
+csv         manifests, a row a record below a header
+text        lists of paths, one a line
 
 To add one: a module with a subclass of `format.SourceFormat`, an entry in FORMATS, its name in `config.py`, how it is
 recognised in `resolve.py`, and a door in `tests/doors.py`.
@@ -12,12 +15,17 @@ recognised in `resolve.py`, and a door in `tests/doors.py`.
 from __future__ import annotations
 
 from ..format import SourceFormat
+from .csv_rows import Csv
 from .folder import Folder
+from .json_array import Json
 from .jsonl import Jsonl
 from .parquet import Parquet
+from .text_list import Text
 from .webdataset import WebDataset
 
-FORMATS: dict[str, SourceFormat] = {one.name: one for one in (Folder(), WebDataset(), Parquet(), Jsonl())}
+FORMATS: dict[str, SourceFormat] = {
+    one.name: one for one in (Folder(), WebDataset(), Parquet(), Jsonl(), Json(), Csv(), Text())
+}
 
 
 def format_named(name: str) -> SourceFormat:

@@ -1,0 +1,262 @@
+"""Manifests: files of records that name or hold images, whatever their syntax. A part is a range of records.
+
+A record is found again by its first byte. A key is the key field's value, else `file:row`.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from ..errors import RequestError, SourceError, listing_error, reading
+from ..storage.files import READS_AT_ONCE, map_ahead, open_input
+from .columns import refuse_missing
+from .drawing import Drawing, Draws
+from .format import Columns, Facts, SourceFormat, UnitBytes, table_of
+from .listing import Listing
+from .named_image import NamedImage, indexed, inline_bytes, is_text, named_images, refuse_urls, reread_image_file
+from .part import Part, SourceFile, SourcePlace
+from .planned import check_unchanged
+from .sample import IndexedSample
+from .spread import draws_of
+
+RECORDS_PER_PART = 8192
+RECORDS_LOOKED_AT = 1000  # for the types of carried fields
+SKIPPED_BYTES = 1 << 20  # between two wanted records that are read over
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One record: its number in the file, its first byte, and its fields, or the `problem` with it."""
+
+    row: int
+    offset: int
+    fields: Mapping[str, Any]
+    problem: str = ""
+
+
+class ManifestFile(ABC):
+    """An open manifest. Raises OSError; ValueError: it is not what it should be."""
+
+    noun: ClassVar[str] = "record"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.stream = open_input(path)
+
+    def __enter__(self) -> ManifestFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+    @abstractmethod
+    def records(self, offset: int = 0, row: int = 0) -> Iterator[Record]:
+        """Reads on from the first byte of a record, which has this number; from 0 on, the file's start."""
+
+    def starts(self) -> Iterator[tuple[int, int]]:
+        """The first byte and the number of every record."""
+        return ((record.offset, record.row) for record in self.records())
+
+    def at(self, offsets: Sequence[int]) -> Iterator[Record]:
+        """The records that begin at these bytes. What lies near the one before is read on to."""
+        records: Iterator[Record] = iter(())
+        current: Record | None = None
+        for offset in offsets:
+            if current is None or not 0 <= offset - current.offset <= SKIPPED_BYTES:
+                records, current = self.records(offset), None
+            while current is None or current.offset < offset:
+                current = next(records, None)
+                if current is None:
+                    raise ValueError(f"no record begins at byte {offset}")
+            yield current
+
+
+class Manifest(SourceFormat):
+    """A format whose files are manifests.
+
+    Attributes:
+        opened: opens one of them.
+    """
+
+    has_columns = True
+    opened: ClassVar[type[ManifestFile]]
+
+    def columns(self, columns: Columns) -> Columns:
+        """The fields of a record that are its image and its key."""
+        return columns
+
+    def check(self, listing: Listing, columns: Columns, uri: str) -> None:
+        """Reads on until a record has what is named: most often the first one."""
+        if not listing.count:
+            raise RequestError(f"source.uri: {uri} holds no {self.name} file")
+        columns = self.columns(columns)
+        missing = {"image_column": columns.image} | ({"key_column": columns.key} if columns.key else {})
+        seen: dict[str, None] = {}
+        for file in listing:
+            path = os.path.join(listing.place.root, file.path)
+            with _planning(path, self.name), self.opened(path) as manifest:
+                refuse_urls(_named(manifest, columns.image, missing, seen), columns.image, path)
+            if not missing:
+                return
+        for setting, name in missing.items():
+            refuse_missing(f"source.{setting}", name, list(seen), f"no {self.opened.noun} of {uri} has a field")
+
+    def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
+        path = os.path.join(place.root, file.path)
+        spans: list[SourceFile] = []
+        first = start = 0
+        with _planning(path, self.name), self.opened(path) as manifest:
+            for offset, row in manifest.starts():
+                if row - start >= RECORDS_PER_PART:
+                    spans.append(replace(file, first=first, last=offset, row=start))
+                    first, start = offset, row
+        return [*spans, replace(file, first=first, last=file.size, row=start)]
+
+    def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
+        (file,) = part.files
+        check_unchanged(part.root, file)
+        path = os.path.join(part.root, file.path)
+        yield from indexed(self._images(path, file, self.columns(columns)), file.path, facts)
+
+    def _images(self, path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
+        with _indexing(path), self.opened(path) as manifest:
+            for record in manifest.records(file.first, file.row):
+                if record.offset >= file.last:
+                    break
+                yield from images_of(record, manifest, file.path, columns)
+
+    def reader(self, columns: Columns) -> RecordReader:
+        return RecordReader(self.opened, self.columns(columns).image)
+
+    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
+        """From the first records of the first manifest; a field of nulls alone is a string."""
+        path = os.path.join(listing.place.root, next(iter(listing)).path)
+        values: dict[str, list[Any]] = {name: [] for name in names}
+        with _planning(path, self.name), self.opened(path) as manifest:
+            for _, record in zip(range(RECORDS_LOOKED_AT), manifest.records(), strict=False):
+                for name in names:
+                    values[name].append(record.fields.get(name))
+        return pa.schema([pa.field(name, _type_of(name, found, path)) for name, found in values.items()])
+
+    def carried(
+        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
+    ) -> pa.Table:
+        path = os.path.join(part.root, part.files[0].path)
+        with _indexing(path), self.opened(path) as manifest:
+            rows = [dict(record.fields) for record in manifest.at([sample.offset for sample in samples])]
+        return table_of(rows, schema, path)
+
+    def draw(self, listing: Listing, drawing: Drawing) -> Draws:
+        """Records of the manifests that are drawn, as often as they are large; each of those is read whole."""
+        image_column = self.columns(Columns(image=drawing.image_column)).image
+
+        def images(path: str, offsets: Sequence[int]) -> list[NamedImage]:
+            with self.opened(path) as manifest:
+                columns = Columns(image=image_column)
+                return [one for record in manifest.at(offsets) for one in images_of(record, manifest, "", columns)]
+
+        def starts(path: str) -> Iterator[int]:
+            with self.opened(path) as manifest:
+                yield from (offset for offset, _ in manifest.starts())
+
+        return Draws(draws=tuple(draws_of(listing, drawing, starts, images)), files=listing.count)
+
+
+class RecordReader:
+    """Reads the files that records name, and the images that stand in them."""
+
+    def __init__(self, opened: type[ManifestFile], image_column: str) -> None:
+        self._opened, self._image_column = opened, image_column
+
+    def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
+        (file,) = part.files
+        check_unchanged(part.root, file)
+        wanted = [sample for sample in samples if sample.sha256 is not None]
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            named = [sample for sample in wanted if sample.path is not None]
+            found = {
+                id(sample): data
+                for sample, data in zip(named, map_ahead(pool, reread_image_file, named, 0), strict=True)
+            }
+        inside = [sample for sample in wanted if sample.path is None]
+        if inside:
+            found |= dict(zip(map(id, inside), self._inside(os.path.join(part.root, file.path), inside), strict=True))
+        return UnitBytes([found.get(id(sample)) for sample in samples], [{} for _ in samples])
+
+    def _inside(self, path: str, samples: Sequence[IndexedSample]) -> Iterator[bytes]:
+        with _indexing(path), self._opened(path) as manifest:
+            records = manifest.at([sample.offset for sample in samples])
+            for sample, record in zip(samples, records, strict=True):
+                data = inline_bytes(record.fields.get(self._image_column), sample.item)
+                if data is None:
+                    raise ValueError(f"the record at byte {sample.offset} holds no image any more")
+                yield data
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def images_of(record: Record, manifest: ManifestFile, source: str, columns: Columns) -> Iterator[NamedImage]:
+    """Every image that one record names or holds, or what is wrong with it.
+
+    Args:
+        source: the manifest, as keys name it.
+    """
+    name, where = f"{source}:{record.row}", f"{manifest.noun} {record.row + 1}"
+    if record.problem:
+        yield NamedImage(key=name, offset=record.offset, problem=f"{where} {record.problem}")
+        return
+    images = record.fields.get(columns.image)
+    if columns.key is not None:
+        key = record.fields.get(columns.key)
+        if isinstance(key, str | int) and is_text(str(key)):
+            name = str(key)
+        elif images not in (None, "", []):
+            problem = f"{where} has no {columns.key!r} that can be a key"
+            yield NamedImage(key=name, offset=record.offset, problem=problem)
+            return
+    for image in named_images(images, manifest.path, name, where):
+        yield replace(image, offset=record.offset)
+
+
+def _named(manifest: ManifestFile, image_column: str, missing: dict[str, str], seen: dict[str, None]) -> Iterator[Any]:
+    """Yields what the records have as images. Takes out of `missing` the fields that one has; fills `seen`."""
+    for record in manifest.records():
+        for setting in [setting for setting, name in missing.items() if name in record.fields]:
+            del missing[setting]
+        seen.update(dict.fromkeys(record.fields))
+        yield record.fields.get(image_column) if not missing else None
+
+
+@contextmanager
+def _planning(path: str, name: str) -> Iterator[None]:
+    """Turns what goes wrong before anything is written into a RequestError that names the file."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise listing_error(f"source: {path}: cannot be read as {name}: {error}", error) from error
+
+
+@contextmanager
+def _indexing(path: str) -> Iterator[None]:
+    try:
+        with reading(path):
+            yield
+    except ValueError as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+
+
+def _type_of(name: str, values: list[Any], path: str) -> pa.DataType:
+    try:
+        kind = pa.array(values).type
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise RequestError(f"source.carry: {name} has values of several types in {path}: {error}") from error
+    return pa.string() if pa.types.is_null(kind) else kind
