@@ -51,8 +51,9 @@ class Source(_Section):
     format: Literal["auto", "folder", "webdataset", "parquet", "arrow", "jsonl", "json", "csv", "text"] = "auto"
     image_column: str = "image"
     key_column: str | None = None
+    members: Literal["auto", "grouped", "each"] = "auto"
     carry: list[str] = Field(default_factory=list)
-    on_damaged: Literal["fail", "skip"] = "fail"
+    on_damaged: Literal["fail", "skip", "salvage"] = "fail"
 
 
 class Preprocess(_Section):
@@ -124,6 +125,47 @@ class Config(_Section):
     limits: Limits = Limits()
 
 
+def _read_yaml(text: str) -> Any:
+    """Reads YAML in which no key of a mapping stands twice: PyYAML would take the last one without a word.
+
+    Raises:
+        YAMLError, ValueError, RecursionError: it is no YAML, or has a value that is none.
+        _WrittenTwice: a key stands twice.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        _check_once(root)
+        return None if root is None else loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+class _WrittenTwice(Exception):
+    """A key of one mapping stands in two lines, which the message names."""
+
+
+def _check_once(root: yaml.Node | None) -> None:
+    """Looks at every mapping, before `<<` mixes them: what that brings in may be written again. Raises _WrittenTwice."""
+    waiting: list[yaml.Node] = [] if root is None else [root]
+    seen: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # an alias may lead back
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[tuple[str, str], int] = {}
+            for key, value in node.value:
+                name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+                if name in lines:
+                    raise _WrittenTwice(f"line {line}: {key.value} is written twice, first in line {lines[name]}")
+                lines[name] = line
+                waiting.append(value)
+
+
 def load_config(path: str, overrides: list[str] | None = None) -> Config:
     """Reads and validates a YAML configuration.
 
@@ -139,8 +181,10 @@ def load_config(path: str, overrides: list[str] | None = None) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"configuration {path}: cannot be read: {error}") from error
     try:
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # the second of a date that is none
+        tree = _read_yaml(text)
+    except _WrittenTwice as error:
+        raise RequestError(f"configuration {path}: {error}; only one of them can count") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the second of a date that is none
         raise RequestError(f"configuration {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise RequestError(f"configuration {path}: must be a mapping with source, model and output")
@@ -162,8 +206,10 @@ def _set(tree: dict[str, Any], override: str) -> None:
     if not equals or not name:
         raise RequestError(f"--set {override}: must be a.b=value")
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+        value = _read_yaml(text)
+    except _WrittenTwice as error:
+        raise RequestError(f"--set {override}: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RequestError(f"--set {override}: the value is not valid YAML") from error
     *parents, last = name.split(".")
     node = tree

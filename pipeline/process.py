@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
 from queue import SimpleQueue
+from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 T = TypeVar("T")
@@ -78,6 +79,12 @@ class DaemonThreads(Executor):
             self._calls.put(None)
         for thread in self._threads if wait else ():
             thread.join()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Waits for what is under way, unless the process is interrupted or has failed: then a call may never end."""
+        self.shutdown(wait=kind is None, cancel_futures=kind is not None)
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:

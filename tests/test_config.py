@@ -104,6 +104,44 @@ def test_a_broken_file_is_named(text: str, says: str, tmp_path: Path) -> None:
         load_config(str(path))
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("source: {uri: a}\nmodel: {path: m}\nsource: {uri: b}\n", "line 3: source is written twice, first in line 1"),
+        ("source:\n  uri: a\n  carry: [x]\n  uri: b\n", "line 4: uri is written twice, first in line 2"),
+        ('{"source": {"uri": "a", "uri": "b"}}', "line 1: uri is written twice, first in line 1"),
+        ("source: {uri: a}\n'source': {uri: b}\n", "line 2: source is written twice, first in line 1"),
+        ("a:\n- {b: 1}\n- c: 1\n  c: 1\n", "line 4: c is written twice, first in line 3"),
+    ],
+)
+def test_what_is_written_twice_is_refused_by_its_lines(text: str, says: str, tmp_path: Path) -> None:
+    """The last one would win silently."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=rf"c\.yaml: {says}"):
+        load_config(str(path))
+
+
+def test_a_value_that_is_set_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("source: {uri: a}\nmodel: {path: m}\noutput: {uri: b}\n")
+    with pytest.raises(RequestError, match="--set pack={.*max_patches is written twice"):
+        load_config(str(path), ["pack={max_patches: 8, max_patches: 16}"])
+
+
+def test_what_a_merge_brings_in_may_be_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "source: &all {uri: a, carry: [x]}\nmodel: {path: m}\noutput: {uri: b}\npack: &p {max_patches: 8}\n"
+    )
+    assert load_config(str(path)).pack.max_patches == 8
+    path.write_text(
+        "source: {uri: a}\nmodel: &m {path: m, dtype: float32}\noutput: {uri: b}\nlimits:\n  <<: {attempts: 7}\n"
+        "  attempts: 2\n"
+    )
+    assert load_config(str(path)).limits.attempts == 2
+
+
 @pytest.mark.slow
 def test_the_command_exits_2_with_one_line(
     tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]

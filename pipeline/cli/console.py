@@ -9,8 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from ..errors import OutputError, RequestError
-from ..storage.files import AnyPath, absolute, is_folder
-from ..storage.remote import check_uri
+from ..storage.files import AnyPath, absolute, check_location, is_folder
 
 
 class Interrupted(BaseException):
@@ -34,7 +33,7 @@ def say(line: str) -> None:
 
 def output_of(text: str) -> AnyPath:
     """The place that a command's OUTPUT names. Raises RequestError if there is nothing."""
-    check_uri("OUTPUT", text)
+    check_location("OUTPUT", text)
     output = absolute(text)
     if not is_folder(output):
         there = output.exists()

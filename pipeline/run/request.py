@@ -6,7 +6,6 @@ import os
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -24,9 +23,8 @@ from ..source.lister import list_source
 from ..source.listing import Listing
 from ..source.part import SourcePlace
 from ..source.resolve import files_of_output_in, resolve_source
-from ..storage.files import AnyPath, absolute, is_relative
-from ..storage.remote import check_uri
-from ..tower.checkpoint import Checkpoint
+from ..storage.files import AnyPath, absolute, check_location, is_relative
+from ..tower.checkpoint import Checkpoint, local_folder
 from .settings import StageSettings
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
@@ -61,7 +59,7 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     Raises:
         RequestError: naming the field.
     """
-    check_uri("output.uri", config.output.uri)
+    check_location("output.uri", config.output.uri)
     if os.environ.get(JOB_VARIABLE) and is_relative(config.output.uri):
         raise RequestError(
             f"output.uri: {config.output.uri} is relative: in a Ray job it would land in a temporary copy of the "
@@ -126,9 +124,7 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         on_damaged=config.source.on_damaged,
         geometry=request.geometry,
         deduplicate=config.pack.deduplicate,
-        model_path=os.path.abspath(local)
-        if (local := Path(config.model.path).expanduser()).is_dir()
-        else config.model.path,
+        model_path=str(local) if (local := local_folder(config.model.path)).is_dir() else config.model.path,
         model_revision=request.checkpoint.revision,
         dtype=config.model.dtype,
         compile=config.model.compile,

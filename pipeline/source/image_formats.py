@@ -2,5 +2,14 @@
 
 from __future__ import annotations
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+from PIL import features
+
+# Pillow may be built without AVIF: such files are then no images here.
+_AVIF = bool(features.check("avif"))
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if _AVIF else ()))
+# JPEG has many names: what browsers and Windows save (.jfif, .jpe, .pjpeg), and cameras with several pictures (.mpo).
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo"),
+    *(".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *((".avif", ".avifs") if _AVIF else ()),
+)

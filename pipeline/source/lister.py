@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import RequestError, listing_error
 from ..process import DaemonThreads
-from ..storage.files import kind_of, map_ahead, reads_ahead, relative_to, states_of
+from ..storage.files import kind_of, map_ahead, may_be_read, reads_ahead, relative_to, states_of, why_unreadable
 from ..storage.local import State
+from ..storage.names import left_alone_in
 from .formats import format_named
 from .listing import Listing
 from .part import SourceFile, SourcePlace
@@ -41,25 +42,46 @@ def list_files(place: SourcePlace, ignored: Counter[str] | None = None) -> Itera
 
 def _list_folder(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFile]:
     try:
-        for path, state in kind_of(place.root).walk(place.root, format_named(place.format).suffixes):
+        suffixes = format_named(place.format).suffixes
+        for path, state in kind_of(place.root).walk(place.root, suffixes):
             if state is None:
-                ignored[os.path.splitext(path)[1].lower()] += 1
+                ignored[name_of_ignored(path, suffixes)] += 1
             else:
                 yield _file(path, state)
     except OSError as error:
         raise listing_error(f"source.uri: {error.filename or place.root} cannot be listed: {error}", error) from error
 
 
+def name_of_ignored(path: str, suffixes: tuple[str, ...]) -> str:
+    """What a file that is left alone is counted as: its extension, and why it is not taken where that does not say it.
+
+    Args:
+        path: relative to the source; a folder's with a slash behind.
+        suffixes: of what is taken, in lower case.
+    """
+    extension = os.path.splitext(path)[1].lower()
+    if found := left_alone_in(path.rstrip("/")):
+        in_folder = found.endswith("/") or path.endswith("/")
+        return found.rstrip("/") + "/" if in_folder else f"{extension} (hidden)"
+    return f"{extension} (no regular file)" if path.lower().endswith(suffixes) else extension
+
+
 def _file(path: str, state: State) -> SourceFile:
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RequestError(f"source: {path!r}: the file's name is not valid UTF-8; rename it") from None
     size, mtime_ns, etag = state
     return SourceFile(path=path, size=size, mtime_ns=mtime_ns, etag=etag)
 
 
-def _named_by(patterns: Sequence[str]) -> Iterator[Mapping[str, State | None]]:
+def _in_any_case(pattern: str, suffixes: tuple[str, ...]) -> str:
+    """A pattern whose suffix, if it is one of these, is matched in any case: of a pattern that is a name nothing."""
+    folder, slash, name = pattern.rpartition("/")
+    suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), "")
+    if not suffix or not glob.has_magic(name.replace("[[]", "").replace("[?]", "").replace("[*]", "")):
+        return pattern
+    head, tail = name[: -len(suffix)], name[-len(suffix) :]
+    return folder + slash + head + "".join(f"[{one.lower()}{one.upper()}]" if one.isalpha() else one for one in tail)
+
+
+def _named_by(patterns: Sequence[str], suffixes: tuple[str, ...]) -> Iterator[Mapping[str, State | None]]:
     """The files that each pattern names, and their states where the listing says them. Raises RequestError."""
 
     try:
@@ -71,7 +93,7 @@ def _named_by(patterns: Sequence[str]) -> Iterator[Mapping[str, State | None]]:
         if pattern in listed:
             return {pattern: listed[pattern]}
         try:
-            return kind_of(pattern).glob(pattern)
+            return kind_of(pattern).glob(_in_any_case(pattern, suffixes))
         except OSError as error:
             raise listing_error(f"source.uri: {pattern} cannot be listed: {error}", error) from error
 
@@ -82,24 +104,54 @@ def _named_by(patterns: Sequence[str]) -> Iterator[Mapping[str, State | None]]:
 def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFile]:
     source_format = format_named(place.format)
     paths: dict[str, State | None] = {}
-    for pattern, states in zip(place.patterns, _named_by(place.patterns), strict=True):
+    for pattern, states in zip(place.patterns, _named_by(place.patterns, source_format.suffixes), strict=True):
         found = list(states)
         for path in found:
             if why := source_format.refuses(path):
                 raise RequestError(f"source.uri: {path}: {why}")
         # A file that was named in full is what source.format says, whatever its own name says.
         literal = source_format.takes_any_name and (found == [pattern] or glob.escape(pattern) == pattern)
-        named = [path for path in found if literal or path.lower().endswith(source_format.suffixes)]
+        named = [path for path in found if literal or _is_taken(path, place.root, source_format.suffixes)]
         if not named:
             suffixes = ", ".join("*" + suffix for suffix in source_format.suffixes)
-            raise RequestError(f"source.uri: {pattern} {f'is not named {suffixes}' if found else 'names no file'}")
+            why = f"is not named {suffixes}" if found else _why_nothing(pattern)
+            raise RequestError(f"source.uri: {pattern} {why}")
         for path in set(found) - set(named):
-            ignored[os.path.splitext(path)[1].lower()] += 1
+            ignored[name_of_ignored(relative_to(place.root, path), source_format.suffixes)] += 1
         paths.update((path, states[path]) for path in named)
     for path in sorted(paths):
         try:
-            path.encode("utf-8")
             state = paths[path] or kind_of(path).state_of(path)
-        except (OSError, UnicodeEncodeError) as error:
-            raise listing_error(f"source: {path!r} cannot be read: {error}", error) from error
+        except OSError as error:
+            raise listing_error(f"source: {path} cannot be read: {error}", error) from error
+        if not may_be_read(path) and (why := why_unreadable(path)):
+            raise RequestError(f"source.uri: {path}: {why}")
         yield _file(relative_to(place.root, path), state)
+
+
+def _is_taken(path: str, root: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file that a pattern names is one of the source, by its name."""
+    return path.lower().endswith(suffixes) and not left_alone_in(relative_to(root, path))
+
+
+def _why_nothing(pattern: str) -> str:
+    """Explains a pattern that names no file. Raises RequestError, SourceBusy: storage does not say what there is."""
+    plain = pattern.replace("[[]", "[").replace("[?]", "?").replace("[*]", "*")
+    if not glob.has_magic(pattern) or glob.escape(plain) == pattern:
+        return "names no file"
+    try:
+        literal = glob.escape(plain).replace("[*]", "*").replace("[?]", "?")
+        if literal != pattern and (found := kind_of(pattern).glob(literal)):
+            return (
+                f"names no file: [ ] stand for one of the characters between them; for the {len(found)} whose names "
+                f"have brackets write {literal}"
+            )
+        folder = os.path.dirname(pattern)
+        while glob.has_magic(folder.replace("[[]", "").replace("[?]", "").replace("[*]", "")):
+            folder = os.path.dirname(folder)
+        folder = folder.replace("[[]", "[").replace("[?]", "?").replace("[*]", "*")
+        if not kind_of(folder).is_folder(folder):
+            return f"names no file: there is no folder {folder}"
+    except OSError as error:
+        raise listing_error(f"source.uri: {pattern} cannot be listed: {error}", error) from error
+    return f"names no file: it is a pattern, and nothing in {folder} is named so"

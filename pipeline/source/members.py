@@ -1,14 +1,19 @@
-"""Members: what stands beside an image in a tar or a folder, carried whole: text as string, others as binary."""
+"""Members: what stands beside an image in a tar or a folder, carried whole: text as string, others as binary.
+
+Suffixes are compared without case: `0.TXT` is the `txt` of `0.JPG`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 
-from ..errors import SourceError
+from ..errors import SourceError, reading
+from ..storage.files import as_path, lists_by_prefix, read_input, source_names
 from .part import Part
 from .sample import IndexedSample
 
@@ -37,3 +42,59 @@ def text_of(
             where = os.path.join(part.root, sample.source)
             raise SourceError(f"{where}: what is carried of {sample.key} is not valid UTF-8: {error}") from error
     return rows
+
+
+def wanted_members(members: Sequence[Mapping[str, Any]] | None, names: Collection[str]) -> dict[str, Mapping[str, Any]]:
+    """The members of a sample that carried columns name; of several that differ by case the one that is written so."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name in names:
+        alike = [member for member in members or () if member["suffix"].lower() == name.lower()]
+        if alike:
+            found[name] = next((member for member in alike if member["suffix"] == name), alike[0])
+    return found
+
+
+class FilesBeside:
+    """Reads the files that stand beside images, with their names and other suffixes.
+
+    A file whose suffix is written as the column is asked for by that name. Only where there is none, its folder's names
+    are looked at: once a folder, or where storage lists by prefix, those of the image alone.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = tuple(names)
+        self._listed: tuple[str, dict[str, str]] = ("", {})
+
+    def read(self, image: str) -> dict[str, bytes]:
+        """The files beside an image, by the columns' names. Raises SourceError: one is there and cannot be read."""
+        stem = os.path.splitext(image)[0]
+        found: dict[str, bytes] = {}
+        for name in self.names:
+            with reading(f"{stem}.{name}"):
+                data = _read_if_there(f"{stem}.{name}")
+                if data is None and (alike := self._alike(stem, name)):
+                    data = _read_if_there(alike)
+            if data is not None:
+                found[name] = data
+        return found
+
+    def _alike(self, stem: str, name: str) -> str | None:
+        """The file beside whose suffix is this name in another case. Raises OSError."""
+        if name.lower() == name.upper():
+            return None
+        folder, slash, stem_name = stem.rpartition("/")
+        by_prefix = lists_by_prefix(as_path(folder))
+        listed = f"{stem}." if by_prefix else folder
+        if self._listed[0] != listed:
+            names = list(source_names(folder, f"{stem_name}." if by_prefix else ""))
+            endings = [f".{one.lower()}" for one in self.names]
+            alike = {one[: -len(end)] + end: one for one in names for end in endings if one.lower().endswith(end)}
+            self._listed = (listed, alike)
+        other = self._listed[1].get(f"{stem_name}.{name.lower()}")
+        return None if other is None else folder + slash + other
+
+
+def _read_if_there(path: str) -> bytes | None:
+    with suppress(FileNotFoundError, IsADirectoryError):
+        return read_input(path)
+    return None

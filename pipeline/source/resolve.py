@@ -8,8 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError, listing_error
-from ..storage.files import absolute_uri, common_folder, kind_of
-from ..storage.remote import check_uri
+from ..storage.files import absolute_uri, check_location, common_folder, kind_of, literal_prefix
 from .formats import FORMATS, format_named
 from .part import SourcePlace
 from .tar import COMPRESSED_ELSEWHERE
@@ -22,21 +21,14 @@ OUTPUT_FOLDERS = ("data", "samples", "ledger", "plan/index", "plan/parts")
 
 def resolve_source(source: Source) -> SourcePlace:
     """Decides format and root. Raises RequestError, naming the URI, for what does not exist or is not supported."""
-    check_uri("source.uri", source.uri)
-    literal = absolute_uri(source.uri)
+    check_location("source.uri", source.uri)
     try:
-        import braceexpand
-
-        patterns = [absolute_uri(pattern) for pattern in braceexpand.braceexpand(source.uri)]
-    except ValueError as error:
-        raise RequestError(f"source.uri: {source.uri}: unbalanced braces") from error
-    try:
-        return _resolve(source, literal, patterns)
+        return _resolve(source, absolute_uri(source.uri))
     except OSError as error:
         raise listing_error(f"source.uri: {source.uri} cannot be read: {error}", error) from error
 
 
-def _resolve(source: Source, literal: str, patterns: list[str]) -> SourcePlace:
+def _resolve(source: Source, literal: str) -> SourcePlace:
     storage = kind_of(literal)
     if storage.is_folder(literal):
         if source.format == "webdataset":
@@ -47,8 +39,7 @@ def _resolve(source: Source, literal: str, patterns: list[str]) -> SourcePlace:
             format="folder" if source.format == "auto" else source.format, root=literal, patterns=(literal,)
         )
     exists = storage.exists(literal)
-    if exists:
-        patterns = [glob.escape(literal)]
+    patterns = [glob.escape(literal)] if exists else _patterns(source.uri, literal)
     kind = source.format if source.format in FORMATS and source.format != "folder" else _kind_by_name(source)
     if kind:
         return SourcePlace(format=kind, root=_common_root(patterns), patterns=tuple(patterns))
@@ -58,6 +49,59 @@ def _resolve(source: Source, literal: str, patterns: list[str]) -> SourcePlace:
         f"source.uri: {source.uri}: neither a folder nor a tar (*.tar, *.tar.gz, *.tgz), Parquet or JSONL file by its "
         "name; set source.format if it is one"
     )
+
+
+def _patterns(text: str, literal: str) -> list[str]:
+    """The patterns that a URI stands for; in each, what exists as it is written is escaped.
+
+    Args:
+        literal: the same, made absolute.
+
+    Raises:
+        RequestError: its braces are unbalanced.
+        OSError: storage does not say what exists.
+    """
+    head, rest = literal_prefix(literal, "{")
+    try:
+        if _has_braces(head):  # of folders that are called so
+            patterns = [f"{head}/{pattern}" for pattern in _expanded(rest)]
+        else:
+            patterns = [absolute_uri(pattern) for pattern in _expanded(text)]
+    except ValueError as error:
+        raise RequestError(
+            f"source.uri: {text} does not exist, and as a pattern it has unbalanced braces; a brace that is meant as "
+            "it stands is written \\{"
+        ) from error
+    escaped: dict[str, str] = {}
+    return [_with_literal_folders(pattern, escaped) for pattern in patterns]
+
+
+def _has_braces(text: str) -> bool:
+    return "{" in text
+
+
+def _expanded(text: str) -> list[str]:
+    """Raises ValueError: unbalanced braces."""
+    if not _has_braces(text):
+        return [text]  # a backslash is then what it is
+    import braceexpand
+
+    return list(braceexpand.braceexpand(text))
+
+
+def _with_literal_folders(pattern: str, escaped: dict[str, str]) -> str:
+    """A pattern whose folders that exist as they are written are escaped: `set[1]` is one, where there is one.
+
+    Args:
+        escaped: what came of folders that were asked for before.
+    """
+    folder, slash, name = pattern.rpartition("/")
+    if not glob.has_magic(folder):
+        return pattern
+    if folder not in escaped:
+        head, rest = literal_prefix(folder, "[*?")
+        escaped[folder] = glob.escape(head) + ("/" + rest if rest else "")
+    return escaped[folder] + slash + name
 
 
 def _kind_by_name(source: Source) -> str:

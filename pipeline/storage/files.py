@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
+from ..errors import RequestError, listing_error
 from . import local, remote, remote_list, remote_read, uri
 from .local import State
-from .remote import RemotePath, is_remote
+from .names import escaped
+from .remote import RemotePath, check_uri, is_remote
 
 AnyPath = Path | RemotePath
 T = TypeVar("T")
@@ -55,12 +57,71 @@ def as_path(location: str | os.PathLike[str] | RemotePath) -> AnyPath:
     if isinstance(location, RemotePath):
         return location
     text = os.fspath(location)
-    return RemotePath(text.rstrip("/")) if is_remote(text) else Path(text.removeprefix("file://"))
+    return RemotePath(text.rstrip("/")) if is_remote(text) else Path(uri.local_path(text))
 
 
-def absolute(uri: str) -> AnyPath:
-    """An output's location as its configuration names it: `~` and relative paths resolved."""
-    return as_path(uri if is_remote(uri) else os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
+def absolute(location: str) -> AnyPath:
+    """An output's location as its configuration names it: `~` and relative paths resolved.
+
+    Raises:
+        RequestError: it is a file URI that is none of this machine's.
+    """
+    return RemotePath(location.rstrip("/")) if is_remote(location) else Path(_absolute_path(location))
+
+
+def _absolute_path(location: str) -> str:
+    try:
+        path = uri.local_path(location)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    # A file URI has no home folder: `~` is a name in it.
+    return os.path.abspath(path if uri.is_file_uri(location) else os.path.expanduser(path))
+
+
+def literal_prefix(location: str, special: str) -> tuple[str, str]:
+    """Splits an absolute location where a component with a special character does not exist as it is written.
+
+    Returns:
+        What exists so, as far as it was asked (only where such a character stands), and the rest; "" if there is none.
+
+    Raises:
+        OSError: storage does not say.
+    """
+    scheme, separator, path = location.rpartition("://")
+    components = path.split("/")
+    for number, component in enumerate(components):
+        if any(character in component for character in special):
+            here = scheme + separator + "/".join(components[: number + 1])
+            if not (kind_of(here).is_folder(here) or kind_of(here).exists(here)):
+                return scheme + separator + "/".join(components[:number]), "/".join(components[number:])
+    return location, ""
+
+
+def check_location(field: str, text: str) -> None:
+    """Makes sure that a location of the configuration can be one, before anything is read or written.
+
+    Raises:
+        RequestError: it cannot be used, and why: a URI of no storage, another machine's file, a variable that nobody
+            expands, a home folder that nobody knows.
+    """
+    check_uri(field, text)
+    if not is_remote(text) and text.startswith("~") and not uri.is_file_uri(text):
+        user = text.partition("/")[0]
+        # Else an empty HOME would make `~/out` a folder of the root's.
+        known = os.path.expanduser(user) not in ("", "/", user) or os.path.lexists(user)
+        if not known:
+            raise RequestError(f"{field}: {text}: no home folder is known for {user}; write the path out")
+    if "$" not in text:
+        return
+    try:
+        _, rest = literal_prefix(absolute_uri(text), "$")
+    except OSError as error:
+        raise listing_error(f"{field}: {text} cannot be read: {error}", error) from error
+    if rest:
+        raise RequestError(
+            f"{field}: {text}: there is nothing called {rest.partition('/')[0]}, and variables are not expanded in a "
+            f'configuration; write the path out, or have the shell do so: --set {field}="{text}"'
+        )
 
 
 def is_folder(path: AnyPath) -> bool:
@@ -71,6 +132,11 @@ def is_folder(path: AnyPath) -> bool:
 def names_in(folder: AnyPath, prefix: str = "") -> Iterable[str]:
     """The names of a folder's files that begin with a prefix, in no order; none where there is none. Raises OSError."""
     return remote_list.names(folder.uri, prefix) if isinstance(folder, RemotePath) else _names_here(folder, prefix)
+
+
+def source_names(folder: str, prefix: str = "") -> Iterable[str]:
+    """The names of a source's folder that begin with a prefix, as `names.escaped` writes them. Raises OSError."""
+    return map(escaped, names_in(as_path(folder if is_remote(folder) else local.actual(folder)), prefix))
 
 
 def _names_here(folder: Path, prefix: str) -> Iterator[str]:
@@ -110,21 +176,19 @@ def open_input(location: str | AnyPath, *, forwards: bool = True) -> IO[bytes]:
         OSError: it cannot be read.
     """
     if isinstance(location, Path) or not is_remote(location):
-        return open(str(location), "rb")
+        return local.open_regular(str(location))
     file = remote_read.RemoteFile(str(location))
     return io.BufferedReader(file, remote_read.READ_AHEAD_BYTES) if forwards else file  # type: ignore[return-value]
 
 
 def open_random(path: str) -> tuple[Any, bool]:
     """Returns what a library can seek in, a path or an object as a file, and whether to join its reads."""
-    return (open_input(path, forwards=False), True) if is_remote(path) else (path, False)
+    return (open_input(path, forwards=False), True) if is_remote(path) else (local.actual(path), False)
 
 
-def absolute_uri(uri: str) -> str:
-    """A source's location made absolute; `~` and relative paths are resolved."""
-    if is_remote(uri):
-        return uri.rstrip("/")
-    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+def absolute_uri(location: str) -> str:
+    """A source's location made absolute; `~` and relative paths are resolved. Raises RequestError as `absolute`."""
+    return location.rstrip("/") if is_remote(location) else _absolute_path(location)
 
 
 def common_folder(folders: Sequence[str]) -> str:
@@ -148,11 +212,21 @@ def read_input(location: str, start: int | None = None, end: int | None = None) 
     """A file of the source, or a range of it, which ends where the file does. Raises OSError."""
     if is_remote(location):
         return remote.read(location, start, end)
-    with open(location, "rb") as stream:
+    with local.open_regular(location) as stream:
         if start is None or end is None:
             return stream.read()
         stream.seek(start)
         return stream.read(end - start)
+
+
+def may_be_read(location: str) -> bool:
+    """Whether a local file is there and this user may read it; of an object it is not known, so True."""
+    return is_remote(location) or os.access(local.actual(location), os.R_OK)
+
+
+def why_unreadable(location: str) -> str:
+    """Says why a file that is there can never be read, or ""; of an object it is never known."""
+    return "" if is_remote(location) else local.why_unreadable(location)
 
 
 def read_if_same(location: str, state: State, start: int | None = None, end: int | None = None) -> bytes | None:
@@ -172,10 +246,10 @@ def path_named_in(file: str, value: str) -> str:
     Raises:
         ValueError: it is a URI that cannot be used, and why, by its looks alone.
     """
-    if is_remote(file) and not value.startswith(("/", "file://")) and not is_remote(value):
+    if is_remote(file) and not value.startswith("/") and not uri.is_file_uri(value) and not is_remote(value):
         value = uri.beside(file, value)
     if not is_remote(value):
-        return os.path.join(os.path.dirname(file), value.removeprefix("file://"))
+        return os.path.join(os.path.dirname(file), uri.local_path(value))
     if problem := uri.problem_with(value):
         raise ValueError(problem)
     return value
@@ -218,9 +292,9 @@ def is_on_a_disk(location: str | AnyPath) -> bool:
     return not is_remote(location)
 
 
-def is_relative(uri: str) -> bool:
+def is_relative(location: str) -> bool:
     """Whether a location is meant relative to the current directory."""
-    return not is_remote(uri) and not os.path.isabs(os.path.expanduser(uri.removeprefix("file://")))
+    return not is_remote(location) and not os.path.isabs(os.path.expanduser(uri.local_path(location)))
 
 
 def make_folder(folder: AnyPath) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 from ..errors import RequestError
 from .client import client_of, named, request_options
 from .local import State
-from .uri import S3, WHOLE_OBJECTS, problem_with, scheme_of
+from .names import is_left_alone, left_alone_in
+from .uri import S3, WHOLE_OBJECTS, is_file_uri, local_path, problem_with, scheme_of
 
 # A range larger than this is read in several requests: one that fails is asked for again by itself.
 RANGE_BYTES = 64 << 20
@@ -27,12 +28,16 @@ RANGE_BYTES = 64 << 20
 
 def is_remote(uri: str | os.PathLike[str] | RemotePath) -> bool:
     """Whether this is a URI of something else than a local file."""
-    return isinstance(uri, RemotePath) or (isinstance(uri, str) and "://" in uri and not uri.startswith("file://"))
+    return isinstance(uri, RemotePath) or (isinstance(uri, str) and "://" in uri and not is_file_uri(uri))
 
 
 def check_uri(field: str, uri: str) -> None:
-    """Raises RequestError for a remote URI that cannot be used, before anything is read."""
+    """Raises RequestError for a URI that cannot be used, before anything is read."""
     if not is_remote(uri):
+        try:
+            local_path(uri)
+        except ValueError as error:
+            raise RequestError(f"{field}: {error}") from error
         return
     if problem := problem_with(uri):
         raise RequestError(f"{field}: {problem}")
@@ -151,20 +156,24 @@ def walk(folder: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, State | 
     """Every file below a folder: its path relative to it, and its state; in the order of the paths' code points.
 
     Args:
-        suffixes: in lower case; of files with other ones the state is not said.
+        suffixes: in lower case; of files with other ones the state is not said, nor of those that are left alone
+            (`names.is_left_alone`).
 
     Raises:
         OSError: it cannot be listed.
     """
     for path, state in _walk(folder):
-        yield path, state if path.lower().endswith(suffixes) else None
+        yield path, state if path.lower().endswith(suffixes) and not left_alone_in(path) else None
 
 
-def _walk(folder: str) -> Iterator[tuple[str, State]]:
+def _walk(folder: str) -> Iterator[tuple[str, State | None]]:
     """On S3 a page of a thousand names at a time, elsewhere a folder at a time. Raises OSError."""
     if scheme_of(folder) not in S3:
         for entry in sorted(entries(folder), key=lambda entry: entry["name"]):
             if entry["name"].endswith("/"):
+                if is_left_alone(entry["name"].rstrip("/")):
+                    yield entry["name"], None
+                    continue
                 for path, state in _walk(f"{folder}/{entry['name'].rstrip('/')}"):
                     yield entry["name"] + path, state
             else:

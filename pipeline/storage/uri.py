@@ -1,8 +1,10 @@
-"""URIs of remote storage, judged by their looks alone."""
+"""URIs of remote storage and of local files, judged by their looks alone."""
 
 from __future__ import annotations
 
+import os
 import posixpath
+import urllib.parse
 
 import fsspec
 
@@ -41,6 +43,36 @@ def problem_with(uri: str) -> str:
     if scheme not in fsspec.available_protocols():
         return f"{uri}: no storage is known as {scheme}://"
     return ""
+
+
+def is_file_uri(text: str) -> bool:
+    """Whether this is a URI of a file on this machine, such as file:///data/a.tar."""
+    return text[:6].lower() == "file:/"
+
+
+def local_path(text: str) -> str:
+    """The path that a local location names; a file URI is percent-decoded.
+
+    Source: RFC 8089, 2 (`file:/path`, `file:///path`, `file://localhost/path`).
+
+    Raises:
+        ValueError: it is a file URI that names another machine, or no path.
+    """
+    if not is_file_uri(text):
+        return text
+    rest = text[5:]
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host.lower() not in ("", "localhost"):
+            raise ValueError(
+                f"{text}: names a file on the machine {host!r}; only files of this one can be opened: write "
+                f"file:///{path} for /{path}, or a path"
+            )
+        rest = slash + path
+    decoded = urllib.parse.unquote_to_bytes(rest)
+    if not rest or b"\0" in decoded:
+        raise ValueError(f"{text}: is a file URI without a path; write file:///folder, or a path")
+    return os.fsdecode(decoded)
 
 
 def beside(uri: str, name: str) -> str:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import RequestError
 from ..process import DaemonThreads
+from ..storage.files import absolute_uri, check_location
 from .config import INDEX_NAME, read_json, read_preprocessor, tower_config
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Checkpoint:
     def __init__(self, path: str, revision: str | None = None, *, weights: bool = True) -> None:
         self.path = path
         self.folder = _locate(path, revision, weights)
-        on_hub = not path.startswith(RANDOM_SCHEME) and not Path(path).expanduser().is_dir()
+        on_hub = not path.startswith(RANDOM_SCHEME) and not local_folder(path).is_dir()
         self.revision = self.folder.name if on_hub else revision  # of a Hub id the commit, so that all see the same
         config = read_json(self.folder / "config.json", path)
         self.config = tower_config(config, read_preprocessor(self.folder, path), path)
@@ -163,13 +164,19 @@ def _open(file: Path, path: str, framework: str = "numpy") -> Any:
         raise RequestError(f"model.path: {path}: {file.name} cannot be read: {error}") from error
 
 
+def local_folder(path: str) -> Path:
+    """The folder that a checkpoint's path names, if it is none of the Hub. Raises RequestError: another machine's."""
+    return Path(absolute_uri(path))
+
+
 def _locate(path: str, revision: str | None, weights: bool) -> Path:
     """The local folder of a checkpoint, downloading or making it if need be, once per node."""
     if path.startswith(RANDOM_SCHEME):
         from .random_tower import make_random_tower
 
         return make_random_tower(path.removeprefix(RANDOM_SCHEME))
-    folder = Path(path).expanduser()
+    check_location("model.path", path)
+    folder = local_folder(path)
     if folder.is_dir():
         return folder
     if folder.exists():

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
 import pyarrow as pa
 
-from ...errors import RequestError, reading
-from ...storage.files import READS_AT_ONCE, map_ahead, read_input, reads_ahead
+from ... import rejects
+from ...errors import RequestError, SourceBusy, SourceError, reading
+from ...process import DaemonThreads
+from ...storage.files import READS_AT_ONCE, kind_of, map_ahead, read_input, reads_ahead, why_unreadable
 from ..drawing import DRAWS, Draw, Drawing, Draws
 from ..format import Columns, Facts, SourceFormat, UnitBytes, table_of
 from ..image_formats import EXTENSIONS
 from ..listing import Listing
-from ..members import members_schema, text_of
+from ..members import FilesBeside, members_schema, text_of
 from ..part import Part, SourceFile
 from ..planned import check_unchanged, read_planned
 from ..sample import IndexedSample
@@ -45,10 +46,14 @@ class Folder(SourceFormat):
         raise RequestError(f"source.uri: {uri} holds no image ({', '.join(EXTENSIONS)}){hint}")
 
     def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
-        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            read = map_ahead(pool, partial(read_planned, part.root), part.files, reads_ahead(part.root))
+        with DaemonThreads(READS_AT_ONCE) as pool:
+            read = map_ahead(pool, partial(_read_if_readable, part.root), part.files, reads_ahead(part.root))
             for file, data in zip(part.files, read, strict=True):
-                yield facts(IndexedSample(key=file.path, source=file.path, length=len(data)), data)
+                sample = IndexedSample(key=file.path, source=file.path)
+                if isinstance(data, str):
+                    yield sample.rejected(rejects.MISSING_IMAGE, data)
+                else:
+                    yield facts(replace(sample, length=len(data)), data)
 
     def check_unchanged(self, part: Part) -> None:
         for file in part.files:
@@ -81,9 +86,9 @@ class Folder(SourceFormat):
         if len(kept) < total:  # groups of one size: how many samples there are is then not uncertain
             kept = kept[: len(kept) // DRAWS * DRAWS]
         groups = [group for number in range(DRAWS) if (group := kept[number::DRAWS])]
-        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        with DaemonThreads(READS_AT_ONCE) as pool:
             paths = (os.path.join(root, file.path) for group in groups for file in group)
-            found = iter([drawing.headers.drawn(data) for data in map_ahead(pool, read_input, paths, READS_AT_ONCE)])
+            found = iter([drawing.headers.drawn(data) for data in map_ahead(pool, _image_at, paths, READS_AT_ONCE)])
         weight = total * len(groups) / max(1, len(kept))
         draws = tuple(Draw(weight=weight, samples=tuple(islice(found, len(group)))) for group in groups)
         return Draws(draws=draws, files=total, unseen=1 - len(kept) / total if total else 0.0)
@@ -92,26 +97,57 @@ class Folder(SourceFormat):
 class FolderReader:
     """Reads the files of samples, and those beside them with their names and other suffixes."""
 
+    def __init__(self) -> None:
+        self._beside = FilesBeside(())
+
     def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
         files = {file.path: file for file in part.files}
         wanted = [sample for sample in samples if sample.sha256 is not None]
-        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        with DaemonThreads(READS_AT_ONCE) as pool:
             planned = (files[sample.source] for sample in wanted)
             data = map_ahead(pool, partial(read_planned, part.root), planned, reads_ahead(part.root))
             found = {id(sample): one for sample, one in zip(wanted, data, strict=True)}
         return UnitBytes(
             encoded=[found.get(id(sample)) for sample in samples],
-            members=[_read_beside(part, sample, suffixes) for sample in samples],
+            members=self._members(part, samples, suffixes),
         )
+
+    def _members(
+        self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str]
+    ) -> list[dict[str, bytes]]:
+        if self._beside.names != tuple(suffixes):
+            self._beside = FilesBeside(suffixes)
+        return [self._beside.read(os.path.join(part.root, sample.source)) for sample in samples]
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def _read_beside(part: Part, sample: IndexedSample, suffixes: Collection[str]) -> dict[str, bytes]:
-    stem = os.path.splitext(os.path.join(part.root, sample.source))[0]
-    found: dict[str, bytes] = {}
-    for suffix in suffixes:
-        with reading(f"{stem}.{suffix}"), suppress(FileNotFoundError):
-            found[suffix] = read_input(f"{stem}.{suffix}")
-    return found
+def _read_if_readable(root: str, file: SourceFile) -> bytes | str:
+    """A planned file's bytes; or why it can never be read, if it lies there as it did when it was planned.
+
+    Raises:
+        SourceError: as `read_planned`, for what is no property of that file.
+    """
+    try:
+        return read_planned(root, file)
+    except SourceBusy:
+        raise
+    except SourceError:
+        path = os.path.join(root, file.path)
+        with reading(path):
+            as_planned = kind_of(path).state_of(path) == file.state
+        why = why_unreadable(path) if as_planned else ""
+        if not why:
+            raise
+        return why
+
+
+def _image_at(path: str) -> bytes | None:
+    """A file's bytes; None if it can never be read. Raises OSError."""
+    try:
+        return read_input(path)
+    except OSError:
+        if why_unreadable(path):
+            return None
+        raise
