@@ -61,7 +61,15 @@ class Jsonl(SourceFormat):
         (file,) = part.files
         check_unchanged(part.root, file)
         path = os.path.join(part.root, file.path)
-        yield from indexed(_images_of_lines(path, file, columns), file.path, facts)
+        yield from indexed(_images_of_lines(path, file, columns), file.path, facts, file.repeated)
+
+    def keys(self, place: SourcePlace, span: SourceFile, columns: Columns) -> Iterator[str]:
+        path = os.path.join(place.root, span.path)
+        try:
+            for image in _images_of_lines(path, span, columns):
+                yield image.key
+        except SourceError as error:
+            raise listing_error(f"source: {path}: its keys cannot be read: {error}", error) from error
 
     def reader(self, columns: Columns) -> LineReader:
         return LineReader()
@@ -166,11 +174,12 @@ def images_of_line(text: bytes, line: Line, columns: Columns) -> Iterator[NamedI
         yield NamedImage(key=name, offset=line.offset, problem=f"{where} is not a JSON object: {error}")
         return
     if columns.key is not None:
-        if isinstance(tree.get(columns.key), str | int) and is_text(str(tree[columns.key])):
-            name = str(tree[columns.key])
-        else:
-            yield NamedImage(key=name, offset=line.offset, problem=f"{where} has no {columns.key!r} that can be a key")
+        key = tree.get(columns.key)
+        if key == "" or not (isinstance(key, str | int) and is_text(str(key))):
+            problem = "is empty" if key == "" else "is none that can be a key"
+            yield NamedImage(key=name, offset=line.offset, problem=f"{where}: its {columns.key!r} {problem}")
             return
+        name = str(key)
     if columns.image not in tree:
         yield NamedImage(key=name, offset=line.offset, problem=f"{where} has no {columns.image!r}")
         return

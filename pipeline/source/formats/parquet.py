@@ -6,7 +6,6 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +19,12 @@ from ..listing import Listing
 from ..named_image import NamedImage, indexed, named_images, reread_image_file
 from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
+from ..row_keys import NO_TEXT, keys_of_rows, name_of, values_of
 from ..sample import IndexedSample
 
 ROWS_PER_PART = 65_536
 BATCH_ROWS = 64
 FOOTERS_READ = 512  # of more files only those that are drawn are opened
-_NO_TEXT = object()
 
 
 class Parquet(SourceFormat):
@@ -72,7 +71,17 @@ class Parquet(SourceFormat):
         (file,) = part.files
         check_unchanged(part.root, file)
         path = os.path.join(part.root, file.path)
-        yield from indexed(_images_of_rows(path, file, columns), file.path, facts)
+        yield from indexed(_images_of_rows(path, file, columns), file.path, facts, file.repeated)
+
+    def keys(self, place: SourcePlace, span: SourceFile, columns: Columns) -> Iterator[str]:
+        path = os.path.join(place.root, span.path)
+        try:
+            with open_parquet(path) as parquet:
+                yield from keys_of_rows(parquet, span, columns)
+        except (OSError, pa.ArrowException, KeyError) as error:
+            if not isinstance(error, OSError) or error.errno is None:  # Arrow's own, of a bad file
+                return  # for the index to report: of what is damaged it has no sample
+            raise listing_error(f"source: {path}: its keys cannot be read: {error}", error) from error
 
     def reader(self, columns: Columns) -> RowReader:
         return RowReader(columns.image)
@@ -187,13 +196,14 @@ def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[N
         with open_parquet(path) as parquet:
             for group in range(file.first, file.last):
                 for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=names):
-                    images = _values(batch.column(columns.image))
-                    keys = _values(batch.column(columns.key)) if columns.key else [None] * len(images)
+                    images = values_of(batch.column(columns.image))
+                    keys = values_of(batch.column(columns.key)) if columns.key else [None] * len(images)
                     for image, key in zip(images, keys, strict=True):
-                        name = f"{file.path}:{row}" if key is None else _key_text(key)
-                        if image is _NO_TEXT or key is _NO_TEXT:
-                            problem = f"row {row}: its {'key' if key is _NO_TEXT else 'image'} is not valid UTF-8"
-                            yield NamedImage(key=f"{file.path}:{row}", offset=row, group=group, problem=problem)
+                        name, problem = name_of(key, file, row)
+                        if image is NO_TEXT:
+                            problem = problem or f"row {row}: its image is not valid UTF-8"
+                        if problem:
+                            yield NamedImage(key=name, offset=row, group=group, problem=problem)
                         else:
                             for found in named_images(image, path, name, f"row {row}"):
                                 yield replace(found, offset=row, group=group)
@@ -202,31 +212,6 @@ def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[N
         if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
             raise source_error(f"{path}: cannot be read: {error}", error) from error
         raise DamagedPart(f"{path}: cannot be read as Parquet with a column {columns.image}: {error}") from error
-
-
-def _key_text(key: Any) -> str:
-    """Bytes as text where they are, else as hexadecimal digits."""
-    if isinstance(key, bytes):
-        try:
-            return key.decode()
-        except UnicodeDecodeError:
-            return key.hex()
-    return str(key)
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """A column's values as Python has them; text that is none as `_NO_TEXT`."""
-
-    def value(cell: pa.Scalar) -> Any:
-        try:
-            return cell.as_py()
-        except UnicodeDecodeError:
-            return _NO_TEXT
-
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [value(cell) for cell in column]
 
 
 @dataclass(frozen=True, kw_only=True)
