@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .. import rejects
 from ..errors import DamagedPart
 from ..rejects import Reject
 from ..source.format import Columns
@@ -108,7 +109,8 @@ def _write(path: Path, samples: Iterator[IndexedSample], *, damaged: str) -> int
 
 def index_samples(part: Part, columns: Columns, images: HeaderReader | None = None) -> Iterator[IndexedSample]:
     """Reads every image of a part and yields its facts. Raises SourceError and DamagedPart as `index_part` does."""
-    return format_named(part.format).samples(part, columns, partial(_facts, images or PlainReader()))
+    for sample in format_named(part.format).samples(part, columns, partial(_facts, images or PlainReader())):
+        yield sample if sample.key else sample.rejected(rejects.MISSING_IMAGE, "its key is empty")
 
 
 def _facts(images: HeaderReader, sample: IndexedSample, data: bytes) -> IndexedSample:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import struct
 import tarfile
 from pathlib import Path
@@ -29,17 +30,28 @@ from .shard import DATA_SCHEMA, EMBEDDING, SCALARS, DataShard, HashingFile, Shar
 
 SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "I8", "fp8": "F8_E4M3"}
 PAX_KEY = "VISIONBAKE.shard"
+_ESCAPED = re.compile(r"[%.\\\x00-\x1f\x7f]")
+_ESCAPE = re.compile("%([0-9A-F]{2})")
+_LEFT_OUT = re.compile("__[^/]*__/")  # webdataset.tariterators: `skip_meta`
 
 
 def member_key(key: str) -> str:
-    """A key as a member's name: no dot, and no way out of the folder that a tar is unpacked into."""
-    safe = key.replace("%", "%25").replace(".", "%2E").replace("\\", "%5C")
-    return "%2F" + safe[1:] if safe.startswith("/") else safe
+    """A key as a member's name that every reader finds again. Of every key but the empty one, which is a reject.
+
+    No dot, no way out of the folder that a tar is unpacked into, no character that ends a name in a tar's header, no
+    empty last component, and no first one that WebDataset leaves out (`__name__/`).
+    """
+    safe = _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", key)
+    if safe.endswith("/"):
+        safe = safe[:-1] + "%2F"
+    if safe.startswith("/") or _LEFT_OUT.match(safe):
+        safe = f"%{ord(safe[0]):02X}" + safe[1:]
+    return safe
 
 
 def true_key(name: str) -> str:
     """The inverse of `member_key`."""
-    return name.replace("%2F", "/").replace("%5C", "\\").replace("%2E", ".").replace("%25", "%")
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), name)
 
 
 class TarShards:

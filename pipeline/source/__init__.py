@@ -3,10 +3,13 @@
 image_formats  the allow-list of image formats, and the names that such files have
 part           Part, SourceFile, SourcePlace: what a source is cut into
 sample         IndexedSample: one image, with the facts that its part's index keeps
+keys           a key is unique over its file, whatever the file's parts
 planned        a file is read as what it was when it was planned, or not at all
 listing        Listing: a source's files, listed once and handed on
 named_image    what a row or a line gives or names as its image
 columns        columns that a configuration names
+row_keys       the keys that rows give, whatever their images are
+table          rows whose cells hold or name images
 drawing        some samples for an estimate, and how much of the source each stands for
 tar            strict reading of tar structure
 tar_samples    the members of one key form a sample

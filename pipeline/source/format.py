@@ -6,6 +6,7 @@ what it is. A new one is a module in `formats/` with a subclass, an entry in `fo
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from ..errors import SourceError
+from ..errors import DamagedPart, SourceError, listing_error
 from .drawing import Drawing, Draws
 from .listing import Listing
 from .part import Part, SourceFile, SourcePlace
@@ -84,6 +85,24 @@ class SourceFormat(ABC):
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         """Cuts a file into parts; at least one. Raises RequestError if it cannot be read as what it is."""
         return [file]
+
+    def keys(self, place: SourcePlace, span: SourceFile, columns: Columns) -> Iterator[str]:
+        """Yields the keys of a part's samples, before any is known to be a repeat, as `samples` gives them.
+
+        Asked while a file of several parts is planned, if there is a key column: a format should read no image here.
+
+        Raises:
+            RequestError, SourceBusy: the file cannot be read.
+        """
+        part = Part(number=0, format=self.name, root=place.root, files=(span,))
+        path = os.path.join(place.root, span.path)
+        try:
+            for sample in self.samples(part, columns, lambda sample, data: sample):
+                yield sample.key
+        except DamagedPart:
+            return  # for the index to report: of what is damaged it has no sample
+        except (OSError, SourceError) as error:
+            raise listing_error(f"source: {path}: its keys cannot be read: {error}", error) from error
 
     @abstractmethod
     def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:

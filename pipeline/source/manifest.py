@@ -107,7 +107,9 @@ class Manifest(SourceFormat):
             if not missing:
                 return
         for setting, name in missing.items():
-            refuse_missing(f"source.{setting}", name, list(seen), f"no {self.opened.noun} of {uri} has a field")
+            refuse_missing(
+                f"source.{setting}", name, list(seen), f"no {self.opened.noun} of {uri} has a field", "they have"
+            )
 
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         path = os.path.join(place.root, file.path)
@@ -124,7 +126,15 @@ class Manifest(SourceFormat):
         (file,) = part.files
         check_unchanged(part.root, file)
         path = os.path.join(part.root, file.path)
-        yield from indexed(self._images(path, file, self.columns(columns)), file.path, facts)
+        yield from indexed(self._images(path, file, self.columns(columns)), file.path, facts, file.repeated)
+
+    def keys(self, place: SourcePlace, span: SourceFile, columns: Columns) -> Iterator[str]:
+        path = os.path.join(place.root, span.path)
+        try:
+            for image in self._images(path, span, self.columns(columns)):
+                yield image.key
+        except SourceError as error:
+            raise listing_error(f"source: {path}: its keys cannot be read: {error}", error) from error
 
     def _images(self, path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
         with _indexing(path), self.opened(path) as manifest:
@@ -217,11 +227,11 @@ def images_of(record: Record, manifest: ManifestFile, source: str, columns: Colu
     images = record.fields.get(columns.image)
     if columns.key is not None:
         key = record.fields.get(columns.key)
-        if isinstance(key, str | int) and is_text(str(key)):
+        if key != "" and isinstance(key, str | int) and is_text(str(key)):
             name = str(key)
         elif images not in (None, "", []):
-            problem = f"{where} has no {columns.key!r} that can be a key"
-            yield NamedImage(key=name, offset=record.offset, problem=problem)
+            problem = "is empty" if key == "" else "is none that can be a key"
+            yield NamedImage(key=name, offset=record.offset, problem=f"{where}: its {columns.key!r} {problem}")
             return
     for image in named_images(images, manifest.path, name, where):
         yield replace(image, offset=record.offset)

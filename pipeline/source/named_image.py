@@ -20,6 +20,7 @@ from .. import rejects
 from ..errors import RequestError, SourceError, source_error
 from ..storage.files import path_named_in, read_input
 from ..storage.uri import WEB, problem_with, scheme_of
+from .keys import digests_in, key_digest
 from .sample import IndexedSample
 
 URLS_LOOKED_AT = 100  # values that are all URLs of hosts, before a source of nothing else is refused
@@ -189,25 +190,25 @@ def reread_image_file(sample: IndexedSample) -> bytes:
     return data
 
 
-def indexed(images: Iterator[NamedImage], source: str, facts: Any) -> Iterator[IndexedSample]:
-    """Named images as indexed samples; a second one with a key is a duplicate.
+def indexed(images: Iterator[NamedImage], source: str, facts: Any, repeated: bytes = b"") -> Iterator[IndexedSample]:
+    """Named images as indexed samples; a second one with a key, in this part or an earlier one, is a duplicate.
 
     Args:
         source: the file that names them.
         facts: completes a sample by the facts about its bytes.
+        repeated: see `SourceFile`.
     """
     keys: set[str] = set()
+    before = digests_in(repeated)
     for image in images:
         sample = IndexedSample(
             key=image.key, source=source, offset=image.offset, path=image.path, item=image.item, group=image.group
         )
-        data = None if image.problem else image.read()
-        if image.reason == rejects.NO_IMAGE and image.problem:
+        if image.problem and image.reason == rejects.NO_IMAGE:
             yield sample.rejected(rejects.NO_IMAGE, image.problem)
-            continue
-        if image.key in keys:
-            yield sample.rejected(rejects.DUPLICATE_KEY, f"the key {image.key} stands in this part more than once")
-        elif data is None:
+        elif image.key in keys or (before and key_digest(image.key) in before):
+            yield sample.rejected(rejects.DUPLICATE_KEY, f"the key {image.key} stands in {source} more than once")
+        elif (data := None if image.problem else image.read()) is None:
             yield sample.rejected(image.reason, image.problem or f"there is no file {image.path}")
         else:
             yield facts(replace(sample, length=len(data)), data)

@@ -23,6 +23,7 @@ class SourceFile:
         first, last: of a part of a Parquet file its row groups, of a JSONL file its bytes; else 0.
         row: the number of the first row or line in the file.
         etag: of an object, where the storage gives one; `mtime_ns` is 0 then.
+        repeated: of one of several parts of a file, the keys that an earlier part has: see `keys.repeats_by_part`.
     """
 
     path: str
@@ -32,6 +33,7 @@ class SourceFile:
     first: int = 0
     last: int = 0
     row: int = 0
+    repeated: bytes = b""
 
     @property
     def state(self) -> tuple[int, int, str]:

@@ -16,7 +16,7 @@ import heapq
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -26,7 +26,9 @@ from ..errors import RequestError
 from ..storage.files import AnyPath, as_path, names_in, open_input
 from ..storage.publish import publish_new, sync_file, write_text
 from ..storage.scratch import Scratch, writing_scratch
+from .format import Columns
 from .formats import format_named
+from .keys import repeats_by_part
 from .lister import list_source
 from .listing import Listing
 from .part import Part, SourceFile, SourcePlace
@@ -35,7 +37,7 @@ from .planned import difference
 if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
     from ..config import Source
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 ROWS_AT_ONCE = 8192
 FILES_PER_LIST = 64 * ROWS_AT_ONCE
 _LIST_NAME = re.compile(r"parts-([0-9]{6,9})\.parquet")
@@ -51,6 +53,7 @@ PARTS_SCHEMA = pa.schema(
         pa.field("first", pa.int64(), nullable=False),
         pa.field("last", pa.int64(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
+        pa.field("repeated", pa.binary(), nullable=False),
     ]
 )
 
@@ -202,6 +205,19 @@ class Plan:
             listing, new_files = list_source(place), None
         return self.num_parts - before
 
+    def _parts_of(self, place: SourcePlace, files: list[SourceFile]) -> list[list[SourceFile]]:
+        """The files of each part that some of a listing's files form: one of them all, or several of a single file."""
+        if len(files) > 1:
+            return [files]
+        source_format = format_named(place.format)
+        spans = source_format.spans(place, files[0])
+        assert self.planned is not None
+        if len(spans) > 1 and self.planned.key_column is not None:
+            columns = Columns(image=self.planned.image_column, key=self.planned.key_column)
+            repeats = repeats_by_part(source_format.keys(place, span, columns) for span in spans)
+            spans = [replace(span, repeated=digests) for span, digests in zip(spans, repeats, strict=True)]
+        return [[span] for span in spans]
+
     def _describe(self, source: Source, place: SourcePlace, scratch: Scratch) -> None:
         if self.planned is not None:
             return
@@ -230,7 +246,7 @@ class Plan:
                     chunk = [file for _, file in zip(range(per_part), new, strict=False)]
                     if not chunk:
                         break
-                    for files in parts_of(place, chunk):
+                    for files in self._parts_of(place, chunk):
                         rows.extend({"part": number, **asdict(file)} for file in files)
                         number += 1
                     if len(rows) >= ROWS_AT_ONCE or len(chunk) == per_part > 1:
@@ -257,13 +273,6 @@ class Plan:
 def _numbers(names: Iterable[str], form: re.Pattern[str]) -> Iterator[int]:
     """Yields the number in each file name of a form; a copy or a part of such a file has another name."""
     return (int(match[1]) for name in names if (match := form.fullmatch(name)))
-
-
-def parts_of(place: SourcePlace, files: list[SourceFile]) -> list[list[SourceFile]]:
-    """The files of each part that some of a listing's files form: one part of them all, or several of a single file."""
-    if len(files) > 1:
-        return [files]
-    return [[span] for span in format_named(place.format).spans(place, files[0])]
 
 
 def _new_files(known: Iterable[SourceFile], listed: Iterable[SourceFile]) -> Iterator[SourceFile]:

@@ -41,14 +41,7 @@ def test_a_record_of_an_earlier_version_is_read() -> None:
 
 
 COUNTS = [
-    "rows_in",
-    "rows_out",
-    "tokens",
-    "encoded_tokens",
-    "embedding_bytes",
-    "data_size",
-    "halvings",
-    "overflows",
+    *("rows_in", "rows_out", "tokens", "encoded_tokens", "embedding_bytes", "data_size", "halvings", "overflows"),
     "no_image",
 ]
 WRONG: dict[str, list[object]] = {

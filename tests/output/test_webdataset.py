@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+import webdataset as wds
 from conftest import config_for, encoded, files_of, make_folder, make_tar, noise, run_here
 
 from pipeline import EmbeddingDataset
@@ -142,7 +143,16 @@ def test_carried_values_and_hostile_keys(model_path: Path, tmp_path: Path) -> No
     assert EmbeddingDataset(tmp_path / "out")["a.b"]["caption"] == "of a.b"
 
 
-@pytest.mark.parametrize("key", ["a.b", "/a/b", "%", "%2E", "%252F", "/", "a\\.b%", "%2F"])
+ODD_KEYS = ["a.b", "/a/b", "a\0b", "a/", "__a__/b", "a\nb", "__MACOSX/x.y", "\x7f"]
+
+
+def test_webdataset_finds_every_key_but_the_empty_one(tmp_path: Path) -> None:
+    make_tar(tmp_path / "a.tar", [(f"{member_key(key)}.txt", b"x") for key in ODD_KEYS])
+    found = [true_key(sample["__key__"]) for sample in wds.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)]
+    assert found == ODD_KEYS
+
+
+@pytest.mark.parametrize("key", [*ODD_KEYS, "%", "%2E", "%252F", "/", "a\\.b%", "%2F"])
 def test_keys_come_back(key: str) -> None:
     assert true_key(member_key(key)) == key
     assert "." not in member_key(key)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +16,16 @@ from ...storage.files import READS_AT_ONCE, map_ahead, open_random
 from ..drawing import DRAWS, Draw, Drawing, Drawn, Draws
 from ..format import Columns, Facts, SourceFormat, UnitBytes
 from ..listing import Listing
-from ..named_image import NamedImage, indexed, named_images, reread_image_file
+from ..named_image import NamedImage, indexed, inline_bytes, named_images, refuse_urls, reread_image_file
 from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
+from ..row_keys import keys_of_rows, values_of
 from ..sample import IndexedSample
+from ..table import check_columns, holds_text, images_of_batch
 
 ROWS_PER_PART = 65_536
 BATCH_ROWS = 64
 FOOTERS_READ = 512  # of more files only those that are drawn are opened
-_NO_TEXT = object()
 
 
 class Parquet(SourceFormat):
@@ -43,15 +43,9 @@ class Parquet(SourceFormat):
             raise RequestError(f"source.uri: {uri} holds no parquet file")
         path = os.path.join(listing.place.root, next(iter(listing)).path)
         schema = _schema_of(path)
-        for setting, name in (("image_column", columns.image), ("key_column", columns.key)):
-            if name is not None and schema.get_field_index(name) < 0:
-                raise RequestError(f"source.{setting}: {path} has no column {name!r}; it has {', '.join(schema.names)}")
-        kind = schema.field(columns.image).type
-        if not _holds_images(kind):
-            raise RequestError(
-                f"source.image_column: {columns.image} of {path} is {kind}; needed are bytes, a struct of bytes and "
-                "path, a path, or a list of those"
-            )
+        check_columns(schema, columns, path)
+        if holds_text(schema.field(columns.image).type):
+            refuse_urls(_first_images(path, columns.image), columns.image, path)
 
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         path = os.path.join(place.root, file.path)
@@ -72,7 +66,17 @@ class Parquet(SourceFormat):
         (file,) = part.files
         check_unchanged(part.root, file)
         path = os.path.join(part.root, file.path)
-        yield from indexed(_images_of_rows(path, file, columns), file.path, facts)
+        yield from indexed(_images_of_rows(path, file, columns), file.path, facts, file.repeated)
+
+    def keys(self, place: SourcePlace, span: SourceFile, columns: Columns) -> Iterator[str]:
+        path = os.path.join(place.root, span.path)
+        try:
+            with open_parquet(path) as parquet:
+                yield from keys_of_rows(parquet, span, columns)
+        except (OSError, pa.ArrowException, KeyError) as error:
+            if not isinstance(error, OSError) or error.errno is None:  # Arrow's own, of a bad file
+                return  # for the index to report: of what is damaged it has no sample
+            raise listing_error(f"source: {path}: its keys cannot be read: {error}", error) from error
 
     def reader(self, columns: Columns) -> RowReader:
         return RowReader(columns.image)
@@ -124,8 +128,7 @@ class RowReader:
             value_of = dict(zip(rows, cells, strict=True))
             for index in inside:
                 value, item = value_of[samples[index].offset], samples[index].item
-                value = value.as_py() if item is None else value[item].as_py()
-                encoded[index] = value["bytes"] if isinstance(value, dict) else value
+                encoded[index] = inline_bytes(value.as_py() if item is None else value[item].as_py())
         return UnitBytes(encoded, [{} for _ in samples])
 
     def close(self) -> None:
@@ -170,14 +173,11 @@ def _schema_of(path: str) -> pa.Schema:
         raise listing_error(f"source: {path}: cannot be read as parquet: {error}", error) from error
 
 
-def _holds_images(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        kind = kind.value_type
-    if pa.types.is_struct(kind):
-        return any(kind.field(index).name in ("bytes", "path") for index in range(kind.num_fields))
-    types = pa.types
-    checks = (types.is_binary, types.is_large_binary, types.is_string, types.is_large_string)
-    return any(check(kind) for check in (*checks, types.is_binary_view, types.is_string_view))
+def _first_images(path: str, image_column: str) -> Iterator[object]:
+    """The first images of a file, as its rows have them."""
+    with open_parquet(path) as parquet:
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=[image_column]):
+            yield from values_of(batch.column(image_column))
 
 
 def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
@@ -187,46 +187,12 @@ def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[N
         with open_parquet(path) as parquet:
             for group in range(file.first, file.last):
                 for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=names):
-                    images = _values(batch.column(columns.image))
-                    keys = _values(batch.column(columns.key)) if columns.key else [None] * len(images)
-                    for image, key in zip(images, keys, strict=True):
-                        name = f"{file.path}:{row}" if key is None else _key_text(key)
-                        if image is _NO_TEXT or key is _NO_TEXT:
-                            problem = f"row {row}: its {'key' if key is _NO_TEXT else 'image'} is not valid UTF-8"
-                            yield NamedImage(key=f"{file.path}:{row}", offset=row, group=group, problem=problem)
-                        else:
-                            for found in named_images(image, path, name, f"row {row}"):
-                                yield replace(found, offset=row, group=group)
-                        row += 1
+                    yield from images_of_batch(batch, file, path, columns, row=row, group=group)
+                    row += len(batch)
     except (OSError, pa.ArrowException, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
             raise source_error(f"{path}: cannot be read: {error}", error) from error
         raise DamagedPart(f"{path}: cannot be read as Parquet with a column {columns.image}: {error}") from error
-
-
-def _key_text(key: Any) -> str:
-    """Bytes as text where they are, else as hexadecimal digits."""
-    if isinstance(key, bytes):
-        try:
-            return key.decode()
-        except UnicodeDecodeError:
-            return key.hex()
-    return str(key)
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """A column's values as Python has them; text that is none as `_NO_TEXT`."""
-
-    def value(cell: pa.Scalar) -> Any:
-        try:
-            return cell.as_py()
-        except UnicodeDecodeError:
-            return _NO_TEXT
-
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [value(cell) for cell in column]
 
 
 @dataclass(frozen=True, kw_only=True)

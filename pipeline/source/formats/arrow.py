@@ -1,0 +1,198 @@
+"""Arrow: data sets that Hugging Face's `save_to_disk` wrote, and Feather files. A part is a range of record batches; a
+key is the key column's value, else `file:row`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from ...errors import DamagedPart, RequestError, SourceError, listing_error, source_error
+from ...storage.files import READS_AT_ONCE, as_path, kind_of, map_ahead
+from ..arrow_file import ArrowFile
+from ..columns import refuse_missing
+from ..drawing import DRAWS, Draw, Drawing, Draws
+from ..format import Columns, Facts, SourceFormat, UnitBytes
+from ..listing import Listing
+from ..named_image import NamedImage, indexed, inline_bytes, named_images, refuse_urls, reread_image_file
+from ..part import Part, SourceFile, SourcePlace
+from ..planned import check_unchanged
+from ..row_keys import values_of
+from ..sample import IndexedSample
+from ..table import check_columns, holds_text, images_of_batch
+
+ROWS_PER_PART = 65_536
+STATE = "state.json"  # of a saved data set: which files are its own, of all that lie there
+
+
+class Arrow(SourceFormat):
+    """See the module."""
+
+    name = "arrow"
+    suffixes = (".arrow", ".feather", ".ipc")
+    has_columns = True
+
+    def __init__(self, rows_per_part: int = ROWS_PER_PART) -> None:
+        self._rows_per_part = rows_per_part
+
+    def check(self, listing: Listing, columns: Columns, uri: str) -> None:
+        if not listing.count:
+            raise RequestError(f"source.uri: {uri} holds no arrow file")
+        path = os.path.join(listing.place.root, next(iter(listing)).path)
+        with _planning(path), ArrowFile(path) as file:
+            check_columns(file.schema, columns, path)
+            if holds_text(file.schema.field(columns.image).type):
+                refuse_urls(_first_images(file, columns.image), columns.image, path)
+
+    def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
+        path = os.path.join(place.root, file.path)
+        with _planning(path), ArrowFile(path) as opened:
+            rows_by_batch = [batch.rows for batch in opened.batches]
+        spans: list[SourceFile] = []
+        first = row = start = 0
+        for number, rows in enumerate(rows_by_batch):
+            row += rows
+            if row - start >= self._rows_per_part or number == len(rows_by_batch) - 1:
+                spans.append(replace(file, first=first, last=number + 1, row=start))
+                first, start = number + 1, row
+        return spans or [file]
+
+    def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
+        (file,) = part.files
+        check_unchanged(part.root, file)
+        path = os.path.join(part.root, file.path)
+        yield from indexed(_images_of_rows(path, file, columns), file.path, facts, file.repeated)
+
+    def keys(self, place: SourcePlace, span: SourceFile, columns: Columns) -> Iterator[str]:
+        path = os.path.join(place.root, span.path)
+        try:
+            for image in _images_of_rows(path, span, columns):
+                yield image.key
+        except DamagedPart:
+            return  # for the index to report
+        except SourceError as error:
+            raise listing_error(f"source: {path}: its keys cannot be read: {error}", error) from error
+
+    def reader(self, columns: Columns) -> BatchReader:
+        return BatchReader(columns.image)
+
+    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
+        """From the first file."""
+        path = os.path.join(listing.place.root, next(iter(listing)).path)
+        with _planning(path), ArrowFile(path) as file:
+            schema = file.schema
+        for name in names:
+            if schema.get_field_index(name) < 0:
+                refuse_missing("source.carry", name, schema.names, f"{path} has no column")
+        return pa.schema([pa.field(name, schema.field(name).type) for name in names])
+
+    def carried(
+        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
+    ) -> pa.Table:
+        table = _read_columns(part, samples, schema.names)
+        try:
+            return table.select(schema.names).cast(schema)
+        except (pa.ArrowException, ValueError) as error:
+            path = os.path.join(part.root, part.files[0].path)
+            raise SourceError(f"{path}: its carried columns are not {schema}: {error}") from error
+
+    def draw(self, listing: Listing, drawing: Drawing) -> Draws:
+        """Some rows of a record batch, drawn as often as it has rows."""
+        return Draws(draws=tuple(_draws(listing, drawing)), files=listing.count)
+
+
+class BatchReader:
+    """Reads the images of rows, batch by batch, and the files that rows name."""
+
+    def __init__(self, image_column: str) -> None:
+        self._image_column = image_column
+
+    def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
+        (file,) = part.files
+        check_unchanged(part.root, file)
+        wanted = [sample for sample in samples if sample.sha256 is not None]
+        named = [sample for sample in wanted if sample.path is not None]
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            data: Iterator[bytes | None] = map_ahead(pool, reread_image_file, named, 0)
+            found = {id(sample): one for sample, one in zip(named, data, strict=True)}
+        inside = [sample for sample in wanted if sample.path is None]
+        cells = _read_columns(part, inside, [self._image_column]).column(0) if inside else []
+        for sample, cell in zip(inside, cells, strict=True):
+            value = cell if sample.item is None else cell[sample.item]
+            found[id(sample)] = inline_bytes(value.as_py())
+        return UnitBytes([found.get(id(sample)) for sample in samples], [{} for _ in samples])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@contextmanager
+def _planning(path: str) -> Iterator[None]:
+    """Turns what goes wrong before anything is written into a RequestError that names the file."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise listing_error(f"source: {path}: cannot be read as arrow: {error}", error) from error
+
+
+def _first_images(file: ArrowFile, image_column: str) -> Iterator[object]:
+    for number in range(len(file.batches)):
+        yield from values_of(file.batch(number).column(image_column))
+
+
+def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
+    row = file.row
+    try:
+        with ArrowFile(path) as opened:
+            for number in range(file.first, file.last):
+                batch = opened.batch(number)
+                yield from images_of_batch(batch, file, path, columns, row=row, group=number)
+                row += len(batch)
+    except (OSError, pa.ArrowException, KeyError, IndexError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
+            raise source_error(f"{path}: cannot be read: {error}", error) from error
+        raise DamagedPart(f"{path}: cannot be read as Arrow with a column {columns.image}: {error}") from error
+
+
+def _read_columns(part: Part, samples: Sequence[IndexedSample], names: Sequence[str]) -> pa.Table:
+    """Some columns, a row for each sample. Raises SourceError."""
+    (file,) = part.files
+    path = os.path.join(part.root, file.path)
+    pieces: list[pa.Table] = []
+    try:
+        with ArrowFile(path) as opened:
+            starts = np.cumsum([0, *(batch.rows for batch in opened.batches)])
+            first = 0
+            while first < len(samples):
+                group, last = samples[first].group, first
+                while last < len(samples) and samples[last].group == group:
+                    last += 1
+                rows = [sample.offset - int(starts[group]) for sample in samples[first:last]]
+                pieces.append(pa.Table.from_batches([opened.batch(group)]).select(list(names)).take(rows))
+                first = last
+            return pa.concat_tables(pieces)
+    except (OSError, pa.ArrowException, KeyError, IndexError) as error:
+        raise source_error(f"{path}: cannot be read: {error}", error) from error
+
+
+def _draws(listing: Listing, drawing: Drawing) -> Iterator[Draw]:
+    batches: list[tuple[str, int, int]] = []
+    for file in listing:
+        path = os.path.join(listing.place.root, file.path)
+        with ArrowFile(path) as opened:
+            batches += [(path, number, batch.rows) for number, batch in enumerate(opened.batches)]
+    ends = np.cumsum([rows for _, _, rows in batches], dtype=np.int64)
+    for _ in range(DRAWS if len(ends) and ends[-1] else 0):
+        path, number, rows = batches[drawing.one_of(ends)]
+        chosen = sorted(drawing.generator.sample(range(rows), min(rows, drawing.per_draw)))
+        with ArrowFile(path) as opened:
+            cells = opened.batch(number).column(drawing.image_column)
+            images = [one for row in chosen for one in named_images(cells[row].as_py(), path, "", "")]
+        yield Draw(weight=int(ends[-1]) / len(chosen), samples=tuple(drawing.headers.drawn_of(images)))
