@@ -79,6 +79,9 @@ def print_summary(summary: Summary) -> None:
     without = f" + {totals.no_image:,} without an image" if totals.no_image else ""
     say(f"samples           {totals.samples:,} in = {totals.rows:,} rows + {totals.rejected:,} rejects{without}")
     say(f"rejects           {rejected}")
+    if totals.nulled:
+        nulled = ", ".join(f"{name} {count:,}" for name, count in sorted(totals.nulled.items()))
+        say(f"carried           values that are no text became null: {nulled}")
     say(f"tokens            {totals.tokens:,}")
     say(
         f"bytes             {bytes_text(totals.embedding_bytes)} of embeddings, "

@@ -23,6 +23,7 @@ class CommitRecord:
         encoded_tokens: of distinct images, where equal ones are encoded once; `tokens`: of all rows.
         halvings: how often a pack was halved for lack of device memory; `packs`: patches of each forward.
         overflows: values clamped to fit float16.
+        nulled: by carried column, values that are no text and became null.
         seconds: by stage.
         encoder: a number for the one that encoded it; `encoded_at`: when it had, Unix seconds; 0 where that is unknown.
         adopted: whether the data shard was found published.
@@ -49,6 +50,7 @@ class CommitRecord:
     # What outputs of earlier versions do not say.
     no_image: int = 0
     overflows: int = 0
+    nulled: dict[str, int] = field(default_factory=dict)
     packs: list[int] = field(default_factory=list)
     adopted: bool = False
     encoder: int = 0

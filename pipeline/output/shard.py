@@ -156,6 +156,9 @@ class ShardFormat(Protocol):
     suffix: ClassVar[str]
     own_members: ClassVar[tuple[str, ...]]  # names that a carried value cannot have
 
+    def holds(self, kind: pa.DataType) -> bool:
+        """Whether a carried value of this type comes back equal."""
+
     def write(self, path: Path, rows: ShardRows, row_group_bytes: int) -> DataShard:
         """Writes and checks a complete shard at a scratch path.
 
@@ -187,6 +190,9 @@ class ParquetShards:
     name: ClassVar[str] = "parquet"
     suffix: ClassVar[str] = "parquet"
     own_members: ClassVar[tuple[str, ...]] = ()
+
+    def holds(self, kind: pa.DataType) -> bool:
+        return True  # what Parquet cannot hold is refused with the types of the source
 
     def write(self, path: Path, rows: ShardRows, row_group_bytes: int) -> DataShard:
         return write_data_shard(path, rows, row_group_bytes)

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ..errors import DamagedShard, OutputError
 from ..source.tar import TarStream, walk
@@ -61,6 +62,9 @@ class TarShards:
     suffix: ClassVar[str] = "tar"
     own_members: ClassVar[tuple[str, ...]] = ("json", "safetensors")
 
+    def holds(self, kind: pa.DataType) -> bool:
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _is_json(kind)
+
     def write(self, path: Path, rows: ShardRows, row_group_bytes: int) -> DataShard:
         return write_tar_shard(path, rows)
 
@@ -77,6 +81,16 @@ class TarShards:
 
     def rows(self, path: Path) -> list[dict[str, Any]]:
         return read_tar_rows(path)
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    types = pa.types
+    if types.is_struct(kind):
+        return all(_is_json(one.type) for one in kind)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _is_json(kind.value_type)
+    text = types.is_string(kind) or types.is_large_string(kind)
+    return text or any(is_(kind) for is_ in (types.is_null, types.is_boolean, types.is_integer, types.is_floating))
 
 
 def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
@@ -105,7 +119,7 @@ def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
                         _add(tar, f"{name}.{field}", _Joined([raw]))
                     else:
                         facts[field] = value
-                text = json.dumps(facts, ensure_ascii=False, default=str) + "\n"
+                text = json.dumps(facts, ensure_ascii=False) + "\n"
                 _add(tar, f"{name}.json", _Joined([text.encode()]))
         os.fsync(stream.fileno())
     if os.path.getsize(path) != sink.size:

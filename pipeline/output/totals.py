@@ -23,6 +23,7 @@ class Totals:
     halvings: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
     reject_examples: dict[str, list[str]] = field(default_factory=dict)
+    nulled: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: CommitRecord) -> None:
@@ -39,6 +40,7 @@ class Totals:
                 halvings=record.halvings,
                 rejects=Counter(record.rejects),
                 reject_examples=record.reject_examples,
+                nulled=Counter(record.nulled),
                 seconds=Counter(record.seconds),
             )
         )
@@ -53,6 +55,7 @@ class Totals:
         self.data_bytes += other.data_bytes
         self.halvings += other.halvings
         self.rejects.update(other.rejects)
+        self.nulled.update(other.nulled)
         for reason, keys in other.reject_examples.items():
             kept = self.reject_examples.setdefault(reason, [])
             kept.extend(keys[: 3 - len(kept)])
@@ -78,6 +81,7 @@ class Totals:
     def from_json(cls, tree: dict[str, Any]) -> Totals:
         """The inverse of `to_json`. Raises KeyError, TypeError: it is something else."""
         counters = {name: Counter(tree[name]) for name in ("rejects", "seconds")}
+        counters["nulled"] = Counter(tree.get("nulled", {}))  # what earlier versions do not say
         return cls(**{**tree, **counters})
 
     def as_dict(self) -> dict[str, object]:
@@ -89,6 +93,7 @@ class Totals:
             "rejected": self.rejected,
             "rejects": dict(sorted(self.rejects.items())),
             "no_image": self.no_image,
+            "carried_nulled": dict(sorted(self.nulled.items())),
             "tokens": self.tokens,
             "embedding_bytes": self.embedding_bytes,
             "data_bytes": self.data_bytes,

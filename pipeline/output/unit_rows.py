@@ -135,6 +135,7 @@ class UnitRows:
             device=settings.device,
             halvings=encoded.halvings,
             overflows=encoded.overflows,
+            nulled=dict(sorted(self.prepared.nulled.items())),
             packs=list(encoded.packs),
             adopted=making.adopted,
             seconds={key: round(value, 4) for key, value in making.seconds.items()},

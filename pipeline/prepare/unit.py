@@ -15,7 +15,6 @@ from ..grid import Geometry
 from ..index.units import Unit
 from ..rejects import Reject
 from ..source.format import UnitReader
-from ..source.formats import format_named
 from ..source.part import Part
 from ..source.sample import LONGEST_ERROR, IndexedSample
 from .decode import CHANNELS, Uint8
@@ -46,6 +45,7 @@ class PreparedUnit:
         patches_PC: uint8 [P, C], the distinct images' patches one after the other; C = 3·patch_size².
         seconds: by step (`read`, `decode`).
         carried: a row of carried columns for each sample, if any are carried.
+        nulled: by carried column, values that are no text and became null.
         geometry: decided the grids; None where that is not known, as of patches that were made in code.
     """
 
@@ -55,6 +55,7 @@ class PreparedUnit:
     patches_PC: Uint8
     seconds: dict[str, float] = field(default_factory=dict)
     carried: pa.Table | None = None
+    nulled: dict[str, int] = field(default_factory=dict)
     geometry: Geometry | None = None
 
 
@@ -85,7 +86,7 @@ def prepare_unit(unit: Unit, part: Part, samples: Sequence[IndexedSample], prepa
     started = time.perf_counter()
     carry = preparation.carry
     encoded, members = preparation.reader.read(part, samples, carry.names if carry else ())
-    carried = format_named(part.format).carried(part, samples, carry, members) if carry else None
+    carried = preparation.reader.carried(part, samples, carry, members) if carry else None
     changed = _reread_changed(part, samples, encoded, preparation.reader)
     read_seconds = time.perf_counter() - started
     started = time.perf_counter()
@@ -99,7 +100,8 @@ def prepare_unit(unit: Unit, part: Part, samples: Sequence[IndexedSample], prepa
         grids=tuple(patches.grids),
         patches_PC=patches.filled(),
         seconds={"read": read_seconds, "decode": time.perf_counter() - started},
-        carried=carried,
+        carried=carried.table if carried else None,
+        nulled=carried.nulled if carried else {},
         geometry=preparation.geometry,
     )
 

@@ -90,6 +90,12 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     carry = pa.schema([])
     if config.source.carry:
         carry = stored_carry(output) or carried_schema(config.source.carry, listing.result(), RESERVED_COLUMNS)
+        for field in carry:
+            if not shard_format(config.output.format).holds(field.type):
+                raise RequestError(
+                    f"source.carry: {field.name} is {field.type}, which the JSON of a WebDataset shard cannot hold; "
+                    "set output.format to parquet, or make it text in the source"
+                )
     return Request(
         config=config,
         output=output,

@@ -27,7 +27,7 @@ from ..output.info import DatasetInfo
 from ..output.layout import SCHEMA_VERSION
 from ..output.settings import ShardSettings
 from ..process import in_background, peak_memory_bytes
-from ..source.carry import schema_text
+from ..source.carry import check_carried, schema_text
 from ..source.plan import Plan
 from ..storage.files import make_folder
 from ..storage.scratch import Scratch
@@ -123,7 +123,10 @@ class Run:
         listing = self._request.listed(left())
         self._facts = config_facts(self._config) | {"tower_sha256": self._tower_sha256.result(left())}
         check_output(self._output, self._facts)
-        return self._plan.check_files(self._config.source, listing)
+        new_files = self._plan.check_files(self._config.source, listing)
+        if new_files and self._request.carry and stored_facts(self._output) is not None:
+            check_carried(self._request.carry, listing.place, self._plan.new_files(listing))
+        return new_files
 
     def go(self, engine: StartedEngine, scratch: Scratch, folder: Folder) -> Progress:
         """Plans what is new, and drives the engine until nothing is left that can be done."""

@@ -9,6 +9,9 @@ listing        Listing: a source's files, listed once and handed on
 named_image    what a row or a line gives or names as its image
 columns        columns that a configuration names
 row_keys       the keys that rows give, whatever their images are
+carried_values  values as columns of a type: nothing is ever stored as something else
+carried_types  one type for a carried column, from all of the source
+row_cursor     a Parquet file's rows in batches, each read once
 table          rows whose cells hold or name images
 drawing        some samples for an estimate, and how much of the source each stands for
 tar            strict reading of tar structure

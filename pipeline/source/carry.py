@@ -1,19 +1,21 @@
 """Carried columns: what of a source stands beside each image in the output, types kept.
 
 Columns of Parquet, fields of a manifest, members of a tar or files beside an image by their suffix. Their types are
-decided once, when a run starts, and written to dataset.json.
+decided once, from all of the source, when a run starts, and written to dataset.json.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 
 import pyarrow as pa
 
 from ..errors import RequestError
 from .formats import format_named
 from .listing import Listing
+from .part import SourceFile, SourcePlace
 
 
 def carried_schema(names: Sequence[str], listing: Listing, reserved: Collection[str] = ()) -> pa.Schema:
@@ -31,6 +33,15 @@ def carried_schema(names: Sequence[str], listing: Listing, reserved: Collection[
         if names.count(name) > 1:
             raise RequestError(f"source.carry: {name} stands there twice")
     return format_named(listing.place.format).carried_schema(listing, names) if names else pa.schema([])
+
+
+def check_carried(schema: pa.Schema, place: SourcePlace, added: Iterator[SourceFile]) -> None:
+    """Makes sure that files that were added to a source have values of the types that its output has already.
+
+    Raises:
+        RequestError: one has not.
+    """
+    format_named(place.format).carried_schema(Listing(place, added, Counter()), schema.names, schema)
 
 
 def schema_text(schema: pa.Schema) -> str:

@@ -10,11 +10,12 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from ..errors import DamagedPart, SourceError, listing_error
+from .carried_values import Carried
 from .drawing import Drawing, Draws
 from .listing import Listing
 from .part import Part, SourceFile, SourcePlace
@@ -51,6 +52,19 @@ class UnitReader(Protocol):
 
         Raises:
             SourceError: a file changed since it was planned, or cannot be read.
+        """
+        ...
+
+    def carried(
+        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
+    ) -> Carried:
+        """A row of carried values for each sample, null where the source has none.
+
+        Args:
+            members: as `read` gives them.
+
+        Raises:
+            SourceError: it cannot be read, or a value would not come back equal.
         """
         ...
 
@@ -123,14 +137,16 @@ class SourceFormat(ABC):
         """Returns a reader of the bytes of this format's units."""
 
     @abstractmethod
-    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
-        """The types of carried columns. Raises RequestError: the source lacks one, or its values have no one type."""
+    def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
+        """The types of carried columns, from all of a listing.
 
-    @abstractmethod
-    def carried(
-        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
-    ) -> pa.Table:
-        """A row of carried values for each sample, null where the source has none. Raises SourceError."""
+        Args:
+            decided: the types that an output has already, where the listing is of files that were added.
+
+        Raises:
+            RequestError: the source lacks one, its values have no one type or not the one that is decided, or no
+                output can hold it.
+        """
 
     @abstractmethod
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
@@ -139,14 +155,3 @@ class SourceFormat(ABC):
         Raises:
             OSError, DamagedPart, ArrowException, KeyError: a file cannot be read.
         """
-
-
-def table_of(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: str) -> pa.Table:
-    """Carried values as a table. Raises SourceError: one is not of its column's type."""
-    columns = []
-    for field in schema:
-        try:
-            columns.append(pa.array([row.get(field.name) for row in rows], field.type))
-        except (pa.ArrowException, TypeError, ValueError) as error:
-            raise SourceError(f"{path}: carried {field.name} is not always {field.type}: {error}") from error
-    return pa.table(columns, schema=schema)

@@ -5,21 +5,25 @@ A record is found again by its first byte. A key is the key field's value, else 
 
 from __future__ import annotations
 
+import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from ..errors import RequestError, SourceError, listing_error, reading
 from ..storage.files import READS_AT_ONCE, map_ahead, open_input
+from .carried_types import check_records, schema_of_records
+from .carried_values import Carried, carried_of_rows
 from .columns import refuse_missing
 from .drawing import Drawing, Draws
-from .format import Columns, Facts, SourceFormat, UnitBytes, table_of
+from .format import Columns, Facts, SourceFormat, UnitBytes
 from .listing import Listing
 from .named_image import NamedImage, indexed, inline_bytes, is_text, named_images, refuse_urls, reread_image_file
 from .part import Part, SourceFile, SourcePlace
@@ -28,7 +32,6 @@ from .sample import IndexedSample
 from .spread import draws_of
 
 RECORDS_PER_PART = 8192
-RECORDS_LOOKED_AT = 1000  # for the types of carried fields
 SKIPPED_BYTES = 1 << 20  # between two wanted records that are read over
 
 
@@ -146,23 +149,21 @@ class Manifest(SourceFormat):
     def reader(self, columns: Columns) -> RecordReader:
         return RecordReader(self.opened, self.columns(columns).image)
 
-    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
-        """From the first records of the first manifest; a field of nulls alone is a string."""
-        path = os.path.join(listing.place.root, next(iter(listing)).path)
-        values: dict[str, list[Any]] = {name: [] for name in names}
-        with _planning(path, self.name), self.opened(path) as manifest:
-            for _, record in zip(range(RECORDS_LOOKED_AT), manifest.records(), strict=False):
-                for name in names:
-                    values[name].append(record.fields.get(name))
-        return pa.schema([pa.field(name, _type_of(name, found, path)) for name, found in values.items()])
+    def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
+        """From every record of every manifest; a field of nulls alone is a string."""
+        if decided is None:
+            return schema_of_records(self._all_fields(listing), names)
+        records = self._all_fields(listing)
+        while some := list(itertools.islice(records, RECORDS_PER_PART)):
+            check_records(some, decided)
+        return decided
 
-    def carried(
-        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
-    ) -> pa.Table:
-        path = os.path.join(part.root, part.files[0].path)
-        with _indexing(path), self.opened(path) as manifest:
-            rows = [dict(record.fields) for record in manifest.at([sample.offset for sample in samples])]
-        return table_of(rows, schema, path)
+    def _all_fields(self, listing: Listing) -> Iterator[tuple[Mapping[str, Any], Callable[[], str]]]:
+        for file in listing:
+            path = os.path.join(listing.place.root, file.path)
+            with _planning(path, self.name), self.opened(path) as manifest:
+                for record in manifest.records():
+                    yield record.fields, partial(_where, path, manifest.noun, record.row)
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
         """Records of the manifests that are drawn, as often as they are large; each of those is read whole."""
@@ -210,6 +211,14 @@ class RecordReader:
                     raise ValueError(f"the record at byte {sample.offset} holds no image any more")
                 yield data
 
+    def carried(
+        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
+    ) -> Carried:
+        path = os.path.join(part.root, part.files[0].path)
+        with _indexing(path), self._opened(path) as manifest:
+            rows = [record.fields for record in manifest.at([sample.offset for sample in samples])]
+        return carried_of_rows(rows, schema, path)
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -246,6 +255,10 @@ def _named(manifest: ManifestFile, image_column: str, missing: dict[str, str], s
         yield record.fields.get(image_column) if not missing else None
 
 
+def _where(path: str, noun: str, row: int) -> str:
+    return f"{noun} {row + 1} of {path}"
+
+
 @contextmanager
 def _planning(path: str, name: str) -> Iterator[None]:
     """Turns what goes wrong before anything is written into a RequestError that names the file."""
@@ -262,11 +275,3 @@ def _indexing(path: str) -> Iterator[None]:
             yield
     except ValueError as error:
         raise SourceError(f"{path}: cannot be read: {error}") from error
-
-
-def _type_of(name: str, values: list[Any], path: str) -> pa.DataType:
-    try:
-        kind = pa.array(values).type
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise RequestError(f"source.carry: {name} has values of several types in {path}: {error}") from error
-    return pa.string() if pa.types.is_null(kind) else kind

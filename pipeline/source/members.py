@@ -12,10 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..errors import SourceError, reading
+from ..errors import reading
 from ..storage.files import as_path, lists_by_prefix, read_input, source_names
-from .part import Part
-from .sample import IndexedSample
 
 TEXT_SUFFIXES = ("txt", "text", "caption", "json", "jsonl", "html", "md", "csv", "url", "cls", "id", "transcript")
 
@@ -27,21 +25,6 @@ def members_schema(suffixes: Sequence[str]) -> pa.Schema:
 
 def _is_text(suffix: str) -> bool:
     return suffix.rpartition(".")[2].lower() in TEXT_SUFFIXES
-
-
-def text_of(
-    part: Part, samples: Sequence[IndexedSample], members: Sequence[dict[str, bytes]], schema: pa.Schema
-) -> list[dict[str, Any]]:
-    """Members by suffix, decoded in the columns that are text. Raises SourceError: one is not valid UTF-8."""
-    texts = {field.name for field in schema if pa.types.is_string(field.type)}
-    rows: list[dict[str, Any]] = []
-    for sample, found in zip(samples, members, strict=True):
-        try:
-            rows.append({name: data.decode("utf-8") if name in texts else data for name, data in found.items()})
-        except UnicodeDecodeError as error:
-            where = os.path.join(part.root, sample.source)
-            raise SourceError(f"{where}: what is carried of {sample.key} is not valid UTF-8: {error}") from error
-    return rows
 
 
 def wanted_members(members: Sequence[Mapping[str, Any]] | None, names: Collection[str]) -> dict[str, Mapping[str, Any]]:

@@ -176,6 +176,10 @@ class Plan:
         self.check_source(source, listing.place)
         return sum(1 for _ in _new_files(self._known(), listing))
 
+    def new_files(self, listing: Listing) -> Iterator[SourceFile]:
+        """The files that are not planned yet. Raises RequestError as `check_files`."""
+        return _new_files(self._known(), listing)
+
     def update(self, source: Source, listing: Listing, scratch: Scratch, new_files: int | None = None) -> int:
         """Brings the plan up to the source as it was listed.
 

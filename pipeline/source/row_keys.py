@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .carried_values import is_list, plain, plain_array
 from .part import SourceFile
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def keys_of_rows(parquet: pq.ParquetFile, file: SourceFile, columns: Columns) ->
     names = [columns.key] if lists is None else [columns.key, lists]
     for batch in parquet.iter_batches(row_groups=list(range(file.first, file.last)), columns=names):
         keys = values_of(batch.column(columns.key))
-        lengths = [None] * len(keys) if lists is None else pc.list_value_length(batch.column(columns.image)).to_pylist()
+        lengths = [None] * len(keys) if lists is None else _lengths(batch.column(columns.image))
         for key, length in zip(keys, lengths, strict=True):
             name, problem = name_of(key, file, row)
             if problem or not length:
@@ -41,12 +42,15 @@ def keys_of_rows(parquet: pq.ParquetFile, file: SourceFile, columns: Columns) ->
 
 def _lengths_column(parquet: pq.ParquetFile, image_column: str) -> str | None:
     """The leaf of a column of lists that is read for their lengths: the paths, rather than the bytes. Else None."""
-    kind = parquet.schema_arrow.field(image_column).type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if not is_list(plain(parquet.schema_arrow.field(image_column).type)):
         return None
     leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
     inside = [leaf for leaf in leaves if leaf.startswith(image_column + ".")]
     return next((leaf for leaf in inside if leaf.endswith(".path")), inside[0] if inside else image_column)
+
+
+def _lengths(column: pa.Array) -> list[int | None]:
+    return list(pc.list_value_length(plain_array(column)).to_pylist())
 
 
 def name_of(key: Any, file: SourceFile, row: int) -> tuple[str, str]:

@@ -34,7 +34,7 @@ def test_a_record_that_lacks_a_field_is_none(name: str) -> None:
 
 def test_a_record_of_an_earlier_version_is_read() -> None:
     earlier = RECORD.to_json()
-    for name in ("overflows", "packs", "adopted", "encoder", "encoded_at"):
+    for name in ("overflows", "nulled", "packs", "adopted", "encoder", "encoded_at"):
         del earlier[name]
     record = CommitRecord.from_json(earlier)
     assert (record.overflows, record.packs, record.adopted, record.encoded_at) == (0, [], False, 0.0)
@@ -48,6 +48,7 @@ WRONG: dict[str, list[object]] = {
     **{key: ["7", None, 7.5, True, -1, 1 << 63, [7]] for key in [*COUNTS, "schema_version", "encoder"]},
     **{key: [7, None, ["a"], {}] for key in ["unit", "data_sha256", "fingerprint", "device"]},
     "rejects": [None, 7, "corrupt", [], {"corrupt": "2"}, {"corrupt": None}, {"corrupt": -1}],
+    "nulled": [None, 7, "txt", [], {"txt": "2"}, {"txt": -1}],
     "reject_examples": [None, 7, [], {"corrupt": "key"}, {"corrupt": [7]}, {"corrupt": None}],
     "seconds": [None, 7.5, [], {"encode": "1"}, {"encode": None}, {"encode": math.nan}, {"encode": -1.0}],
     "packs": [None, 7, {}, "77", ["7"], [7.5], [True]],

@@ -4,7 +4,6 @@ key is the key column's value, else `file:row`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import DamagedPart, RequestError, SourceError, listing_error, source_error
-from ...storage.files import READS_AT_ONCE, as_path, kind_of, map_ahead
+from ...storage.files import READS_AT_ONCE, map_ahead
 from ..arrow_file import ArrowFile
-from ..columns import refuse_missing
+from ..carried_types import schema_of_tables
+from ..carried_values import Carried, carried_of_table, rows_of
 from ..drawing import DRAWS, Draw, Drawing, Draws
 from ..format import Columns, Facts, SourceFormat, UnitBytes
 from ..listing import Listing
@@ -83,25 +83,9 @@ class Arrow(SourceFormat):
     def reader(self, columns: Columns) -> BatchReader:
         return BatchReader(columns.image)
 
-    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
-        """From the first file."""
-        path = os.path.join(listing.place.root, next(iter(listing)).path)
-        with _planning(path), ArrowFile(path) as file:
-            schema = file.schema
-        for name in names:
-            if schema.get_field_index(name) < 0:
-                refuse_missing("source.carry", name, schema.names, f"{path} has no column")
-        return pa.schema([pa.field(name, schema.field(name).type) for name in names])
-
-    def carried(
-        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
-    ) -> pa.Table:
-        table = _read_columns(part, samples, schema.names)
-        try:
-            return table.select(schema.names).cast(schema)
-        except (pa.ArrowException, ValueError) as error:
-            path = os.path.join(part.root, part.files[0].path)
-            raise SourceError(f"{path}: its carried columns are not {schema}: {error}") from error
+    def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
+        """From the schema of every file."""
+        return schema_of_tables(_schemas(listing), names, _column_of, decided)
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
         """Some rows of a record batch, drawn as often as it has rows."""
@@ -128,6 +112,13 @@ class BatchReader:
             value = cell if sample.item is None else cell[sample.item]
             found[id(sample)] = inline_bytes(value.as_py())
         return UnitBytes([found.get(id(sample)) for sample in samples], [{} for _ in samples])
+
+    def carried(
+        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
+    ) -> Carried:
+        return carried_of_table(
+            _read_columns(part, samples, schema.names), schema, os.path.join(part.root, part.files[0].path)
+        )
 
     def close(self) -> None:
         """Nothing is held."""
@@ -175,11 +166,24 @@ def _read_columns(part: Part, samples: Sequence[IndexedSample], names: Sequence[
                 while last < len(samples) and samples[last].group == group:
                     last += 1
                 rows = [sample.offset - int(starts[group]) for sample in samples[first:last]]
-                pieces.append(pa.Table.from_batches([opened.batch(group)]).select(list(names)).take(rows))
+                pieces.append(rows_of(opened.batch(group), names, rows))
                 first = last
             return pa.concat_tables(pieces)
     except (OSError, pa.ArrowException, KeyError, IndexError) as error:
         raise source_error(f"{path}: cannot be read: {error}", error) from error
+
+
+def _schemas(listing: Listing) -> Iterator[tuple[str, pa.Schema]]:
+    for file in listing:
+        path = os.path.join(listing.place.root, file.path)
+        with _planning(path), ArrowFile(path) as opened:
+            yield path, opened.schema
+
+
+def _column_of(path: str, name: str) -> Iterator[pa.Array]:
+    with _planning(path), ArrowFile(path) as opened:
+        for number in range(len(opened.batches)):
+            yield opened.batch(number).column(name)
 
 
 def _draws(listing: Listing, drawing: Drawing) -> Iterator[Draw]:

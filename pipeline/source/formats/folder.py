@@ -14,11 +14,12 @@ from ... import rejects
 from ...errors import RequestError, SourceBusy, SourceError, reading
 from ...process import DaemonThreads
 from ...storage.files import READS_AT_ONCE, kind_of, map_ahead, read_input, reads_ahead, why_unreadable
+from ..carried_values import Carried, carried_of_rows
 from ..drawing import DRAWS, Draw, Drawing, Draws
-from ..format import Columns, Facts, SourceFormat, UnitBytes, table_of
+from ..format import Columns, Facts, SourceFormat, UnitBytes
 from ..image_formats import EXTENSIONS
 from ..listing import Listing
-from ..members import FilesBeside, members_schema, text_of
+from ..members import FilesBeside, members_schema
 from ..part import Part, SourceFile
 from ..planned import check_unchanged, read_planned
 from ..sample import IndexedSample
@@ -63,13 +64,8 @@ class Folder(SourceFormat):
     def reader(self, columns: Columns) -> FolderReader:
         return FolderReader()
 
-    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
+    def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
         return members_schema(names)
-
-    def carried(
-        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
-    ) -> pa.Table:
-        return table_of(text_of(part, samples, members, schema), schema, part.root)
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
         """Files, each as likely as any other; how many there are is known from the listing."""
@@ -118,6 +114,11 @@ class FolderReader:
         if self._beside.names != tuple(suffixes):
             self._beside = FilesBeside(suffixes)
         return [self._beside.read(os.path.join(part.root, sample.source)) for sample in samples]
+
+    def carried(
+        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
+    ) -> Carried:
+        return carried_of_rows(members, schema, part.root)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -9,22 +9,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ...errors import DamagedPart, RequestError, SourceError, listing_error, source_error
-from ...storage.files import READS_AT_ONCE, map_ahead, open_random
+from ...errors import DamagedPart, RequestError, listing_error, source_error
+from ...storage.files import READS_AT_ONCE, map_ahead
+from ..carried_types import schema_of_tables
+from ..carried_values import Carried, carried_of_table
 from ..drawing import DRAWS, Draw, Drawing, Drawn, Draws
 from ..format import Columns, Facts, SourceFormat, UnitBytes
 from ..listing import Listing
 from ..named_image import NamedImage, indexed, inline_bytes, named_images, refuse_urls, reread_image_file
 from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
+from ..row_cursor import RowCursor, batches_of, open_parquet
 from ..row_keys import keys_of_rows, values_of
 from ..sample import IndexedSample
 from ..table import check_columns, holds_text, images_of_batch
 
 ROWS_PER_PART = 65_536
-BATCH_ROWS = 64
 FOOTERS_READ = 512  # of more files only those that are drawn are opened
 
 
@@ -45,7 +46,8 @@ class Parquet(SourceFormat):
         schema = _schema_of(path)
         check_columns(schema, columns, path)
         if holds_text(schema.field(columns.image).type):
-            refuse_urls(_first_images(path, columns.image), columns.image, path)
+            images = (value for column in _column_of(path, columns.image) for value in values_of(column))
+            refuse_urls(images, columns.image, path)
 
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         path = os.path.join(place.root, file.path)
@@ -81,24 +83,12 @@ class Parquet(SourceFormat):
     def reader(self, columns: Columns) -> RowReader:
         return RowReader(columns.image)
 
-    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
-        """From the first file."""
-        path = os.path.join(listing.place.root, next(iter(listing)).path)
-        schema = _schema_of(path)
-        for name in names:
-            if schema.get_field_index(name) < 0:
-                raise RequestError(f"source.carry: {path} has no column {name!r}; it has {', '.join(schema.names)}")
-        return pa.schema([pa.field(name, schema.field(name).type) for name in names])
-
-    def carried(
-        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
-    ) -> pa.Table:
-        table = read_columns(part, samples, schema.names)
-        try:
-            return table.select(schema.names).cast(schema)
-        except (pa.ArrowException, ValueError) as error:
-            path = os.path.join(part.root, part.files[0].path)
-            raise SourceError(f"{path}: its carried columns are not {schema}: {error}") from error
+    def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
+        """From the schema of every file."""
+        paths = [os.path.join(listing.place.root, file.path) for file in listing]
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            schemas = zip(paths, map_ahead(pool, _schema_of, paths, READS_AT_ONCE), strict=True)
+            return schema_of_tables(schemas, names, _column_of, decided)
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
         """Some rows of a row group, drawn as often as it has rows; of very many files, as often as they are large."""
@@ -106,10 +96,12 @@ class Parquet(SourceFormat):
 
 
 class RowReader:
-    """Reads the images of rows, group by group, and the files that rows name."""
+    """Reads the images of rows, and the files that rows name; goes on where the unit before it ended."""
 
     def __init__(self, image_column: str) -> None:
         self._image_column = image_column
+        self._cursors: dict[tuple[str, ...], RowCursor] = {}
+        self._path = ""
 
     def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
         (file,) = part.files
@@ -124,45 +116,33 @@ class RowReader:
         if inside:
             # A row once, however many images its list has.
             rows = {samples[index].offset: samples[index] for index in inside}
-            cells = read_columns(part, list(rows.values()), [self._image_column]).column(self._image_column)
+            cells = self._rows(part, list(rows.values()), [self._image_column]).column(0)
             value_of = dict(zip(rows, cells, strict=True))
             for index in inside:
                 value, item = value_of[samples[index].offset], samples[index].item
                 encoded[index] = inline_bytes(value.as_py() if item is None else value[item].as_py())
         return UnitBytes(encoded, [{} for _ in samples])
 
+    def carried(
+        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
+    ) -> Carried:
+        path = os.path.join(part.root, part.files[0].path)
+        return carried_of_table(self._rows(part, samples, schema.names), len(samples), schema, path)
+
+    def _rows(self, part: Part, samples: Sequence[IndexedSample], names: Sequence[str]) -> pa.Table:
+        path = os.path.join(part.root, part.files[0].path)
+        if path != self._path:
+            self.close()
+            self._path = path
+        if (cursor := self._cursors.get(tuple(names))) is None:
+            cursor = self._cursors[tuple(names)] = RowCursor(path, names)
+        return cursor.take(samples)
+
     def close(self) -> None:
-        """Nothing is held."""
-
-
-def open_parquet(path: str) -> pq.ParquetFile:
-    """An object's column chunks are fetched together, in few requests. Raises OSError, ArrowException."""
-    file, pre_buffer = open_random(path)
-    return pq.ParquetFile(file, pre_buffer=pre_buffer)
-
-
-def read_columns(part: Part, samples: Sequence[IndexedSample], columns: list[str]) -> pa.Table:
-    """Some columns of a Parquet file, a row for each sample. Raises SourceError."""
-    (file,) = part.files
-    path = os.path.join(part.root, file.path)
-    try:
-        with open_parquet(path) as parquet:
-            starts = [0]
-            for group in range(parquet.metadata.num_row_groups):
-                starts.append(starts[-1] + parquet.metadata.row_group(group).num_rows)
-            pieces: list[pa.Table] = []
-            first = 0
-            while first < len(samples):
-                group = samples[first].group
-                last = first
-                while last < len(samples) and samples[last].group == group:
-                    last += 1
-                table = parquet.read_row_group(group, columns=columns)
-                pieces.append(table.take([sample.offset - starts[group] for sample in samples[first:last]]))
-                first = last
-            return pa.concat_tables(pieces)
-    except (OSError, pa.ArrowException, KeyError, IndexError) as error:
-        raise source_error(f"{path}: cannot be read: {error}", error) from error
+        """Lets the file go."""
+        for cursor in self._cursors.values():
+            cursor.close()
+        self._cursors.clear()
 
 
 def _schema_of(path: str) -> pa.Schema:
@@ -173,22 +153,22 @@ def _schema_of(path: str) -> pa.Schema:
         raise listing_error(f"source: {path}: cannot be read as parquet: {error}", error) from error
 
 
-def _first_images(path: str, image_column: str) -> Iterator[object]:
-    """The first images of a file, as its rows have them."""
-    with open_parquet(path) as parquet:
-        for batch in parquet.iter_batches(BATCH_ROWS, columns=[image_column]):
-            yield from values_of(batch.column(image_column))
+def _column_of(path: str, name: str) -> Iterator[pa.Array]:
+    """A column of a file, batch by batch."""
+    try:
+        for _, batch in batches_of(path, None, [name]):
+            yield batch.column(name)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise listing_error(f"source: {path}: cannot be read as parquet: {error}", error) from error
 
 
 def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
     names = [columns.image] if columns.key in (None, columns.image) else [columns.image, columns.key]
     row = file.row
     try:
-        with open_parquet(path) as parquet:
-            for group in range(file.first, file.last):
-                for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=names):
-                    yield from images_of_batch(batch, file, path, columns, row=row, group=group)
-                    row += len(batch)
+        for group, batch in batches_of(path, range(file.first, file.last), names):
+            yield from images_of_batch(batch, file, path, columns, row=row, group=group)
+            row += len(batch)
     except (OSError, pa.ArrowException, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
             raise source_error(f"{path}: cannot be read: {error}", error) from error
@@ -232,10 +212,13 @@ def _draws_of_many_files(paths: Sequence[str], sizes: Sequence[int], drawing: Dr
 def _some_rows(group: _RowGroup, drawing: Drawing) -> tuple[int, list[Drawn]]:
     """How many rows were drawn from a group, and their images' headers."""
     chosen = sorted(drawing.generator.sample(range(group.rows), min(group.rows, drawing.per_draw)))
-    with open_parquet(group.path) as parquet:
-        table = parquet.read_row_group(group.number, columns=[drawing.image_column])
-    cells = table.column(drawing.image_column).take(chosen)
-    images = [one for cell in cells for one in named_images(cell.as_py(), group.path, "", "")]
+    images: list[NamedImage] = []
+    first = 0
+    for _, batch in batches_of(group.path, [group.number], [drawing.image_column]):
+        here = [row - first for row in chosen if first <= row < first + len(batch)]
+        cells = (batch.column(0)[row].as_py() for row in here)
+        images += [one for cell in cells for one in named_images(cell, group.path, "", "")]
+        first += len(batch)
     return len(chosen), drawing.headers.drawn_of(images)
 
 

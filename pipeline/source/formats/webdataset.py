@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import RequestError, SourceError, source_error
+from ..carried_values import Carried, carried_of_rows
 from ..drawing import DRAWS, Draw, Drawing, Draws, wrapped
-from ..format import Columns, Facts, SourceFormat, UnitBytes, table_of
+from ..format import Columns, Facts, SourceFormat, UnitBytes
 from ..image_formats import EXTENSIONS
 from ..listing import Listing
-from ..members import members_schema, text_of
+from ..members import members_schema
 from ..part import Part, SourceFile
 from ..planned import check_unchanged, read_planned
 from ..sample import IndexedSample
@@ -53,13 +54,8 @@ class WebDataset(SourceFormat):
     def reader(self, columns: Columns) -> TarReader:
         return TarReader(self._beside_bytes)
 
-    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
+    def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
         return members_schema(names)
-
-    def carried(
-        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
-    ) -> pa.Table:
-        return table_of(text_of(part, samples, members, schema), schema, os.path.join(part.root, part.files[0].path))
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
         """The members whose headers begin in a window of bytes, anywhere in any of the tars; compressed, whole tars.
@@ -139,6 +135,11 @@ class TarReader:
         if self._tar is None:
             self._tar = TarStream(path)
         return self._tar
+
+    def carried(
+        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
+    ) -> Carried:
+        return carried_of_rows(members, schema, os.path.join(part.root, part.files[0].path))
 
     def close(self) -> None:
         if self._tar is not None:
