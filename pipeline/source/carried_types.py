@@ -169,16 +169,16 @@ def schema_of_tables(
     for name in names:
         if name not in known:
             refuse_missing("source.carry", name, list(known), "the source has no column")
-    for name, column in columns.items():
-        for kind, paths in column.types.values():
-            if not always_exact(kind, column.type):
-                for path in paths:
-                    _check_exact(name, column, path, read_column)
     found = pa.schema([pa.field(name, _or_text(columns[name].type)) for name in names])
     for one in decided or ():
         if found.field(one.name).type != one.type:
             kinds = f"{one.name} is {one.type} there, with them it would be {found.field(one.name).type}"
             raise RequestError(f"{_ADDED}: {kinds}")
+    for name, column in columns.items():
+        for kind, paths in column.types.values():
+            if not always_exact(kind, column.type):
+                for path in paths:
+                    _check_exact(name, column, path, read_column)
     return checked(found)
 
 

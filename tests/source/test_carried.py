@@ -286,7 +286,7 @@ def test_webdataset_carries_what_its_json_holds(photos: Path, model_path: Path, 
     for carry, says in ((["n"], ""), (["when"], r"when is timestamp\[us\], which the JSON of a WebDataset shard")):
         config = config_for(
             tmp_path / "a.parquet",
-            tmp_path / "out",
+            tmp_path / f"out-{carry[0]}",
             model_path,
             source={"carry": carry},
             output={"format": "webdataset"},
