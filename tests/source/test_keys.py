@@ -15,8 +15,8 @@ from conftest import encoded, noise
 from pipeline.config import Source
 from pipeline.index.write import index_samples
 from pipeline.source import keys as keys_module
-from pipeline.source.format import Columns
 from pipeline.source import manifest as manifests
+from pipeline.source.format import Columns
 from pipeline.source.formats import FORMATS
 from pipeline.source.formats.parquet import Parquet
 from pipeline.source.keys import digests_in, key_digest, repeats_by_part

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import DamagedPart, RequestError, SourceError, listing_error, source_error
-from ...storage.files import READS_AT_ONCE, as_path, kind_of, map_ahead
+from ...storage.files import READS_AT_ONCE, map_ahead, read_input
 from ..arrow_file import ArrowFile
 from ..columns import refuse_missing
 from ..drawing import DRAWS, Draw, Drawing, Draws
@@ -41,6 +41,23 @@ class Arrow(SourceFormat):
 
     def __init__(self, rows_per_part: int = ROWS_PER_PART) -> None:
         self._rows_per_part = rows_per_part
+
+    def leaves_alone(self, path: str) -> bool:
+        """Whether it is what `datasets` keeps beside a data set: results of `map` and tables of indices."""
+        return os.path.basename(path).startswith(("cache-", "tmp", "_", "indices"))
+
+    def left_alone_in(self, folder: str) -> Callable[[str], bool]:
+        """Of a saved data set its own files are taken, which its `state.json` names: others may be of an older one."""
+        own: dict[str, set[str] | None] = {}
+
+        def is_left_alone(path: str) -> bool:
+            inner, name = os.path.split(path)
+            if inner not in own:
+                own[inner] = _files_of_state(os.path.join(folder, inner, STATE))
+            named = own[inner]
+            return self.leaves_alone(path) if named is None else name not in named
+
+        return is_left_alone
 
     def check(self, listing: Listing, columns: Columns, uri: str) -> None:
         if not listing.count:
@@ -131,6 +148,15 @@ class BatchReader:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _files_of_state(path: str) -> set[str] | None:
+    """The files that a saved data set names as its own; None where it names none. Raises OSError."""
+    try:
+        tree = json.loads(read_input(path))
+        return {str(file["filename"]) for file in tree["_data_files"]}
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager
