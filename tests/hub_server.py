@@ -50,6 +50,8 @@ class HubServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer is two writes
+    wbufsize = -1
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)

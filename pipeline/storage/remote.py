@@ -18,7 +18,8 @@ from typing import Any
 
 from ..errors import RequestError
 from .client import client_of, named, request_options
-from .hub import EXACT, FRESH, HUB, info_of
+from .hub import FRESH, HUB, info_of
+from .hub import read as read_hub
 from .local import State
 from .names import is_left_alone, left_alone_in
 from .uri import S3, WHOLE_OBJECTS, is_file_uri, local_path, problem_with, scheme_of
@@ -245,13 +246,14 @@ def read(uri: str, start: int | None = None, end: int | None = None) -> bytes:
     """An object, or a range of it: one request up to RANGE_BYTES, several at once above. Raises OSError."""
     client, path = client_of(uri)
     with named(uri):
+        if scheme_of(uri) == HUB:
+            return read_hub(client, path, start, end)
         if start is None or end is None:
             # One request: s3fs would first ask for the size, to read in pieces.
             return bytes(client.cat_file(path, **({"max_concurrency": 1} if scheme_of(uri) in S3 else {})))
         starts = list(range(start, end, RANGE_BYTES))
         if len(starts) <= 1:
-            exact = EXACT if scheme_of(uri) == HUB else {}
-            data = bytes(client.cat_file(path, start=start, end=end, **exact)) if starts else b""
+            data = bytes(client.cat_file(path, start=start, end=end)) if starts else b""
         else:
             ends = [min(first + RANGE_BYTES, end) for first in starts]
             data = b"".join(client.cat_ranges([path] * len(starts), starts, ends, on_error="raise"))

@@ -176,7 +176,7 @@ def _first_images(file: ArrowFile, image_column: str) -> Iterator[object]:
 def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
     row = file.row
     try:
-        with ArrowFile(path) as opened:
+        with ArrowFile(path, file.state) as opened:
             for number in range(file.first, file.last):
                 batch = opened.batch(number)
                 yield from images_of_batch(batch, file, path, columns, row=row, group=number)
@@ -193,7 +193,7 @@ def _read_columns(part: Part, samples: Sequence[IndexedSample], names: Sequence[
     path = os.path.join(part.root, file.path)
     pieces: list[pa.Table] = []
     try:
-        with ArrowFile(path) as opened:
+        with ArrowFile(path, file.state) as opened:
             starts = np.cumsum([0, *(batch.rows for batch in opened.batches)])
             first = 0
             while first < len(samples):
