@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ..storage.files import open_input
+from ..storage.files import open_input, open_random
 from ..storage.local import State
-from ..storage.remote import is_remote
 
 MAGIC = b"ARROW1"
 CONTINUATION = 0xFFFFFFFF
@@ -53,7 +52,8 @@ class ArrowFile:
     def __init__(self, path: str, state: State | None = None) -> None:
         self._stream = open_input(path, forwards=False)
         # A local batch is not copied: what is not asked for of it is not even read.
-        self._mapped = None if is_remote(path) else pa.memory_map(path)
+        local, _ = open_random(path)
+        self._mapped = pa.memory_map(local) if isinstance(local, str) else None
         messages = _walked.get((path, state)) or list(self._messages())
         if state is not None:
             while len(_walked) >= FILES_REMEMBERED:
