@@ -365,3 +365,23 @@ def s3(s3_server: Any) -> Iterator[Any]:
     s3_server.reset()
     yield s3_server
     s3_server.reset()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], Any]]:
+    """Serves folders as a data set of the Hub to the Hub's own client, without a token."""
+    import fsspec
+    import huggingface_hub
+    from hub_server import HubServer
+
+    servers: list[HubServer] = []
+
+    def serve(folder: Path) -> HubServer:
+        servers.append(HubServer(folder))
+        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": servers[-1].url, "token": False})
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.close()
+    huggingface_hub.HfFileSystem.clear_instance_cache()

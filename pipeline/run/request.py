@@ -24,6 +24,8 @@ from ..source.listing import Listing
 from ..source.part import SourcePlace
 from ..source.resolve import files_of_output_in, resolve_source
 from ..storage.files import AnyPath, absolute, check_location, is_relative
+from ..storage.hub import HUB
+from ..storage.uri import scheme_of
 from ..tower.checkpoint import Checkpoint, local_folder
 from .settings import StageSettings
 
@@ -60,6 +62,11 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
         RequestError: naming the field.
     """
     check_location("output.uri", config.output.uri)
+    if scheme_of(config.output.uri) == HUB:
+        raise RequestError(
+            f"output.uri: {config.output.uri}: the Hub is read from, not written to; write elsewhere and upload it by "
+            "`hf upload-large-folder`"
+        )
     if os.environ.get(JOB_VARIABLE) and is_relative(config.output.uri):
         raise RequestError(
             f"output.uri: {config.output.uri} is relative: in a Ray job it would land in a temporary copy of the "

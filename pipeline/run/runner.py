@@ -61,6 +61,8 @@ def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progres
         OutputError, RunFailed: the run stopped; what is committed stays.
     """
     request = check_request(config)
+    if request.place.decided:
+        say(request.place.decided)
     check_output(request.output, config_facts(config))
     whole = Run(request, say, report)
     if (summary := whole.finished(None if config.cluster.engine == "inline" else MOMENT_SECONDS)) is not None:
@@ -286,6 +288,8 @@ def make_plan(request: Request, say: Callable[[str], None]) -> tuple[Plan, list[
         RequestError: as `run`.
     """
     config = request.config
+    if request.place.decided:
+        say(request.place.decided)
     check_output(request.output, {})
     plan, listing = Plan(request.output), request.listed()
     new_files = plan.check_files(config.source, listing)

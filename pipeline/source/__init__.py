@@ -12,6 +12,7 @@ row_keys       the keys that rows give, whatever their images are
 carried_values  values as columns of a type: nothing is ever stored as something else
 carried_types  one type for a carried column, from all of the source
 row_cursor     a Parquet file's rows in batches, each read once
+arrow_file     Arrow files, found by their messages' headers
 table          rows whose cells hold or name images
 drawing        some samples for an estimate, and how much of the source each stands for
 tar            strict reading of tar structure
@@ -22,6 +23,7 @@ manifest       what all manifests do: records that name or hold images
 spread         drawing from files that can only be read from their start
 lines          manifests in which a record is a line
 formats        the kinds, one module each; how to add one is said there
+kinds          the format that a folder or file is, by what lies there
 resolve        a URI to its format: here one is chosen, and nowhere else
 lister         a source's files, as they are now
 plan           files to numbered parts, frozen once planned

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ..storage.files import open_input
-from ..storage.remote import is_remote
+from ..storage.files import open_input, open_random
+from ..storage.local import State
 
 MAGIC = b"ARROW1"
 CONTINUATION = 0xFFFFFFFF
 SCHEMA, DICTIONARY, BATCH = 1, 2, 3  # of MessageHeader
 LARGEST_HEADER_BYTES = 1 << 26
+FILES_REMEMBERED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,14 @@ class Message:
     rows: int = 0
 
 
+_walked: dict[tuple[str, State | None], list[Message]] = {}
+
+
 class ArrowFile:
     """An open Arrow file.
+
+    Args:
+        state: as it was planned: where its messages stand is remembered for as long as it is so.
 
     Attributes:
         schema: its columns.
@@ -42,11 +49,16 @@ class ArrowFile:
         OSError, ArrowException: it cannot be read, or is none.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, state: State | None = None) -> None:
         self._stream = open_input(path, forwards=False)
         # A local batch is not copied: what is not asked for of it is not even read.
-        self._mapped = None if is_remote(path) else pa.memory_map(path)
-        messages = list(self._messages())
+        local, _ = open_random(path)
+        self._mapped = pa.memory_map(local) if isinstance(local, str) else None
+        messages = _walked.get((path, state)) or list(self._messages())
+        if state is not None:
+            while len(_walked) >= FILES_REMEMBERED:
+                _walked.pop(next(iter(_walked)))
+            _walked[path, state] = messages
         if not messages or messages[0].kind != SCHEMA:
             raise pa.ArrowInvalid("it begins with no schema")
         self.batches = [message for message in messages if message.kind == BATCH]

@@ -92,6 +92,14 @@ class SourceFormat(ABC):
         """Why a file of the source cannot be read, by its name; "" where nothing is wrong with it."""
         return ""
 
+    def leaves_alone(self, path: str) -> bool:
+        """Whether a file below a folder is no data, by its path there, though its suffix is that of data."""
+        return False
+
+    def left_alone_in(self, folder: str) -> Callable[[str], bool]:
+        """Returns `leaves_alone` for a folder's files, of which more may be known than their names. Raises OSError."""
+        return self.leaves_alone
+
     @abstractmethod
     def check(self, listing: Listing, columns: Columns, uri: str) -> None:
         """Raises RequestError: the source holds no image, or lacks a column."""

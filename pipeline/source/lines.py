@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..storage.files import open_input
 from .drawing import DRAWS, Draw, Drawing, Draws, wrapped
 from .format import Columns
 from .listing import Listing
@@ -17,6 +18,7 @@ from .named_image import NamedImage
 
 BOM = b"\xef\xbb\xbf"
 PILOT_BYTES = 4 << 20
+FIRST_BYTES = 4096
 
 
 class LineFile(ManifestFile):
@@ -92,3 +94,10 @@ class LineManifest(Manifest):
                     break
                 images += images_of(record, manifest, "", columns)
         return images
+
+
+def starts_with(path: str, character: bytes) -> bool:
+    """Whether a text file's first character, of those that are no white space, is this one. Raises OSError."""
+    with open_input(path, forwards=False) as stream:
+        start: bytes = stream.read(FIRST_BYTES)
+    return start.removeprefix(BOM).lstrip().startswith(character)

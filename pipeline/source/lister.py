@@ -15,6 +15,7 @@ from ..process import DaemonThreads
 from ..storage.files import kind_of, map_ahead, may_be_read, reads_ahead, relative_to, states_of, why_unreadable
 from ..storage.local import State
 from ..storage.names import left_alone_in
+from .format import SourceFormat
 from .formats import format_named
 from .listing import Listing
 from .part import SourceFile, SourcePlace
@@ -42,10 +43,13 @@ def list_files(place: SourcePlace, ignored: Counter[str] | None = None) -> Itera
 
 def _list_folder(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFile]:
     try:
-        suffixes = format_named(place.format).suffixes
+        source_format = format_named(place.format)
+        suffixes, is_left_alone = source_format.suffixes, source_format.left_alone_in(place.root)
         for path, state in kind_of(place.root).walk(place.root, suffixes):
             if state is None:
                 ignored[name_of_ignored(path, suffixes)] += 1
+            elif is_left_alone(path):
+                ignored[os.path.splitext(path)[1].lower() + " (no data)"] += 1
             else:
                 yield _file(path, state)
     except OSError as error:
@@ -111,7 +115,7 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
                 raise RequestError(f"source.uri: {path}: {why}")
         # A file that was named in full is what source.format says, whatever its own name says.
         literal = source_format.takes_any_name and (found == [pattern] or glob.escape(pattern) == pattern)
-        named = [path for path in found if literal or _is_taken(path, place.root, source_format.suffixes)]
+        named = [path for path in found if literal or _is_taken(path, place.root, source_format)]
         if not named:
             suffixes = ", ".join("*" + suffix for suffix in source_format.suffixes)
             why = f"is not named {suffixes}" if found else _why_nothing(pattern)
@@ -129,9 +133,11 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
         yield _file(relative_to(place.root, path), state)
 
 
-def _is_taken(path: str, root: str, suffixes: tuple[str, ...]) -> bool:
+def _is_taken(path: str, root: str, source_format: SourceFormat) -> bool:
     """Whether a file that a pattern names is one of the source, by its name."""
-    return path.lower().endswith(suffixes) and not left_alone_in(relative_to(root, path))
+    below = relative_to(root, path)
+    named = path.lower().endswith(source_format.suffixes)
+    return named and not left_alone_in(below) and not source_format.leaves_alone(below)
 
 
 def _why_nothing(pattern: str) -> str:

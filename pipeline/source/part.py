@@ -48,6 +48,7 @@ class SourcePlace:
     format: str
     root: str
     patterns: tuple[str, ...]  # absolute; the folder itself, or the tars' glob patterns
+    decided: str = ""  # how the format was, in a line; empty where there was nothing to decide
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from ..errors import RequestError, listing_error
 from ..storage.files import absolute_uri, check_location, common_folder, kind_of, literal_prefix
 from .formats import FORMATS, format_named
+from .kinds import format_by_name, format_of_folder
+from .lines import starts_with
 from .part import SourcePlace
 from .tar import COMPRESSED_ELSEWHERE
 
@@ -31,23 +33,20 @@ def resolve_source(source: Source) -> SourcePlace:
 def _resolve(source: Source, literal: str) -> SourcePlace:
     storage = kind_of(literal)
     if storage.is_folder(literal):
-        if source.format == "webdataset":
-            raise RequestError(
-                f"source.uri: {source.uri} is a folder; for its tars write {source.uri.rstrip('/')}/*.tar"
-            )
-        return SourcePlace(
-            format="folder" if source.format == "auto" else source.format, root=literal, patterns=(literal,)
-        )
+        named = source.format != "auto"
+        kind, decided = (source.format, "") if named else format_of_folder(literal, source.uri)
+        return SourcePlace(format=kind, root=literal, patterns=(literal,), decided=decided)
     exists = storage.exists(literal)
     patterns = [glob.escape(literal)] if exists else _patterns(source.uri, literal)
-    kind = source.format if source.format in FORMATS and source.format != "folder" else _kind_by_name(source)
+    named = source.format in FORMATS and source.format != "folder"
+    kind = source.format if named else _kind_by_name(source, patterns)
     if kind:
         return SourcePlace(format=kind, root=_common_root(patterns), patterns=tuple(patterns))
     if not exists:
         raise RequestError(f"source.uri: {source.uri} does not exist")
     raise RequestError(
-        f"source.uri: {source.uri}: neither a folder nor a tar (*.tar, *.tar.gz, *.tgz), Parquet or JSONL file by its "
-        "name; set source.format if it is one"
+        f"source.uri: {source.uri}: neither a folder nor a tar (*.tar, *.tar.gz, *.tgz), Parquet, Arrow, JSONL, JSON, "
+        "CSV or text (*.txt, *.lst) file by its name; set source.format if it is one"
     )
 
 
@@ -104,13 +103,21 @@ def _with_literal_folders(pattern: str, escaped: dict[str, str]) -> str:
     return escaped[folder] + slash + name
 
 
-def _kind_by_name(source: Source) -> str:
-    """The format of files with such a name, "" where it says nothing. Raises RequestError: tars that cannot be read."""
+def _kind_by_name(source: Source, patterns: list[str]) -> str:
+    """The format of files with such a name, "" where it says nothing.
+
+    Raises:
+        RequestError: tars that cannot be read.
+        OSError: storage does not say what there is.
+    """
     name = source.uri.lower()
     if source.format == "auto":
-        for kind in ("parquet", "jsonl"):
-            if name.rstrip("*").endswith(FORMATS[kind].suffixes):
-                return kind
+        kind = format_by_name(name)
+        if kind == "json" and (paths := kind_of(patterns[0]).glob(patterns[0])):
+            # Many a .json file has an object a line.
+            return "json" if starts_with(min(paths), b"[") else "jsonl"
+        if kind:
+            return kind
     if name.endswith(COMPRESSED_ELSEWHERE):
         raise RequestError(f"source.uri: {source.uri}: of the compressed tars only .tar.gz and .tgz can be read")
     named_as_tar = name.endswith((*FORMATS["webdataset"].suffixes, ".tar*", "*"))

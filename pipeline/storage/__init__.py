@@ -4,6 +4,7 @@ local           local file systems
 uri             URIs of remote storage, judged by their looks alone
 transient       which failures of remote storage are worth another try
 client          fsspec's client for a URI, and one type for its errors
+hub             what the Hugging Face Hub's file system does not say by itself
 remote          object storage and all else that fsspec opens: one translation of names
 remote_list     many names of it: a page at a time
 remote_read     reading it: objects as files, copies, folders of Parquet

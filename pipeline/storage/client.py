@@ -13,6 +13,7 @@ from typing import Any
 import fsspec
 
 from ..errors import StorageBusy
+from .hub import HUB, client_of_process
 from .transient import is_transient
 from .uri import S3, WHOLE_OBJECTS, scheme_of
 
@@ -25,6 +26,9 @@ def client_of(uri: str) -> tuple[Any, str]:
     """fsspec's client for a URI (one for each process), and the path that it knows the URI by. Raises OSError."""
     scheme = scheme_of(uri)
     try:
+        if scheme == HUB:
+            client = client_of_process()
+            return client, client._strip_protocol(uri)
         options = fsspec.get_filesystem_class(scheme)._get_kwargs_from_urls(uri)
         if scheme in WHOLE_OBJECTS:  # others hand on what they do not know to a connection that does not either
             options["use_listings_cache"] = False

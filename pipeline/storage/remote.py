@@ -18,6 +18,8 @@ from typing import Any
 
 from ..errors import RequestError
 from .client import client_of, named, request_options
+from .hub import FRESH, HUB, info_of
+from .hub import read as read_hub
 from .local import State
 from .names import is_left_alone, left_alone_in
 from .uri import S3, WHOLE_OBJECTS, is_file_uri, local_path, problem_with, scheme_of
@@ -100,7 +102,7 @@ def exists(uri: str) -> bool:
                 if key:  # a bucket itself is no object
                     client.call_s3("head_object", Bucket=bucket, Key=key, **request_options(client))
                 return bool(key)
-            return str(client.info(path)["type"]) != "directory"
+            return str(_info(uri, client, path)["type"]) != "directory"
     except FileNotFoundError:
         return False
 
@@ -110,7 +112,7 @@ def is_folder(uri: str) -> bool:
     client, path = client_of(uri)
     try:
         with named(uri):
-            return str(client.info(path)["type"]) == "directory"
+            return str(_info(uri, client, path)["type"]) == "directory"
     except FileNotFoundError:
         return False
 
@@ -119,13 +121,18 @@ def state_of(uri: str) -> State:
     """Size, mtime in ns, and ETag, of which an object has one. Raises OSError."""
     client, path = client_of(uri)
     with named(uri):
-        return state_of_info(client.info(path))
+        return state_of_info(_info(uri, client, path))
+
+
+def _info(uri: str, client: Any, path: str) -> dict[str, Any]:
+    """What a client knows of a path now. Raises what it does."""
+    return info_of(client, path) if scheme_of(uri) == HUB else dict(client.info(path))
 
 
 def state_of_info(info: dict[str, Any]) -> State:
     """The same, of an entry of a listing."""
     size = int(info["size"] or 0)
-    for name in ("ETag", "etag", "md5Hash"):
+    for name in ("ETag", "etag", "md5Hash", "blob_id"):
         if info.get(name):
             return size, 0, str(info[name]).strip('"')
     for name in ("mtime", "LastModified", "last_modified", "modified", "created"):
@@ -141,7 +148,7 @@ def entries(folder: str) -> list[dict[str, Any]]:
     """Lists what lies directly in a folder, `name` relative to it; names of folders end in a slash. Raises OSError."""
     client, path = client_of(folder)
     with named(folder):
-        found = client.ls(path, detail=True)
+        found = client.ls(path, detail=True, **(FRESH if scheme_of(folder) == HUB else {}))
     result = []
     for info in found:
         if info["name"] == path.rstrip("/") + "/" and info["type"] == "directory":
@@ -219,12 +226,12 @@ def glob(pattern: str) -> dict[str, State | None]:
     if not has_magic(path):
         try:
             with named(pattern):
-                info = client.info(path)
+                info = _info(pattern, client, path)
         except FileNotFoundError:
             return {}
         return {pattern: state_of_info(info)} if info["type"] == "file" else {}
     with named(pattern):
-        found = client.glob(path, detail=True)
+        found = client.glob(path, detail=True, **(FRESH if scheme_of(pattern) == HUB else {}))
     return {uri_of(pattern, name): state_of_info(info) for name, info in found.items() if info["type"] == "file"}
 
 
@@ -239,6 +246,8 @@ def read(uri: str, start: int | None = None, end: int | None = None) -> bytes:
     """An object, or a range of it: one request up to RANGE_BYTES, several at once above. Raises OSError."""
     client, path = client_of(uri)
     with named(uri):
+        if scheme_of(uri) == HUB:
+            return read_hub(client, path, start, end)
         if start is None or end is None:
             # One request: s3fs would first ask for the size, to read in pieces.
             return bytes(client.cat_file(path, **({"max_concurrency": 1} if scheme_of(uri) in S3 else {})))

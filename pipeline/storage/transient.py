@@ -98,6 +98,8 @@ def _answer(error: BaseException) -> tuple[str, int | None]:
     if isinstance(response, dict):  # botocore's
         stated = response.get("Error", {}).get("Code", "")
         return str(stated), _number(response.get("ResponseMetadata", {}).get("HTTPStatusCode", stated))
+    if (status := _number(getattr(response, "status_code", None))) is not None:  # the Hub's
+        return "", status
     for name in ("status", "status_code", "code"):  # aiohttp's, Azure's, Google's
         if (status := _number(getattr(error, name, None))) is not None:
             return str(getattr(error, "error_code", "") or ""), status

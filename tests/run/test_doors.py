@@ -4,56 +4,114 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import IMAGES, config_for, embeddings, encoded, make_tar, noise, run_here
-from doors import DOORS, as_large_bytes, as_lists, as_tar, captions
+from conftest import config_for, embeddings, encoded, make_tar, noise, run_here, stamp
+from doors import DOORS, Door, as_folder, as_json, as_saved, as_table_folder, as_tar, fields_of, rows_of
+from hub_server import REPOSITORY as HUB_REPOSITORY
+from hub_server import HubServer
 
 import pipeline.source.formats.webdataset as webdataset_module
 from pipeline.errors import RequestError
+from pipeline.output.verify import Verifier
 from pipeline.source.formats import FORMATS
 from pipeline.source.formats.parquet import Parquet
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+# Four units of forty photos of six tokens. Bits depend on which images share a pack, and so a unit.
+OF_PHOTOS: dict[str, dict[str, object]] = {"output": {"shard_tokens": 60}, "pack": {"max_patches": 400}}
 
 
 def samples(output: Path) -> list[dict[str, Any]]:
     return pq.read_table(output / "samples").to_pylist()
 
 
+@pytest.fixture(scope="module")
+def photos() -> dict[str, bytes]:
+    """Forty of them, each of six tokens: ten are a unit, wherever their files begin and end."""
+    sizes = [(number, 50 + number % 8, 76 + number % 12) for number in range(40)]
+    return {f"{number:03d}.png": encoded(noise(height, width, number)) for number, height, width in sizes}
+
+
+@pytest.fixture(scope="module")
+def photo_folder(photos: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("photos")
+    for name, data in photos.items():
+        (place / name).write_bytes(data)
+    return place
+
+
+@pytest.fixture(scope="module")
+def tokens(photo_folder: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    output = tmp_path_factory.mktemp("tokens") / "out"
+    assert run_here(config_for(photo_folder, output, model_path, **OF_PHOTOS)).complete
+    assert len(embeddings(output)) == 40
+    return embeddings(output)
+
+
+def assert_same_embeddings(config: Config, output: Path, tokens: list[bytes]) -> None:
+    """A run gives these, `verify` proves it, and a second run changes nothing."""
+    said: list[str] = []
+    from pipeline.run.runner import run
+
+    summary = run(config, say=said.append, report=lambda *_: None)
+    assert summary.complete
+    assert (summary.totals.units, summary.totals.samples, summary.totals.rows) == (4, 40, 40)
+    assert embeddings(output) == tokens
+    before = {path: stamp(path) for path in (output / "data").iterdir()}
+    assert run_here(config).this_run.units == 0
+    assert before == {path: stamp(path) for path in (output / "data").iterdir()}
+    assert Verifier(output).verify().proven
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS)
 def test_every_door_gives_the_same_embeddings(
-    door: Any, images: dict[str, bytes], folder: Path, expected: list[bytes], model_path: Path, tmp_path: Path
+    door: Door,
+    photos: dict[str, bytes],
+    photo_folder: Path,
+    tokens: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "in").mkdir()
-    source = door(images, folder, tmp_path / "in")
+    source = door(photos, photo_folder, tmp_path / "in")
     output = tmp_path / "out"
-    fields: dict[str, object] = {"carry": ["caption"]}
-    if door is not as_tar:
-        fields |= {"key_column": "id"}
-    if door is as_large_bytes:
-        fields |= {"format": "parquet"}
-    summary = run_here(config_for(source, output, model_path, source=fields))
-    assert summary.complete
-    assert summary.totals.units > 3
-    assert embeddings(output) == expected
-    rows = samples(output)
-    keys, told = list(images), captions(images)
-    if door is as_tar:
-        keys = [key.removesuffix(".png") for key in keys]
-    if door is as_lists:
-        keys = [f"{keys[number - number % 2]}/{number % 2}" for number in range(IMAGES)]
-        told = [told[number - number % 2] for number in range(IMAGES)]
-    assert [row["key"] for row in rows] == keys
-    assert [row["caption"] for row in rows] == told
-    assert pq.read_table(output / "data").column("caption").to_pylist() == told
-    before = {path: path.stat().st_mtime_ns for path in (output / "data").iterdir()}
-    assert run_here(config_for(source, output, model_path, source=fields)).this_run.units == 0
-    assert before == {path: path.stat().st_mtime_ns for path in (output / "data").iterdir()}
+    assert_same_embeddings(config_for(source, output, model_path, source=fields_of(door), **OF_PHOTOS), output, tokens)
+    rows = [(row["key"], row.get("caption")) for row in samples(output)]
+    assert rows == rows_of(door, photos)
+    stored = pq.read_table(output / "data").to_pylist()
+    assert [(row["key"], row.get("caption")) for row in stored] == rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", [as_folder, as_table_folder, as_json, as_saved, as_tar])
+def test_the_hub_is_a_door_too(
+    door: Door,
+    photos: dict[str, bytes],
+    photo_folder: Path,
+    tokens: list[bytes],
+    model_path: Path,
+    tmp_path: Path,
+    hub: Callable[[Path], HubServer],
+) -> None:
+    """Through the Hub's own client; what it is asked for is files, and ranges of them."""
+    (tmp_path / "in").mkdir()
+    source = door(photos, photo_folder, tmp_path / "in")
+    server = hub(tmp_path / "in")
+    below = source.relative_to(tmp_path / "in").as_posix().strip(".")
+    uri = f"hf://datasets/{HUB_REPOSITORY}/{below}".rstrip("/")
+    output = tmp_path / "out"
+    assert_same_embeddings(config_for(uri, output, model_path, source=fields_of(door), **OF_PHOTOS), output, tokens)
+    assert any("/resolve/main/" in asked for asked in server.asked)
 
 
 def test_nulls_and_broken_rows_are_rejects(images: dict[str, bytes], model_path: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from conftest import (
     run_here,
     write_config,
 )
-from doors import DOORS, as_large_bytes, as_tar
+from doors import as_bytes, as_csv, as_jsonl, as_lists, as_paths, as_saved, as_tar, fields_of
 from s3_server import BUCKET, Request, S3Server
 
 from pipeline.cli import main
@@ -70,7 +70,7 @@ def fetched(uri: str, place: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", [None, *DOORS])
+@pytest.mark.parametrize("door", [None, as_bytes, as_paths, as_lists, as_jsonl, as_tar, as_csv, as_saved])
 def test_every_door_in_object_storage_gives_the_same_embeddings(
     door: Any,
     images: dict[str, bytes],
@@ -87,8 +87,7 @@ def test_every_door_in_object_storage_gives_the_same_embeddings(
         source = door(images, RemotePath(uri), tmp_path / "in")
         s3_files().put(f"{tmp_path / 'in'}/", f"{BUCKET}/in/", recursive=True)
         uri = f"{URI}/in{str(source).removeprefix(str(tmp_path / 'in'))}"
-        fields = {"carry": ["caption"]} if door is as_tar else {"key_column": "id", "carry": ["caption"]}
-        fields |= {"format": "parquet"} if door is as_large_bytes else {}
+        fields = fields_of(door)
     config = config_for(uri, Path("unused"), model_path, source=fields, output={"uri": f"{URI}/out"})
     summary = run_here(config)
     assert summary.complete

@@ -3,6 +3,7 @@
 folder      image files below a folder
 webdataset  tars, by brace or glob: members of one key form a sample
 parquet     Parquet files: a range of row groups is a part
+arrow       Arrow files, those of `save_to_disk` among them: a range of record batches is a part
 jsonl       manifests, an object a line: a range of lines is a part
 json        manifests, one array of objects
 csv         manifests, a row a record below a header
@@ -15,6 +16,7 @@ recognised in `resolve.py`, and a door in `tests/doors.py`.
 from __future__ import annotations
 
 from ..format import SourceFormat
+from .arrow import Arrow
 from .csv_rows import Csv
 from .folder import Folder
 from .json_array import Json
@@ -24,7 +26,7 @@ from .text_list import Text
 from .webdataset import WebDataset
 
 FORMATS: dict[str, SourceFormat] = {
-    one.name: one for one in (Folder(), WebDataset(), Parquet(), Jsonl(), Json(), Csv(), Text())
+    one.name: one for one in (Folder(), WebDataset(), Parquet(), Arrow(), Jsonl(), Json(), Csv(), Text())
 }
 
 

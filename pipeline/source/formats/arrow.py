@@ -5,7 +5,7 @@ key is the key column's value, else `file:row`.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import DamagedPart, RequestError, SourceError, listing_error, source_error
-from ...storage.files import READS_AT_ONCE, map_ahead
+from ...storage.files import READS_AT_ONCE, map_ahead, read_input
 from ..arrow_file import ArrowFile
 from ..carried_types import schema_of_tables
 from ..carried_values import Carried, carried_of_table, rows_of
@@ -41,6 +41,23 @@ class Arrow(SourceFormat):
 
     def __init__(self, rows_per_part: int = ROWS_PER_PART) -> None:
         self._rows_per_part = rows_per_part
+
+    def leaves_alone(self, path: str) -> bool:
+        """Whether it is what `datasets` keeps beside a data set: results of `map` and tables of indices."""
+        return os.path.basename(path).startswith(("cache-", "tmp", "_", "indices"))
+
+    def left_alone_in(self, folder: str) -> Callable[[str], bool]:
+        """Of a saved data set its own files are taken, which its `state.json` names: others may be of an older one."""
+        own: dict[str, set[str] | None] = {}
+
+        def is_left_alone(path: str) -> bool:
+            inner, name = os.path.split(path)
+            if inner not in own:
+                own[inner] = _files_of_state(os.path.join(folder, inner, STATE))
+            named = own[inner]
+            return self.leaves_alone(path) if named is None else name not in named
+
+        return is_left_alone
 
     def check(self, listing: Listing, columns: Columns, uri: str) -> None:
         if not listing.count:
@@ -124,6 +141,15 @@ class BatchReader:
         """Nothing is held."""
 
 
+def _files_of_state(path: str) -> set[str] | None:
+    """The files that a saved data set names as its own; None where it names none. Raises OSError."""
+    try:
+        tree = json.loads(read_input(path))
+        return {str(file["filename"]) for file in tree["_data_files"]}
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+
+
 @contextmanager
 def _planning(path: str) -> Iterator[None]:
     """Turns what goes wrong before anything is written into a RequestError that names the file."""
@@ -141,7 +167,7 @@ def _first_images(file: ArrowFile, image_column: str) -> Iterator[object]:
 def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
     row = file.row
     try:
-        with ArrowFile(path) as opened:
+        with ArrowFile(path, file.state) as opened:
             for number in range(file.first, file.last):
                 batch = opened.batch(number)
                 yield from images_of_batch(batch, file, path, columns, row=row, group=number)
@@ -158,7 +184,7 @@ def _read_columns(part: Part, samples: Sequence[IndexedSample], names: Sequence[
     path = os.path.join(part.root, file.path)
     pieces: list[pa.Table] = []
     try:
-        with ArrowFile(path) as opened:
+        with ArrowFile(path, file.state) as opened:
             starts = np.cumsum([0, *(batch.rows for batch in opened.batches)])
             first = 0
             while first < len(samples):

@@ -8,10 +8,11 @@ object and the bytes read with it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..lines import BOM
+from ..lines import BOM, starts_with
 from ..manifest import Manifest, ManifestFile, Record
 
 BYTES_AT_ONCE = 1 << 18
@@ -110,3 +111,7 @@ class Json(Manifest):
     name = "json"
     suffixes = (".json",)
     opened = JsonArray
+
+    def left_alone_in(self, folder: str) -> Callable[[str], bool]:
+        """Whether a file of a folder is no array: settings, most often."""
+        return lambda path: not starts_with(os.path.join(folder, path), b"[")

@@ -7,12 +7,9 @@ import os
 from typing import Any
 
 from ...errors import RequestError, listing_error
-from ...storage.files import open_input
 from ..format import Columns
-from ..lines import BOM, LineFile, LineManifest
+from ..lines import LineFile, LineManifest, starts_with
 from ..listing import Listing
-
-LOOKED_AT_BYTES = 4096
 
 
 class JsonLines(LineFile):
@@ -40,18 +37,12 @@ class Jsonl(LineManifest):
     def check(self, listing: Listing, columns: Columns, uri: str) -> None:
         for file in listing:
             path = os.path.join(listing.place.root, file.path)
-            if begins_an_array(path):
+            try:
+                is_array = starts_with(path, b"[")
+            except OSError as error:
+                raise listing_error(f"source: {path}: cannot be read: {error}", error) from error
+            if is_array:
                 raise RequestError(
                     f"source.uri: {path} is one JSON array, not an object a line; set source.format to json"
                 )
         super().check(listing, columns, uri)
-
-
-def begins_an_array(path: str) -> bool:
-    """Whether a file's first character is that of a JSON array. Raises RequestError, SourceBusy: it cannot be read."""
-    try:
-        with open_input(path, forwards=False) as stream:
-            start: bytes = stream.read(LOOKED_AT_BYTES)
-    except OSError as error:
-        raise listing_error(f"source: {path}: cannot be read: {error}", error) from error
-    return start.removeprefix(BOM).lstrip().startswith(b"[")

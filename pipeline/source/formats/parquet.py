@@ -39,6 +39,10 @@ class Parquet(SourceFormat):
     def __init__(self, rows_per_part: int = ROWS_PER_PART, footers_read: int = FOOTERS_READ) -> None:
         self._rows_per_part, self._footers_read = rows_per_part, footers_read
 
+    def leaves_alone(self, path: str) -> bool:
+        """Whether it is a table's own, such as `_delta_log/…`: what engines that write tables leave out by its name."""
+        return any(name.startswith("_") for name in path.split("/"))
+
     def check(self, listing: Listing, columns: Columns, uri: str) -> None:
         if not listing.count:
             raise RequestError(f"source.uri: {uri} holds no parquet file")

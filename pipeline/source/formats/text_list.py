@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+
+from ...errors import RequestError
 from ..format import Columns
 from ..lines import LineFile, LineManifest
+from ..listing import Listing
 
 PATH = "path"
 
@@ -28,6 +33,9 @@ class Text(LineManifest):
     suffixes = (".txt", ".lst", ".list")
     has_columns = False
     opened = PathLines
+
+    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
+        raise RequestError(f"source.carry: {', '.join(names)}: a list of paths has no columns")
 
     def columns(self, columns: Columns) -> Columns:
         return replace(columns, image=PATH)
