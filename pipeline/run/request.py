@@ -23,7 +23,8 @@ from ..source.lister import list_source
 from ..source.listing import Listing
 from ..source.part import SourcePlace
 from ..source.resolve import files_of_output_in, resolve_source
-from ..storage.files import AnyPath, absolute, check_location, is_relative
+from ..storage.files import AnyPath, absolute, is_relative
+from ..storage.location import check_location
 from ..tower.checkpoint import Checkpoint, local_folder
 from .settings import StageSettings
 

@@ -8,9 +8,10 @@ listing        Listing: a source's files, listed once and handed on
 named_image    what a row or a line gives or names as its image
 drawing        some samples for an estimate, and how much of the source each stands for
 tar            strict reading of tar structure
-tar_samples    the members of one key form a sample
+tar_samples    a tar's samples: the members of one key, or each image
 members        what stands beside an image in a tar or a folder
 format         what a kind of source must be able to do
+tar_rule       which of the two rules a source's tars are taken by, decided once
 formats        the kinds, one module each; how to add one is said there
 resolve        a URI to its format: here one is chosen, and nowhere else
 lister         a source's files, as they are now

@@ -16,7 +16,7 @@ from ..storage.files import kind_of, map_ahead, may_be_read, reads_ahead, relati
 from ..storage.local import State
 from ..storage.names import left_alone_in
 from .formats import format_named
-from .listing import Listing
+from .listing import Listing, name_of_ignored
 from .part import SourceFile, SourcePlace
 
 PATTERNS_AT_ONCE = 32
@@ -50,20 +50,6 @@ def _list_folder(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFi
                 yield _file(path, state)
     except OSError as error:
         raise listing_error(f"source.uri: {error.filename or place.root} cannot be listed: {error}", error) from error
-
-
-def name_of_ignored(path: str, suffixes: tuple[str, ...]) -> str:
-    """What a file that is left alone is counted as: its extension, and why it is not taken where that does not say it.
-
-    Args:
-        path: relative to the source; a folder's with a slash behind.
-        suffixes: of what is taken, in lower case.
-    """
-    extension = os.path.splitext(path)[1].lower()
-    if found := left_alone_in(path.rstrip("/")):
-        in_folder = found.endswith("/") or path.endswith("/")
-        return found.rstrip("/") + "/" if in_folder else f"{extension} (hidden)"
-    return f"{extension} (no regular file)" if path.lower().endswith(suffixes) else extension
 
 
 def _file(path: str, state: State) -> SourceFile:

@@ -8,7 +8,8 @@ import os
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError, listing_error
-from ..storage.files import absolute_uri, check_location, common_folder, kind_of, literal_prefix
+from ..storage.files import absolute_uri, common_folder, kind_of
+from ..storage.location import check_location, literal_prefix
 from .formats import FORMATS, format_named
 from .part import SourcePlace
 from .tar import COMPRESSED_ELSEWHERE

@@ -237,7 +237,7 @@ def test_a_damaged_tar_fails_its_part_or_is_skipped(tmp_path: Path) -> None:
         with pytest.raises(DamagedPart, match=r"s\.tar"):
             indexed(plan, scratch)
         assert plan.indexed_parts() == set()
-        assert indexed(plan, scratch, skip_damaged=True) == 0
+        assert indexed(plan, scratch, on_damaged="skip") == 0
     assert "s.tar" in read_index_arrays(plan.index_path(0)).damaged
 
 
@@ -254,7 +254,7 @@ def test_a_full_disk_under_the_index_of_a_damaged_part_stops_the_run(
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with Scratch(tmp_path / "out") as scratch, pytest.raises(OutputError, match=r"cannot write .*No space left"):
-        indexed(plan, scratch, skip_damaged=True)
+        indexed(plan, scratch, on_damaged="skip")
 
 
 def test_a_file_that_changes_under_the_index_is_a_failure(tmp_path: Path) -> None:

@@ -183,6 +183,7 @@ def _holds_images(kind: pa.DataType) -> bool:
 def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
     names = [columns.image] if columns.key in (None, columns.image) else [columns.image, columns.key]
     row = file.row
+    group = file.first
     try:
         with open_parquet(path) as parquet:
             for group in range(file.first, file.last):
@@ -201,7 +202,8 @@ def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[N
     except (OSError, pa.ArrowException, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
             raise source_error(f"{path}: cannot be read: {error}", error) from error
-        raise DamagedPart(f"{path}: cannot be read as Parquet with a column {columns.image}: {error}") from error
+        message = f"{path}: row group {group} cannot be read as Parquet with a column {columns.image}: {error}"
+        raise DamagedPart(message, group=group) from error
 
 
 def _key_text(key: Any) -> str:
