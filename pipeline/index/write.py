@@ -164,7 +164,7 @@ class ByteFacts:
         self.left_alone[name_of_ignored(name, ())] += 1
 
     def metadata(self, *, damaged: str) -> dict[str, str]:
-        """What an index's footer says of its part.
+        """Says what an index's footer has of its part.
 
         Args:
             damaged: what is wrong with it, and what came of that.

@@ -23,11 +23,13 @@ class FirstImages:
 
     Attributes:
         tar: the first one that has any, "" if none was seen.
+        most: how many were asked for.
         unsure: whether a tar could not be read to its end: it may have images, too.
     """
 
     tar: str = ""
     names: tuple[str, ...] = ()
+    most: int = 0
     unsure: bool = False
 
 
@@ -41,7 +43,7 @@ class Listing:
         place: what was listed.
         count: how many files there are.
         ignored: the other files, counted by extension.
-        first_images: of tars, by the image column that they were looked for with; looked for once.
+        first_images: of tars, by the image column that they were looked for with.
     """
 
     def __init__(self, place: SourcePlace, files: Iterator[SourceFile], ignored: Counter[str]) -> None:
@@ -65,7 +67,7 @@ class Listing:
 
 
 def name_of_ignored(path: str, suffixes: tuple[str, ...]) -> str:
-    """What a file that is left alone is counted as: its extension, and why it is not taken where that does not say it.
+    """The name by which a file that is left alone is counted: its extension, and why, where that does not say it.
 
     Args:
         path: relative to the source; a folder's with a slash behind.

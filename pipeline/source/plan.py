@@ -92,6 +92,11 @@ class PlannedSource:
             raise RequestError(f"{described} is not a plan of visionbake: {error}") from error
 
 
+def is_planned(output: AnyPath) -> bool:
+    """Whether there is a plan in an output."""
+    return (output / "plan" / "plan.json").exists()
+
+
 class Plan:
     """The plan folder of one output: the frozen parts, and where their indices lie."""
 

@@ -16,24 +16,30 @@ BYTES_LOOKED_AT = 8 << 20  # no more than is fetched at once of an object
 NAMES_SAID = 3
 
 
-def first_images(listing: Listing, image_column: str) -> FirstImages:
-    """The first images of the first tar that has any. Damage, and what cannot be read, is for the index to report."""
-    if image_column not in listing.first_images:
-        listing.first_images[image_column] = _look(listing, image_column)
-    return listing.first_images[image_column]
+def first_images(listing: Listing, image_column: str, most: int = IMAGES_LOOKED_AT) -> FirstImages:
+    """The first images of the first tar that has any. Damage, and what cannot be read, is for the index to report.
+
+    Args:
+        most: how many are asked for; where more were looked at before, those are given.
+    """
+    known = listing.first_images.get(image_column)
+    if known is not None and (known.most >= most or not known.names):
+        return known
+    found = listing.first_images[image_column] = _look(listing, image_column, most)
+    return found
 
 
-def _look(listing: Listing, image_column: str) -> FirstImages:
+def _look(listing: Listing, image_column: str, most: int) -> FirstImages:
     unsure = False
     for file in listing:
         names: list[str] = []
         try:
-            names.extend(_image_names(os.path.join(listing.place.root, file.path), image_column))
+            names.extend(_image_names(os.path.join(listing.place.root, file.path), image_column, most))
         except (DamagedPart, SourceError):
             unsure = True
         if names:
-            return FirstImages(tar=file.path, names=tuple(names), unsure=unsure)
-    return FirstImages(unsure=unsure)
+            return FirstImages(tar=file.path, names=tuple(names), most=most, unsure=unsure)
+    return FirstImages(most=most, unsure=unsure)
 
 
 def members_rule(listing: Listing, columns: Columns) -> MembersRule:
@@ -50,12 +56,12 @@ def rule_of(names: Sequence[str], tar: str, image_column: str) -> MembersRule:
     WebDataset's rule is taken where it loses no image: no two of one key, or one of them chosen by `image_column`, or
     several under names that recur from key to key (`left.jpg` and `right.jpg`), which only WebDataset writes.
     """
-    by_key: dict[str, dict[str, str]] = {}
-    for name in names:
+    by_key: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
         key, suffix = split_key(name)
-        by_key.setdefault(key, {})[suffix.lower()] = suffix
+        by_key.setdefault(key, []).append(suffix)
     seen = f"{len(names)} first images of {tar}"
-    several = {key: list(suffixes.values()) for key, suffixes in by_key.items() if len(suffixes) > 1}
+    several = {key: suffixes for key, suffixes in by_key.items() if len(suffixes) > 1}
     if not several:
         return MembersRule(members=GROUPED, why=f"no two of the {seen} share a key")
     if all(sum(is_named(suffix, image_column) for suffix in suffixes) == 1 for suffixes in several.values()):
@@ -73,7 +79,7 @@ def rule_of(names: Sequence[str], tar: str, image_column: str) -> MembersRule:
     return MembersRule(members=EACH, why=why)
 
 
-def _image_names(path: str, image_column: str) -> Iterator[str]:
+def _image_names(path: str, image_column: str, most: int) -> Iterator[str]:
     """Raises DamagedPart, SourceError."""
     count = 0
     with TarStream(path) as stream:
@@ -81,5 +87,5 @@ def _image_names(path: str, image_column: str) -> Iterator[str]:
             if is_image(member.name, image_column):
                 yield member.name
                 count += 1
-            if count == IMAGES_LOOKED_AT or (count and stream.position > BYTES_LOOKED_AT):
+            if count == most or (count and stream.position > BYTES_LOOKED_AT):
                 return

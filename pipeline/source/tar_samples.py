@@ -28,7 +28,7 @@ GROUPED, EACH = "grouped", "each"
 
 
 def split_key(name: str, rule: str = GROUPED) -> tuple[str, str]:
-    """What the members of one sample share of their names, and the rest of one of them.
+    """Divides a member's name into what the members of one sample share, and the rest.
 
     Args:
         rule: `grouped` divides at the first dot of the last path component, as WebDataset does; `each` at the last.

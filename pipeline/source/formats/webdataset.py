@@ -42,7 +42,7 @@ class WebDataset(SourceFormat):
         return "of the compressed tars only .tar.gz and .tgz can be read" if unreadable else ""
 
     def check(self, listing: Listing, columns: Columns, uri: str) -> None:
-        found = first_images(listing, columns.image)
+        found = first_images(listing, columns.image, most=1)
         if not found.names and not found.unsure:
             raise RequestError(f"source.uri: {uri} holds no image ({', '.join(EXTENSIONS)}) in any tar")
 
