@@ -65,7 +65,7 @@ def _patterns(text: str, literal: str) -> list[str]:
     head, rest = literal_prefix(literal, "{")
     try:
         if _has_braces(head):  # of folders that are called so
-            patterns = [f"{head}/{pattern}" for pattern in _expanded(rest)]
+            patterns = [f"{head}/{pattern}" for pattern in _expanded(rest)] if rest else [head]
         else:
             patterns = [absolute_uri(pattern) for pattern in _expanded(text)]
     except ValueError as error:

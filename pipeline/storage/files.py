@@ -175,7 +175,8 @@ def read_input(location: str, start: int | None = None, end: int | None = None) 
 
 def may_be_read(location: str) -> bool:
     """Whether a local file is there and this user may read it; of an object it is not known, so True."""
-    return is_remote(location) or os.access(local.actual(location), os.R_OK)
+    effective = os.access in os.supports_effective_ids
+    return is_remote(location) or os.access(local.actual(location), os.R_OK, effective_ids=effective)
 
 
 def why_unreadable(location: str) -> str:
