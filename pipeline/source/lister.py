@@ -97,7 +97,17 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
                 raise RequestError(f"source.uri: {path}: {why}")
         # A file that was named in full is what source.format says, whatever its own name says.
         literal = source_format.takes_any_name and (found == [pattern] or glob.escape(pattern) == pattern)
-        named = [path for path in found if literal or _is_taken(path, place.root, source_format.suffixes)]
+        # Whoever writes a hidden name means it.
+        hidden = bool(left_alone_in(relative_to(place.root, pattern)))
+        named = [
+            path
+            for path in found
+            if literal
+            or (
+                path.lower().endswith(source_format.suffixes)
+                and (hidden or not left_alone_in(relative_to(place.root, path)))
+            )
+        ]
         if not named:
             suffixes = ", ".join("*" + suffix for suffix in source_format.suffixes)
             why = f"is not named {suffixes}" if found else _why_nothing(pattern)
@@ -113,11 +123,6 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
         if not may_be_read(path) and (why := why_unreadable(path)):
             raise RequestError(f"source.uri: {path}: {why}")
         yield _file(relative_to(place.root, path), state)
-
-
-def _is_taken(path: str, root: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether a file that a pattern names is one of the source, by its name."""
-    return path.lower().endswith(suffixes) and not left_alone_in(relative_to(root, path))
 
 
 def _why_nothing(pattern: str) -> str:
