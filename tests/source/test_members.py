@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import encoded, make_tar, noise
+from conftest import config_for, encoded, make_tar, noise, run_here
 
 from pipeline import rejects
 from pipeline.config import Source
@@ -17,6 +17,8 @@ from pipeline.errors import DamagedPart, RequestError
 from pipeline.index.headers import PlainReader
 from pipeline.index.read import read_index_arrays, read_index_rows
 from pipeline.index.write import index_part, index_samples
+from pipeline.output.verify import Verifier
+from pipeline.run.runner import run
 from pipeline.source.format import Columns
 from pipeline.source.formats import format_named
 from pipeline.source.lister import list_source
@@ -254,3 +256,38 @@ def test_salvage_of_parquet_keeps_whole_row_groups(tmp_path: Path) -> None:
     samples, said = salvaged(path, tmp_path / "out")
     assert [sample.key for sample in samples] == [f"a.parquet:{row}" for row in range(3)]
     assert "row group 1" in said and "salvaged: 3 samples" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_a_run_that_salvages_lists_the_part_and_is_proven(suffix: str, model_path: Path, tmp_path: Path) -> None:
+    noisy = [(f"{seed}.png", encoded(noise(90, 90, seed))) for seed in range(9)]
+    path = make_tar(tmp_path / "in" / f"a.{suffix}", noisy, "w:gz" if suffix == "tar.gz" else "w")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    make_tar(tmp_path / "in" / "b.tar", images("x.jpg"))
+    config = config_for(tmp_path / "in" / "*.tar*", tmp_path / "out", model_path, source={"on_damaged": "salvage"})
+    summary = run_here(config)
+    assert summary.complete and 2 < summary.totals.rows < 9
+    (skipped,) = summary.skipped_parts
+    assert f"a.{suffix}" in skipped and f"salvaged: {summary.totals.rows - 1} samples" in skipped
+    report = Verifier(tmp_path / "out").verify()
+    assert report.proven and report.skipped == [skipped]
+    assert run_here(config).this_run.units == 0
+
+
+@pytest.mark.slow
+def test_a_tar_of_plain_files_gives_a_row_for_each_and_says_why(model_path: Path, tmp_path: Path) -> None:
+    names = [f"cam/photo.{number:04d}.JPG" for number in range(4)]
+    make_tar(tmp_path / "a.tar", [*images(*names, "._x.jpg"), ("cam/photo.0002.TXT", b"caption")])
+    said: list[str] = []
+    config = config_for(tmp_path / "a.tar", tmp_path / "out", model_path, source={"carry": ["txt"]})
+    summary = run(config, say=said.append, report=lambda *_: None)
+    assert [line for line in said if "auto took each" in line and "cam/photo has 4" in line]
+    rows = pq.read_table(tmp_path / "out" / "samples").to_pylist()
+    assert [(row["key"], row["status"], row["txt"]) for row in rows] == [
+        (name, "ok", "caption" if "0002" in name else None) for name in names
+    ]
+    assert summary.ignored == {".jpg (hidden)": 1}
+    said.clear()
+    assert run(config, say=said.append, report=lambda *_: None).this_run.units == 0
+    assert not [line for line in said if "auto" in line]
