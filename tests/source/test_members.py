@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -14,11 +15,13 @@ from conftest import config_for, encoded, make_tar, noise, run_here
 from pipeline import rejects
 from pipeline.config import Source
 from pipeline.errors import DamagedPart, RequestError
+from pipeline.estimate.sampling import Headers
 from pipeline.index.headers import PlainReader
 from pipeline.index.read import read_index_arrays, read_index_rows
 from pipeline.index.write import index_part, index_samples
 from pipeline.output.verify import Verifier
 from pipeline.run.runner import run
+from pipeline.source.drawing import Drawing
 from pipeline.source.format import Columns
 from pipeline.source.formats import format_named
 from pipeline.source.lister import list_source
@@ -26,6 +29,7 @@ from pipeline.source.plan import Plan
 from pipeline.source.resolve import resolve_source
 from pipeline.source.sample import IndexedSample
 from pipeline.source.tar_rule import rule_of
+from pipeline.source.tar_samples import samples_in_range
 from pipeline.storage.scratch import Scratch
 
 IMAGE = encoded(noise(20, 30))
@@ -291,3 +295,18 @@ def test_a_tar_of_plain_files_gives_a_row_for_each_and_says_why(model_path: Path
     said.clear()
     assert run(config, say=said.append, report=lambda *_: None).this_run.units == 0
     assert not [line for line in said if "auto" in line]
+
+
+@pytest.mark.parametrize("members", ["grouped", "each"])
+@pytest.mark.parametrize("column", ["image", "left"])
+def test_windows_over_a_tar_draw_every_sample_of_the_index_once(members: str, column: str, tmp_path: Path) -> None:
+    """Else an estimate would count other samples than a run."""
+    names = [f"{key}.{side}.jpg" for key in range(4) for side in ("left", "right")]
+    content = [*images(*names, "._0.jpg", "single.JPG"), ("broken.png", b"x"), ("alone.txt", b"caption")]
+    samples = samples_of(content, tmp_path, members=members, image_column=column)
+    path = tmp_path / "a.tar"
+    drawing = Drawing(count=1, generator=random.Random(1), headers=Headers(), image_column=column, members=members)
+    size = path.stat().st_size
+    for windows in ([(0, size)], [(0, BLOCKS), (BLOCKS, 5 * BLOCKS), (5 * BLOCKS, size)]):
+        drawn = [one.status for first, last in windows for one in samples_in_range(str(path), first, last, drawing)]
+        assert Counter(drawn) == Counter(sample.status for sample in samples)
