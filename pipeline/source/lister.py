@@ -17,7 +17,7 @@ from ..storage.local import State
 from ..storage.names import left_alone_in
 from .format import SourceFormat
 from .formats import format_named
-from .listing import Listing
+from .listing import Listing, name_of_ignored
 from .part import SourceFile, SourcePlace
 
 PATTERNS_AT_ONCE = 32
@@ -54,20 +54,6 @@ def _list_folder(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFi
                 yield _file(path, state)
     except OSError as error:
         raise listing_error(f"source.uri: {error.filename or place.root} cannot be listed: {error}", error) from error
-
-
-def name_of_ignored(path: str, suffixes: tuple[str, ...]) -> str:
-    """What a file that is left alone is counted as: its extension, and why it is not taken where that does not say it.
-
-    Args:
-        path: relative to the source; a folder's with a slash behind.
-        suffixes: of what is taken, in lower case.
-    """
-    extension = os.path.splitext(path)[1].lower()
-    if found := left_alone_in(path.rstrip("/")):
-        in_folder = found.endswith("/") or path.endswith("/")
-        return found.rstrip("/") + "/" if in_folder else f"{extension} (hidden)"
-    return f"{extension} (no regular file)" if path.lower().endswith(suffixes) else extension
 
 
 def _file(path: str, state: State) -> SourceFile:
@@ -115,7 +101,9 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
                 raise RequestError(f"source.uri: {path}: {why}")
         # A file that was named in full is what source.format says, whatever its own name says.
         literal = source_format.takes_any_name and (found == [pattern] or glob.escape(pattern) == pattern)
-        named = [path for path in found if literal or _is_taken(path, place.root, source_format)]
+        # Whoever writes a hidden name means it.
+        hidden = bool(left_alone_in(relative_to(place.root, pattern)))
+        named = [path for path in found if literal or _is_taken(path, place.root, source_format, hidden)]
         if not named:
             suffixes = ", ".join("*" + suffix for suffix in source_format.suffixes)
             why = f"is not named {suffixes}" if found else _why_nothing(pattern)
@@ -133,11 +121,11 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
         yield _file(relative_to(place.root, path), state)
 
 
-def _is_taken(path: str, root: str, source_format: SourceFormat) -> bool:
-    """Whether a file that a pattern names is one of the source, by its name."""
+def _is_taken(path: str, root: str, source_format: SourceFormat, hidden: bool) -> bool:
+    """Whether a file that a pattern names is one of the source, by its name. `hidden`: also if that is left alone."""
     below = relative_to(root, path)
-    named = path.lower().endswith(source_format.suffixes)
-    return named and not left_alone_in(below) and not source_format.leaves_alone(below)
+    named = path.lower().endswith(source_format.suffixes) and not source_format.leaves_alone(below)
+    return named and (hidden or not left_alone_in(below))
 
 
 def _why_nothing(pattern: str) -> str:

@@ -49,30 +49,35 @@ class Group:
         self.rows_at_once = int(min(MOST_ROWS, max(1, BATCH_BYTES // max(1.0, row_bytes))))
 
 
-def batches_of(path: str, groups: Sequence[int] | None, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yields some columns of row groups, or of all, in batches of plain types, each with its group.
+class Batches:
+    """Some columns of row groups, or of all of a file's, in batches of plain types.
+
+    Attributes:
+        group: which is being read.
 
     Raises:
-        OSError, ArrowException, KeyError: it cannot be read.
+        OSError, ArrowException, KeyError: while it is read: it cannot be.
     """
-    with open_parquet(path) as parquet:
-        if groups is None:
-            groups = range(parquet.metadata.num_row_groups)
-        facts = {number: Group(parquet.metadata, number, names) for number in groups}
-        if all(one.bytes_ <= LARGE_BYTES for one in facts.values()):
-            yield from _batches(parquet, facts, names)
-            return
-    with open_parquet(path, piecewise=True) as parquet:
-        yield from _batches(parquet, facts, names)
 
+    def __init__(self, path: str, groups: Sequence[int] | None, names: Sequence[str]) -> None:
+        self._path, self._groups, self._names = path, groups, list(names)
+        self.group = groups[0] if groups else 0
 
-def _batches(
-    parquet: pq.ParquetFile, groups: dict[int, Group], names: Sequence[str]
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    for number, facts in groups.items():
-        for batch in parquet.iter_batches(facts.rows_at_once, row_groups=[number], columns=list(names)):
-            columns = [plain_array(column) for column in batch.columns]
-            yield number, pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        with open_parquet(self._path) as parquet:
+            groups = range(parquet.metadata.num_row_groups) if self._groups is None else self._groups
+            facts = {number: Group(parquet.metadata, number, self._names) for number in groups}
+            if all(one.bytes_ <= LARGE_BYTES for one in facts.values()):
+                yield from self._read(parquet, facts)
+                return
+        with open_parquet(self._path, piecewise=True) as parquet:
+            yield from self._read(parquet, facts)
+
+    def _read(self, parquet: pq.ParquetFile, groups: dict[int, Group]) -> Iterator[pa.RecordBatch]:
+        for self.group, facts in groups.items():
+            for batch in parquet.iter_batches(facts.rows_at_once, row_groups=[self.group], columns=self._names):
+                columns = [plain_array(column) for column in batch.columns]
+                yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 class RowCursor:
@@ -92,7 +97,7 @@ class RowCursor:
         rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.cumsum([0, *rows])
         self._there = [name for name in names if schema.get_field_index(name) >= 0]
-        self._batches: Iterator[tuple[int, pa.RecordBatch]] = iter(())
+        self._batches: Iterator[pa.RecordBatch] = iter(())
         self._batch: pa.RecordBatch | None = None
         self._first = self._end = -1  # rows of the file that the batch has
         self._group_ends = -1
@@ -125,14 +130,13 @@ class RowCursor:
             if not 0 <= row < self._starts[-1]:
                 raise IndexError(f"it has no row {row}")
             group = int(np.searchsorted(self._starts, row, side="right")) - 1
-            self._batches = batches_of(self._path, [group], self._there)
+            self._batches = iter(Batches(self._path, [group], self._there))
             self._first = self._end = int(self._starts[group])
             self._group_ends = int(self._starts[group + 1])
         while row >= self._end:
-            found = next(self._batches, None)
-            if found is None:
+            self._batch = next(self._batches, None)
+            if self._batch is None:
                 raise IndexError(f"it ends before row {row}")
-            self._batch = found[1]
             self._first, self._end = self._end, self._end + len(self._batch)
 
     def close(self) -> None:

@@ -344,7 +344,7 @@ def test_a_group_is_read_once_for_all_units_that_it_serves(tmp_path: Path, monke
     monkeypatch.setattr(row_cursor, "MOST_ROWS", 10)
     pq.write_table(pa.table({"n": np.arange(100)}), tmp_path / "a.parquet", row_group_size=60)
     opened: list[list[int]] = []
-    real = row_cursor.batches_of
+    real = row_cursor.Batches
     monkeypatch.setattr(
         row_cursor, "batches_of", lambda path, groups, names: opened.append(groups) or real(path, groups, names)
     )

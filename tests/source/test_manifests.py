@@ -154,7 +154,7 @@ def test_a_text_list_is_a_path_a_line(folder: Path) -> None:
     assert read.keys == [f"list.txt:{row}" for row in (0, 2, 3, 4, 5, 6)]
     assert "line 5 is not valid UTF-8" in str(read.samples[3].error)
     assert read.bytes_again()[:2] == [PICTURE, PICTURE]
-    with pytest.raises(RequestError, match="source.carry"):
+    with pytest.raises(RequestError, match=r"source\.carry"):
         Read(folder / "list.txt", carry=("caption",))
 
 
@@ -224,14 +224,14 @@ def test_one_object_is_no_array(folder: Path) -> None:
     with pytest.raises(RequestError, match="no array of objects but an object"):
         Read(folder / "coco.json", format="json")
     (folder / "coco.json").write_text('{"images": [], "annotations": []}')
-    with pytest.raises(RequestError, match="no line of .* has a field 'image'; they have images, annotations"):
+    with pytest.raises(RequestError, match=r"no line of .* has a field 'image'; they have images, annotations"):
         Read(folder / "coco.json")
 
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_an_array_that_is_said_to_be_lines_is_refused_with_its_name(indent: int | None, folder: Path) -> None:
     (folder / "m.json").write_text(json.dumps([{"image": "1.png"}], indent=indent))
-    with pytest.raises(RequestError, match="one JSON array, not an object a line; set source.format to json"):
+    with pytest.raises(RequestError, match=r"one JSON array, not an object a line; set source\.format to json"):
         Read(folder / "m.json", format="jsonl")
 
 

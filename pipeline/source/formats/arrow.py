@@ -4,6 +4,7 @@ key is the key column's value, else `file:row`.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,9 +134,8 @@ class BatchReader:
     def carried(
         self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
     ) -> Carried:
-        return carried_of_table(
-            _read_columns(part, samples, schema.names), schema, os.path.join(part.root, part.files[0].path)
-        )
+        path = os.path.join(part.root, part.files[0].path)
+        return carried_of_table(_read_columns(part, samples, schema.names), len(samples), schema, path)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -20,7 +20,7 @@ from ..listing import Listing
 from ..named_image import NamedImage, indexed, inline_bytes, named_images, refuse_urls, reread_image_file
 from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
-from ..row_cursor import RowCursor, batches_of, open_parquet
+from ..row_cursor import Batches, RowCursor, open_parquet
 from ..row_keys import keys_of_rows, values_of
 from ..sample import IndexedSample
 from ..table import check_columns, holds_text, images_of_batch
@@ -160,7 +160,7 @@ def _schema_of(path: str) -> pa.Schema:
 def _column_of(path: str, name: str) -> Iterator[pa.Array]:
     """A column of a file, batch by batch."""
     try:
-        for _, batch in batches_of(path, None, [name]):
+        for batch in Batches(path, None, [name]):
             yield batch.column(name)
     except (OSError, pa.ArrowException, KeyError) as error:
         raise listing_error(f"source: {path}: cannot be read as parquet: {error}", error) from error
@@ -169,14 +169,16 @@ def _column_of(path: str, name: str) -> Iterator[pa.Array]:
 def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
     names = [columns.image] if columns.key in (None, columns.image) else [columns.image, columns.key]
     row = file.row
+    batches = Batches(path, range(file.first, file.last), names)
     try:
-        for group, batch in batches_of(path, range(file.first, file.last), names):
-            yield from images_of_batch(batch, file, path, columns, row=row, group=group)
+        for batch in batches:
+            yield from images_of_batch(batch, file, path, columns, row=row, group=batches.group)
             row += len(batch)
     except (OSError, pa.ArrowException, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
             raise source_error(f"{path}: cannot be read: {error}", error) from error
-        raise DamagedPart(f"{path}: cannot be read as Parquet with a column {columns.image}: {error}") from error
+        what = f"row group {batches.group} cannot be read as Parquet with a column {columns.image}"
+        raise DamagedPart(f"{path}: {what}: {error}", group=batches.group) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +220,7 @@ def _some_rows(group: _RowGroup, drawing: Drawing) -> tuple[int, list[Drawn]]:
     chosen = sorted(drawing.generator.sample(range(group.rows), min(group.rows, drawing.per_draw)))
     images: list[NamedImage] = []
     first = 0
-    for _, batch in batches_of(group.path, [group.number], [drawing.image_column]):
+    for batch in Batches(group.path, [group.number], [drawing.image_column]):
         here = [row - first for row in chosen if first <= row < first + len(batch)]
         cells = (batch.column(0)[row].as_py() for row in here)
         images += [one for cell in cells for one in named_images(cell, group.path, "", "")]

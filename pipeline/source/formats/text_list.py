@@ -34,7 +34,7 @@ class Text(LineManifest):
     has_columns = False
     opened = PathLines
 
-    def carried_schema(self, listing: Listing, names: Sequence[str]) -> pa.Schema:
+    def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
         raise RequestError(f"source.carry: {', '.join(names)}: a list of paths has no columns")
 
     def columns(self, columns: Columns) -> Columns:
