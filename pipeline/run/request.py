@@ -16,7 +16,7 @@ from ..grid import Geometry
 from ..output.dataset import stored_carry
 from ..output.shard import RESERVED_COLUMNS
 from ..output.shard_formats import shard_format
-from ..process import in_background
+from ..process import expand_home, in_background
 from ..source.carry import carried_schema
 from ..source.format import Columns
 from ..source.formats import format_named
@@ -127,7 +127,7 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         geometry=request.geometry,
         deduplicate=config.pack.deduplicate,
         model_path=os.path.abspath(local)
-        if (local := Path(config.model.path).expanduser()).is_dir()
+        if (local := Path(expand_home(config.model.path))).is_dir()
         else config.model.path,
         model_revision=request.checkpoint.revision,
         dtype=config.model.dtype,

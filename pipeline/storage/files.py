@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
+from ..process import expand_home
 from . import local, remote, remote_list, remote_read, uri
 from .local import State
 from .remote import RemotePath, is_remote
@@ -60,7 +61,7 @@ def as_path(location: str | os.PathLike[str] | RemotePath) -> AnyPath:
 
 def absolute(uri: str) -> AnyPath:
     """An output's location as its configuration names it: `~` and relative paths resolved."""
-    return as_path(uri if is_remote(uri) else os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
+    return as_path(uri if is_remote(uri) else os.path.abspath(expand_home(uri.removeprefix("file://"))))
 
 
 def is_folder(path: AnyPath) -> bool:
@@ -124,7 +125,7 @@ def absolute_uri(uri: str) -> str:
     """A source's location made absolute; `~` and relative paths are resolved."""
     if is_remote(uri):
         return uri.rstrip("/")
-    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+    return os.path.abspath(expand_home(uri.removeprefix("file://")))
 
 
 def common_folder(folders: Sequence[str]) -> str:
@@ -220,7 +221,7 @@ def is_on_a_disk(location: str | AnyPath) -> bool:
 
 def is_relative(uri: str) -> bool:
     """Whether a location is meant relative to the current directory."""
-    return not is_remote(uri) and not os.path.isabs(os.path.expanduser(uri.removeprefix("file://")))
+    return not is_remote(uri) and not os.path.isabs(expand_home(uri.removeprefix("file://")))
 
 
 def make_folder(folder: AnyPath) -> None:

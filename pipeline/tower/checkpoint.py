@@ -6,6 +6,7 @@ safetensors index. No pickle, no remote code.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import struct
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from ..errors import RequestError
-from ..process import DaemonThreads
+from ..process import DaemonThreads, expand_home
 from .config import INDEX_NAME, read_json, read_preprocessor, tower_config
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ RANDOM_SCHEME = "random:"
 TORCH_DTYPES = {"BF16": "torch.bfloat16", "F16": "torch.float16", "F32": "torch.float32"}
 PIECE_BYTES = 8 << 20
 HASHED_AT_ONCE = 4
+# A cache folder that cannot be written.
+NO_CACHE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpoint:
@@ -49,7 +52,7 @@ class Checkpoint:
     def __init__(self, path: str, revision: str | None = None, *, weights: bool = True) -> None:
         self.path = path
         self.folder = _locate(path, revision, weights)
-        on_hub = not path.startswith(RANDOM_SCHEME) and not Path(path).expanduser().is_dir()
+        on_hub = not path.startswith(RANDOM_SCHEME) and not Path(expand_home(path)).is_dir()
         self.revision = self.folder.name if on_hub else revision  # of a Hub id the commit, so that all see the same
         config = read_json(self.folder / "config.json", path)
         self.config = tower_config(config, read_preprocessor(self.folder, path), path)
@@ -169,7 +172,7 @@ def _locate(path: str, revision: str | None, weights: bool) -> Path:
         from .random_tower import make_random_tower
 
         return make_random_tower(path.removeprefix(RANDOM_SCHEME))
-    folder = Path(path).expanduser()
+    folder = Path(expand_home(path))
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -203,7 +206,13 @@ def _download(repo: str, revision: str | None, weights: bool) -> Path:
             shards = {name for name in list_repo_files(repo, revision=revision) if name.endswith(".safetensors")}
         for shard in sorted(shards):
             fetch(shard)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, KeyError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # The Hub's own errors are OSErrors, too; those of the system have a number. Path.home raises RuntimeError.
+        if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno in NO_CACHE):
+            raise RequestError(
+                f"model.path: {repo}: the Hub's cache cannot be used: {reason}; set HF_HOME to a folder that can be "
+                "written"
+            ) from error
         raise RequestError(f"model.path: {repo}: cannot be fetched from the Hub: {reason}") from error
     return folder
