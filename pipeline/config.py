@@ -53,6 +53,7 @@ class Source(_Section):
     key_column: str | None = None
     carry: list[str] = Field(default_factory=list)
     on_damaged: Literal["fail", "skip"] = "fail"
+    on_changed: Literal["fail", "reject"] = "fail"
 
 
 class Preprocess(_Section):

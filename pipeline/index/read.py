@@ -40,6 +40,7 @@ class IndexArrays:
     accepted_N: npt.NDArray[np.bool_]
     group_N: npt.NDArray[np.int64]
     damaged: str
+    is_lost: bool = False
 
     @cached_property
     def byte_ends(self) -> npt.NDArray[np.int64]:
@@ -71,6 +72,8 @@ def _read(path: AnyPath, columns: list[str]) -> pa.Table:
 
 
 def _arrays_of(table: pa.Table) -> IndexArrays:
+    facts = json.loads(table.schema.metadata[b"visionbake.index"])
+
     def numbers(name: str) -> npt.NDArray[np.int64]:
         return table.column(name).fill_null(0).cast(pa.int64()).to_numpy()
 
@@ -81,7 +84,8 @@ def _arrays_of(table: pa.Table) -> IndexArrays:
         end_N=numbers("offset") + numbers("length"),
         accepted_N=pc.equal(table.column("status"), rejects.OK).to_numpy().astype(np.bool_),
         group_N=numbers("group"),
-        damaged=json.loads(table.schema.metadata[b"visionbake.index"])["damaged"],
+        damaged=facts["damaged"],
+        is_lost=facts.get("is_lost", False),
     )
 
 

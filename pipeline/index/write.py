@@ -7,9 +7,10 @@ complete: `plan/index/part-NNNNNN.parquet`. Rows stand in the order of the image
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,13 +23,15 @@ from ..rejects import Reject
 from ..source.format import Columns
 from ..source.formats import format_named
 from ..source.part import Part
+from ..source.planned import lost_reject
 from ..source.sample import IndexedSample
 from ..storage.files import AnyPath
 from ..storage.publish import publish_new, sync_file
 from ..storage.scratch import Scratch, writing_scratch
+from .changes import part_digest
 from .headers import HeaderReader, PlainReader
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 ROWS_PER_GROUP = 16_384
 
 MEMBER = pa.struct([("suffix", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
@@ -75,22 +78,48 @@ def index_part(
     """
     path = scratch.path(final.name)
     with writing_scratch(path):  # the source's failures, and the guard's, are SourceError
+        kept = replace(part, files=tuple(file for file in part.files if not file.fate))
         try:
-            count = _write(path, index_samples(part, columns, images), damaged="")
+            lost = _lost_whole(part)
+            samples = iter(()) if lost else index_samples(part, columns, images)
+            facts = IndexedFacts(damaged=lost, is_lost=bool(lost), digest=part_digest(kept))
+            count = _write(path, samples, facts)
         except DamagedPart as error:
             if not skip_damaged:
                 raise
             path.unlink(missing_ok=True)
-            count = _write(path, iter(()), damaged=str(error))
-        format_named(part.format).check_unchanged(part)
+            count = _write(path, iter(()), IndexedFacts(damaged=str(error)))
+        format_named(part.format).check_unchanged(kept)
         if not publish_new(path, final):
             path.unlink()
     return count
 
 
-def _write(path: Path, samples: Iterator[IndexedSample], *, damaged: str) -> int:
-    facts = {"version": str(INDEX_VERSION), "damaged": damaged}
-    schema = INDEX_SCHEMA.with_metadata({"visionbake.index": json.dumps(facts)})
+@dataclass(frozen=True, kw_only=True)
+class IndexedFacts:
+    """Facts about a part as a whole, in its index's metadata.
+
+    Attributes:
+        damaged: why it has no samples, or "".
+        is_lost: whether that is because its file is gone, which was accepted.
+        digest: see `changes.part_digest`.
+    """
+
+    damaged: str = ""
+    is_lost: bool = False
+    digest: str = ""
+
+
+def _lost_whole(part: Part) -> str:
+    """Why nothing of a part is there any more: its only file is not an image, and of its samples none is known."""
+    if not format_named(part.format).is_of_images and all(file.fate for file in part.files):
+        return f"{part.files[0].path} was planned and has vanished or changed before it was indexed"
+    return ""
+
+
+def _write(path: Path, samples: Iterator[IndexedSample], facts: IndexedFacts) -> int:
+    text = json.dumps({"version": str(INDEX_VERSION)} | asdict(facts))
+    schema = INDEX_SCHEMA.with_metadata({"visionbake.index": text})
     count = 0
     with pq.ParquetWriter(path, schema) as writer:  # scratch: nobody sees it before it is published
         rows: list[dict[str, object]] = []
@@ -109,7 +138,12 @@ def _write(path: Path, samples: Iterator[IndexedSample], *, damaged: str) -> int
 
 def index_samples(part: Part, columns: Columns, images: HeaderReader | None = None) -> Iterator[IndexedSample]:
     """Reads every image of a part and yields its facts. Raises SourceError and DamagedPart as `index_part` does."""
-    for sample in format_named(part.format).samples(part, columns, partial(_facts, images or PlainReader())):
+    kept = replace(part, files=tuple(file for file in part.files if not file.fate))
+    samples = format_named(part.format).samples(kept, columns, partial(_facts, images or PlainReader()))
+    gone = (
+        IndexedSample(key=file.path, source=file.path).rejected(*lost_reject(file)) for file in part.files if file.fate
+    )
+    for sample in heapq.merge(samples, gone, key=lambda sample: sample.source):
         yield sample if sample.key else sample.rejected(rejects.MISSING_IMAGE, "its key is empty")
 
 

@@ -124,6 +124,7 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         key_column=config.source.key_column,
         carry=request.carry,
         on_damaged=config.source.on_damaged,
+        on_changed=config.source.on_changed,
         geometry=request.geometry,
         deduplicate=config.pack.deduplicate,
         model_path=os.path.abspath(local)

@@ -4,6 +4,7 @@ image_formats  the allow-list of image formats, and the names that such files ha
 part           Part, SourceFile, SourcePlace: what a source is cut into
 sample         IndexedSample: one image, with the facts that its part's index keeps
 keys           a key is unique over its file, whatever the file's parts
+states         what became of planned files since
 planned        a file is read as what it was when it was planned, or not at all
 listing        Listing: a source's files, listed once and handed on
 named_image    what a row or a line gives or names as its image

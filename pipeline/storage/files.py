@@ -230,6 +230,12 @@ def make_folder(folder: AnyPath) -> None:
         folder.mkdir(exist_ok=True)
 
 
+def remove_folder(folder: AnyPath) -> None:
+    """Removes an empty folder where storage has folders. Raises OSError: it is not empty."""
+    if isinstance(folder, Path) and folder.is_dir():
+        folder.rmdir()
+
+
 def requests_at_once(location: AnyPath) -> int:
     """How many small files are read at a time: of an object store many, each waits for its answer."""
     return REQUESTS_AT_ONCE if isinstance(location, RemotePath) else 1
