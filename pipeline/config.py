@@ -54,6 +54,7 @@ class Source(_Section):
     members: Literal["auto", "grouped", "each"] = "auto"
     carry: list[str] = Field(default_factory=list)
     on_damaged: Literal["fail", "skip", "salvage"] = "fail"
+    on_changed: Literal["fail", "reject"] = "fail"
 
 
 class Preprocess(_Section):

@@ -1,17 +1,24 @@
-"""A process's share of its machine: cores, memory it has had, and how malloc keeps it."""
+"""A process's share of its machine: cores, memory it has had and how malloc keeps it, its user's folders."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import getpass
 import os
 import resource
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
+
+from .errors import RequestError
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -41,6 +48,47 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, 256 << 20)
         mallopt(M_MMAP_THRESHOLD, 32 << 20)
+
+
+def expand_home(path: str) -> str:
+    """A path with `~` resolved. Raises RequestError: there is no home folder, and `~` would be a folder's name."""
+    expanded = os.path.expanduser(path)
+    if expanded == path and (path == "~" or path.startswith("~/")):
+        raise RequestError(
+            f"{path}: this user has no home folder (HOME is not set, and there is no passwd entry); write the path out"
+        )
+    return expanded
+
+
+def private_folder(name: str) -> Path:
+    """This user's own folder of this name among the node's temporary files. Raises OSError: it is another user's."""
+    folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise OSError(errno.EPERM, "is another user's", str(folder))
+    return folder
+
+
+def cache_folders(name: str) -> list[Path]:
+    """Where something that can be made anew may be kept, the best first; the first ones may not be writable."""
+    folders = [Path(place) / name for place in (os.environ.get("XDG_CACHE_HOME"),) if place]
+    home = os.path.expanduser("~")
+    if not folders and os.path.isabs(home):
+        folders.append(Path(home) / ".cache" / name)
+    with suppress(OSError):  # the others may do
+        folders.append(private_folder(f"{name}-cache"))
+    return folders
+
+
+def name_caches() -> None:
+    """Gives compilers, which keep what they make in the home folder and by the user's name, a place without either."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):  # no passwd entry, as in a container with any user's number
+        os.environ["USER"] = f"uid-{os.getuid()}"
+    home = os.path.expanduser("~")
+    if not (os.path.isabs(home) and os.access(home, os.W_OK | os.X_OK)):
+        os.environ.setdefault("TRITON_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"triton-{os.getuid()}"))
 
 
 def in_background(function: Callable[[], T]) -> Future[T]:

@@ -35,9 +35,9 @@ REASONS: Final = (
 )
 STATUSES: Final = (OK, *REASONS, NO_IMAGE)
 
-# Of the moment: another process may come to another end with the same bytes. All other reasons are functions of the
-# bytes and of what the fingerprint holds.
-OF_THE_MOMENT: Final = (CHECKSUM, NON_FINITE, CRASH)
+# Of the moment, where the index says ok: another process may come to another end with the same bytes, or find them. All
+# other reasons are functions of the bytes and of what the fingerprint holds.
+OF_THE_MOMENT: Final = (CHECKSUM, MISSING_IMAGE, NON_FINITE, CRASH)
 
 
 class Reject(Exception):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import DamagedPart, EncodeError, OutputError, RequestError, RunFailed, SourceError
-from .console import Interrupted, catch_signals
+from .console import Interrupted, catch_signals, print_any_text
 
 COMMANDS = {
     "plan": "index the source and say what a run would cost",
@@ -64,6 +64,7 @@ def run_module(name: str, command: Command, arguments: list[str] | None = None) 
     parser = argparse.ArgumentParser(prog=f"visionbake {name}", description=command.__doc__)
     command.add_arguments(parser)
     parsed = parser.parse_args(arguments)
+    print_any_text()
     catch_signals()
     try:
         return int(command.main(parsed))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import RequestError
+from ..errors import RequestError, SourceError
 from ..output.report import Report
 from ..output.verify import Verifier
 from .console import add_json_argument, bytes_text, output_of, print_json, say
@@ -148,7 +148,8 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
             if item is None:
                 continue
             data = reader.read(verifier.plan.part(part), [sample]).encoded[0]
-            assert data is not None
+            if data is None:
+                raise SourceError(f"{sample.path}, named by {sample.source}, has vanished since it was indexed")
             with open_image(data) as image:
                 pixels = decoder.decode(image, data, sample.orientation or 1)
             values = processor(images=[Image.fromarray(pixels)], return_tensors="pt")

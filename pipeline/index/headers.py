@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from .. import rejects
 from ..rejects import Reject
@@ -34,6 +36,11 @@ DECODE_ERRORS = (
 )
 # Sizes are judged here, from the header, against the configuration's limit.
 Image.MAX_IMAGE_PIXELS = None
+# What one text or colour profile of a PNG, and all of them, may unpack to. Past that it is opened without them.
+PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20, 64 << 20
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+PNG_ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that may hold an orientation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +67,11 @@ class PlainReader:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Opens encoded bytes without decoding. Raises Reject: `truncated` (no bytes), `unidentified`, `corrupt`."""
+    """Opens encoded bytes without decoding; a PNG whose metadata is larger than Pillow may unpack, without it.
+
+    Raises:
+        Reject: `truncated` (no bytes), `unidentified`, `corrupt`.
+    """
     if not data:
         raise Reject(rejects.TRUNCATED, "the file has no bytes")
     with warnings.catch_warnings():
@@ -70,7 +81,34 @@ def open_image(data: bytes) -> Image.Image:
         except UnidentifiedImageError:
             raise Reject(rejects.UNIDENTIFIED, f"not one of {', '.join(FORMATS)}") from None
         except DECODE_ERRORS as error:
+            for kept in (PNG_ORIENTATION, ()) if isinstance(error, ValueError) else ():
+                with suppress(*DECODE_ERRORS):
+                    return Image.open(io.BytesIO(without_metadata(data, kept)), formats=FORMATS)
             raise Reject(rejects.CORRUPT, f"damaged header: {error}") from error
+
+
+def without_metadata(data: bytes, kept: tuple[bytes, ...] = ()) -> bytes:
+    """A PNG without its texts and its colour profile, but those that begin with one of `kept`; else the same bytes."""
+    if not data.startswith(PNG_SIGNATURE):
+        return data
+    pieces, start = [], 0
+    for kind, position, length in _png_chunks(data):
+        if kind in PNG_METADATA and not (kept and data.startswith(kept, position + 8)):
+            pieces.append(data[start:position])
+            start = position + 12 + length
+    return b"".join([*pieces, data[start:]]) if pieces else data
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Each chunk's kind, where it begins, and how long its data is, 8 bytes further on.
+
+    Source: PNG specification (third edition), 5.3.
+    """
+    position = len(PNG_SIGNATURE)
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        yield kind, position, length
+        position += 12 + length
 
 
 def read_header(data: bytes) -> Header:
@@ -110,13 +148,10 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 
 
 def _late_png_exif(data: bytes) -> bytes:
-    """The eXIf chunk of a PNG, wherever it stands. Source: PNG specification (third edition), 5.3 and 11.3.2."""
-    position = 8
-    while position + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
+    """The eXIf chunk of a PNG, wherever it stands. Source: PNG specification (third edition), 11.3.2."""
+    for kind, position, length in _png_chunks(data):
         if kind == b"eXIf":
             return b"Exif\0\0" + data[position + 8 : position + 8 + length]
         if kind == b"IEND":
             break
-        position += 12 + length
     return b""

@@ -46,6 +46,7 @@ class IndexArrays:
     group_N: npt.NDArray[np.int64]
     damaged: str
     left_alone: Counter[str] = field(default_factory=Counter)
+    is_lost: bool = False
 
     @cached_property
     def byte_ends(self) -> npt.NDArray[np.int64]:
@@ -77,6 +78,8 @@ def _read(path: AnyPath, columns: list[str]) -> pa.Table:
 
 
 def _arrays_of(table: pa.Table) -> IndexArrays:
+    facts = json.loads(table.schema.metadata[b"visionbake.index"])
+
     def numbers(name: str) -> npt.NDArray[np.int64]:
         return table.column(name).fill_null(0).cast(pa.int64()).to_numpy()
 
@@ -90,6 +93,7 @@ def _arrays_of(table: pa.Table) -> IndexArrays:
         group_N=numbers("group"),
         damaged=facts["damaged"],
         left_alone=Counter(facts.get("left_alone")),
+        is_lost=facts.get("is_lost", False),
     )
 
 

@@ -7,10 +7,11 @@ complete: `plan/index/part-NNNNNN.parquet`. Rows stand in the order of the image
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,13 +25,15 @@ from ..source.format import Columns
 from ..source.formats import format_named
 from ..source.listing import name_of_ignored
 from ..source.part import Part
+from ..source.planned import lost_reject
 from ..source.sample import IndexedSample
 from ..storage.files import AnyPath
 from ..storage.publish import publish_new, sync_file
 from ..storage.scratch import Scratch, writing_scratch
+from .changes import part_digest
 from .headers import HeaderReader, PlainReader
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 ROWS_PER_GROUP = 16_384
 
 MEMBER = pa.struct([("suffix", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
@@ -78,21 +81,48 @@ def index_part(
     """
     path = scratch.path(final.name)
     facts = ByteFacts(images)
-    samples = _samples(part, columns, facts)
     with writing_scratch(path):  # the source's failures, and the guard's, are SourceError
-        count, damage = _write(path, samples, facts)
+        kept = replace(part, files=tuple(file for file in part.files if not file.fate))
+        lost = _lost_whole(part)
+        samples = iter(()) if lost else _samples(part, columns, facts)
+        about = IndexedFacts(damaged=lost, is_lost=bool(lost), digest=part_digest(kept))
+        count, damage = _write(path, samples, facts, about)
         if damage is not None:
             if on_damaged == "fail":
                 raise damage
-            count = _write_kept(path, damage, facts, keep=on_damaged == "salvage")
+            count = _write_kept(path, damage, facts, about, keep=on_damaged == "salvage")
         sync_file(path)
-        format_named(part.format).check_unchanged(part)
+        format_named(part.format).check_unchanged(kept)
         if not publish_new(path, final):
             path.unlink()
     return count
 
 
-def _write(path: Path, samples: Iterator[IndexedSample], facts: ByteFacts) -> tuple[int, DamagedPart | None]:
+@dataclass(frozen=True, kw_only=True)
+class IndexedFacts:
+    """Facts about a part as a whole, in its index's metadata.
+
+    Attributes:
+        damaged: what is wrong with it, and what came of that, or "".
+        is_lost: whether that is because its file is gone, which was accepted.
+        digest: see `changes.part_digest`.
+    """
+
+    damaged: str = ""
+    is_lost: bool = False
+    digest: str = ""
+
+
+def _lost_whole(part: Part) -> str:
+    """Why nothing of a part is there any more: its only file is not an image, and of its samples none is known."""
+    if not format_named(part.format).is_of_images and all(file.fate for file in part.files):
+        return f"{part.files[0].path} was planned and has vanished or changed before it was indexed"
+    return ""
+
+
+def _write(
+    path: Path, samples: Iterator[IndexedSample], facts: ByteFacts, about: IndexedFacts
+) -> tuple[int, DamagedPart | None]:
     """Writes samples as they come, up to the end or to where the part is damaged. Returns their number, and how it is.
 
     Of a part that is damaged the file says nothing yet of its facts.
@@ -114,11 +144,11 @@ def _write(path: Path, samples: Iterator[IndexedSample], facts: ByteFacts) -> tu
             writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA))
             count += len(rows)
         if damage is None:
-            writer.add_key_value_metadata(facts.metadata(damaged=""))
+            writer.add_key_value_metadata(facts.metadata(about))
     return count, damage
 
 
-def _write_kept(path: Path, damage: DamagedPart, facts: ByteFacts, *, keep: bool) -> int:
+def _write_kept(path: Path, damage: DamagedPart, facts: ByteFacts, about: IndexedFacts, *, keep: bool) -> int:
     """Writes a damaged part's index again, of those samples that are to be kept; returns their number."""
     table = pq.read_table(path)
     if not keep:
@@ -134,7 +164,7 @@ def _write_kept(path: Path, damage: DamagedPart, facts: ByteFacts, *, keep: bool
         )
     with pq.ParquetWriter(path, INDEX_SCHEMA) as writer:
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-        writer.add_key_value_metadata(facts.metadata(damaged=said))
+        writer.add_key_value_metadata(facts.metadata(replace(about, damaged=said)))
     return int(table.num_rows)
 
 
@@ -144,7 +174,12 @@ def index_samples(part: Part, columns: Columns, images: HeaderReader | None = No
 
 
 def _samples(part: Part, columns: Columns, facts: ByteFacts) -> Iterator[IndexedSample]:
-    for sample in format_named(part.format).samples(part, columns, facts):
+    kept = replace(part, files=tuple(file for file in part.files if not file.fate))
+    samples = format_named(part.format).samples(kept, columns, facts)
+    gone = (
+        IndexedSample(key=file.path, source=file.path).rejected(*lost_reject(file)) for file in part.files if file.fate
+    )
+    for sample in heapq.merge(samples, gone, key=lambda sample: sample.source):
         yield sample if sample.key else sample.rejected(rejects.MISSING_IMAGE, "its key is empty")
 
 
@@ -169,11 +204,7 @@ class ByteFacts:
     def leave(self, name: str, /) -> None:
         self.left_alone[name_of_ignored(name, ())] += 1
 
-    def metadata(self, *, damaged: str) -> dict[str, str]:
-        """Says what an index's footer has of its part.
-
-        Args:
-            damaged: what is wrong with it, and what came of that.
-        """
-        facts = {"version": str(INDEX_VERSION), "damaged": damaged, "left_alone": self.left_alone}
+    def metadata(self, about: IndexedFacts) -> dict[str, str]:
+        """Says what an index's footer has of its part."""
+        facts = {"version": str(INDEX_VERSION), "left_alone": self.left_alone} | asdict(about)
         return {"visionbake.index": json.dumps(facts)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -83,8 +84,9 @@ class UnitRows:
         return ShardRows(
             columns=columns,
             embedding=self._embedding,
-            metadata=settings.describe(self.prepared.unit.id, SCHEMA_VERSION) | _rejects_of(self.outcome),
-            carried=None if carried is None else carried.take(self._accepted),
+            metadata=settings.describe(self.prepared.unit.id, SCHEMA_VERSION)
+            | _rejects_of(self.outcome, self.prepared.samples),
+            carried=None if carried is None else carried.take(pa.array(self._accepted, pa.int64())),
         )
 
     def sample_columns(self, outcome: UnitOutcome, shard: DataShard, name: str) -> dict[str, list[object]]:
@@ -198,11 +200,11 @@ def _status(sample: PreparedSample, encoded: EncodedUnit) -> tuple[str, str | No
     return sample.status, sample.error
 
 
-def _rejects_of(outcome: UnitOutcome) -> dict[str, object]:
+def _rejects_of(outcome: UnitOutcome, samples: Sequence[PreparedSample]) -> dict[str, object]:
     """The rejects of the moment, for the shard's metadata: reason → what is wrong → samples; nothing where none are."""
     found: dict[str, dict[str, list[int]]] = {}
     for index, (status, error) in enumerate(outcome.statuses):
-        if status in rejects.OF_THE_MOMENT:
+        if status in rejects.OF_THE_MOMENT and samples[index].facts.status == rejects.OK:
             found.setdefault(status, {}).setdefault(error or "", []).append(index)
     return {REJECTS: found} if found else {}
 

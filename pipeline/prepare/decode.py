@@ -13,7 +13,7 @@ from PIL import Image
 
 from .. import rejects
 from ..errors import ReaderLost
-from ..index.headers import DECODE_ERRORS, header_of, open_image
+from ..index.headers import DECODE_ERRORS, header_of, open_image, without_metadata
 from ..rejects import Reject
 
 try:  # the fast JPEG decoder is optional: the same libjpeg-turbo inside Pillow gives the same bits
@@ -45,7 +45,7 @@ class Decoder:
                 pixels = _decode_jpeg(data, self._room(image.width * image.height * CHANNELS))
             if pixels is None:
                 try:
-                    pixels = np.asarray(to_rgb(image))
+                    pixels = _decode_any(image, data)
                 except DECODE_ERRORS as error:
                     message = str(error) or type(error).__name__
                     short = isinstance(error, EOFError) or "truncated" in message.lower()
@@ -88,6 +88,22 @@ def _decode_jpeg(data: bytes, buffer: Uint8 | None) -> Uint8 | None:
         )
     except ValueError:
         return None
+
+
+def _decode_any(image: Image.Image, data: bytes) -> Uint8:
+    """RGB pixels of any image; of a PNG whose metadata behind the pixels is larger than Pillow may unpack, without it.
+
+    Raises:
+        Reject, any of DECODE_ERRORS, MemoryError.
+    """
+    try:
+        return np.asarray(to_rgb(image))
+    except ValueError:
+        pixels_only = without_metadata(data)
+        if len(pixels_only) == len(data):
+            raise
+    with open_image(pixels_only) as image:
+        return np.asarray(to_rgb(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

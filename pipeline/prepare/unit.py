@@ -11,11 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from .. import rejects
+from ..errors import SourceError
 from ..grid import Geometry
 from ..index.units import Unit
 from ..rejects import Reject
-from ..source.format import UnitReader
+from ..source.carried_values import Carried
+from ..source.format import UnitBytes, UnitReader
 from ..source.part import Part
+from ..source.planned import lost_reject
 from ..source.sample import LONGEST_ERROR, IndexedSample
 from .decode import CHANNELS, Uint8
 from .guard import ImageReader
@@ -68,6 +71,7 @@ class Preparation:
         reader: of the source's bytes.
         images: decodes them, here or in a child process.
         carry: the carried columns' types; None or empty where nothing is carried.
+        on_changed: fail or reject: of an image's file that has vanished since it was indexed.
     """
 
     geometry: Geometry
@@ -75,25 +79,24 @@ class Preparation:
     reader: UnitReader
     images: ImageReader
     carry: pa.Schema | None = None
+    on_changed: str = "fail"
 
 
 def prepare_unit(unit: Unit, part: Part, samples: Sequence[IndexedSample], preparation: Preparation) -> PreparedUnit:
     """Prepares every sample of a unit; what cannot be prepared becomes a reject.
 
     Raises:
-        SourceError: as `UnitReader.read`, and where a carried value is not of its column's type.
+        SourceError: as `UnitReader.read`, where a carried value is not of its column's type, and where an image's file
+            has vanished, unless that makes a reject.
     """
     started = time.perf_counter()
-    carry = preparation.carry
-    encoded, members = preparation.reader.read(part, samples, carry.names if carry else ())
-    carried = preparation.reader.carried(part, samples, carry, members) if carry else None
-    changed = _reread_changed(part, samples, encoded, preparation.reader)
+    encoded, carried, lost = _read(part, samples, preparation)
     read_seconds = time.perf_counter() - started
     started = time.perf_counter()
     patches = _UnitPatches(unit, preparation)
     for index, sample in enumerate(samples):
         data, encoded[index] = encoded[index], None  # an image's bytes are let go when its patches are there
-        patches.add(sample, data, index in changed)
+        patches.add(sample, data, lost.get(index))
     return PreparedUnit(
         unit=unit,
         samples=tuple(patches.samples),
@@ -106,17 +109,51 @@ def prepare_unit(unit: Unit, part: Part, samples: Sequence[IndexedSample], prepa
     )
 
 
+def _read(
+    part: Part, samples: Sequence[IndexedSample], preparation: Preparation
+) -> tuple[list[bytes | None], Carried | None, dict[int, Reject]]:
+    """Every sample's bytes and carried values, and the samples that are lost: of their files nothing is read."""
+    carry, reader = preparation.carry, preparation.reader
+    fates = {file.path: Reject(*lost_reject(file)) for file in part.files if file.fate}
+    lost = {index: fates[sample.source] for index, sample in enumerate(samples) if sample.source in fates}
+    there = [index for index in range(len(samples)) if index not in lost]
+    kept = [samples[index] for index in there]
+    read, members = reader.read(part, kept, carry.names if carry else ()) if kept else UnitBytes([], [])
+    carried = reader.carried(part, kept, carry, members) if carry and kept else None
+    if carry and lost:
+        row_of = {index: row for row, index in enumerate(there)}
+        rows = pa.array([row_of.get(index) for index in range(len(samples))], pa.int64())
+        nulls = pa.table([pa.nulls(len(samples), field.type) for field in carry], carry)
+        table = nulls if carried is None else carried.table.take(rows)
+        carried = Carried(table=table, nulled=carried.nulled if carried else {})
+    encoded: list[bytes | None] = [None] * len(samples)
+    for index, data in zip(there, read, strict=True):
+        encoded[index] = data
+    for index, sample in zip(there, kept, strict=True):
+        if sample.sha256 is not None and encoded[index] is None:
+            lost[index] = _vanished(sample, preparation.on_changed)
+    return encoded, carried, lost | _reread_changed(part, samples, encoded, reader)
+
+
+def _vanished(sample: IndexedSample, on_changed: str) -> Reject:
+    """Raises SourceError where that is a failure."""
+    message = f"{sample.path}, named by {sample.source}, has vanished since it was indexed"
+    if on_changed == "fail":
+        raise SourceError(f"{message}; put it back, or set source.on_changed: reject (the sample becomes a reject)")
+    return Reject(rejects.MISSING_IMAGE, message)
+
+
 def _reread_changed(
     part: Part, samples: Sequence[IndexedSample], encoded: list[bytes | None], reader: UnitReader
-) -> set[int]:
+) -> dict[int, Reject]:
     """The samples whose bytes are no longer those that were indexed; each was read afresh before it is blamed."""
-    changed: set[int] = set()
+    changed: dict[int, Reject] = {}
     for index, sample in enumerate(samples):
         if not _is_as_indexed(encoded[index], sample):
             reader.close()
-            encoded[index] = reader.read(part, [sample]).encoded[0]
+            encoded[index] = reader.read(part, [sample]).encoded[0] or b""
             if not _is_as_indexed(encoded[index], sample):
-                changed.add(index)
+                changed[index] = Reject(rejects.CHECKSUM, "the bytes are no longer those that were indexed")
     return changed
 
 
@@ -139,24 +176,24 @@ class _UnitPatches:
         """uint8 [P, C]"""
         return self._patches_PC[: self._count]
 
-    def add(self, sample: IndexedSample, data: bytes | None, changed: bool) -> None:
-        """Prepares the next sample, or takes its twin's patches."""
-        sound = not changed and sample.status == rejects.OK
+    def add(self, sample: IndexedSample, data: bytes | None, lost: Reject | None) -> None:
+        """Prepares the next sample, or takes its twin's patches. `lost`: what makes a reject of it, unread."""
+        sound = lost is None and sample.status == rejects.OK
         if self._preparation.deduplicate and sound and sample.sha256 in self._known:
             self.samples.append(replace(self._known[sample.sha256], facts=sample))
             return
         try:
-            result = self._prepare(sample, data, changed)
+            result = self._prepare(sample, data, lost)
         except Reject as reject:
             result = PreparedSample(facts=sample, status=reject.reason, error=reject.message[:LONGEST_ERROR])
         self.samples.append(result)
         if sound and sample.sha256 is not None:
             self._known[sample.sha256] = result
 
-    def _prepare(self, sample: IndexedSample, data: bytes | None, changed: bool) -> PreparedSample:
+    def _prepare(self, sample: IndexedSample, data: bytes | None, lost: Reject | None) -> PreparedSample:
         """Raises Reject."""
         geometry = self._preparation.geometry
-        height, width, clamped = _target_size(sample, changed, geometry)
+        height, width, clamped = _target_size(sample, lost, geometry)
         grid = (1, height // geometry.patch_size, width // geometry.patch_size)
         rows_PC = self._patches_PC[self._count : self._count + grid[1] * grid[2]]
         assert data is not None
@@ -193,12 +230,12 @@ def prepare_into(
     cut_patches(resize(pixels, *size), geometry.patch_size, geometry.merge_size, out_PC)
 
 
-def _target_size(sample: IndexedSample, changed: bool, geometry: Geometry) -> tuple[int, int, str]:
+def _target_size(sample: IndexedSample, lost: Reject | None, geometry: Geometry) -> tuple[int, int, str]:
     """Everything that can be said before decoding. Raises Reject."""
     if sample.status != rejects.OK:
         raise Reject(sample.status, sample.error or sample.status)
     assert sample.width is not None and sample.height is not None
-    if changed:
-        raise Reject(rejects.CHECKSUM, "the bytes are no longer those that were indexed")
+    if lost is not None:
+        raise lost
     check_size(sample.width, sample.height, geometry)
     return target_size(sample.width, sample.height, geometry)

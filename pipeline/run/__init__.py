@@ -31,6 +31,7 @@ metrics_ray    what Prometheus sees of a run
 ray_cluster    join a cluster, or start one, and begin there
 verify_ray     `verify` on a cluster
 start          the engine that a configuration asks for
+settle         what became of planned files, before anything is planned
 resume         what is committed before a run
 folding        the ledger files of parts that are done, written meanwhile
 summary        what a run did, and what its output holds

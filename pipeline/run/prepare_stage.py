@@ -117,6 +117,7 @@ class PrepareStage:
             reader=self._reader,
             images=self._reader_of_images(guarded),
             carry=self._settings.carry,
+            on_changed=self._settings.on_changed,
         )
 
     def _index_of(self, number: int) -> Any:

@@ -22,7 +22,7 @@ from ..source.formats import format_named
 from ..source.lister import list_source
 from ..source.listing import Listing
 from ..source.part import SourcePlace
-from ..source.plan import is_planned
+from ..source.planned_source import is_planned
 from ..source.resolve import files_of_output_in, resolve_source
 from ..storage.files import AnyPath, absolute, is_relative
 from ..storage.hub import HUB
@@ -140,6 +140,7 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         key_column=config.source.key_column,
         carry=request.carry,
         on_damaged=config.source.on_damaged,
+        on_changed=config.source.on_changed,
         geometry=request.geometry,
         deduplicate=config.pack.deduplicate,
         model_path=str(local) if (local := local_folder(config.model.path)).is_dir() else config.model.path,

@@ -38,6 +38,7 @@ from .folding import Folder
 from .progress import Progress
 from .request import Request, check_request
 from .resume import Resume
+from .settle import settle
 from .start import StartedEngine, start_engine
 from .summary import Summary
 from .work import DriverLimits, Observer, Work
@@ -127,6 +128,7 @@ class Run:
         listing = self._request.listed(left())
         self._facts = config_facts(self._config) | {"tower_sha256": self._tower_sha256.result(left())}
         check_output(self._output, self._facts)
+        settle(self._plan, self._request, listing, self._say)
         new_files = self._plan.check_files(self._config.source, listing)
         if new_files and self._request.carry and stored_facts(self._output) is not None:
             check_carried(self._request.carry, listing.place, self._plan.new_files(listing))
@@ -240,7 +242,7 @@ class Run:
         """Cuts an indexed part. Raises DamagedPart: an earlier run skipped it, and this one may not."""
         index = read_index_arrays(self._plan.index_path(part))
         if index.damaged:
-            if self._config.source.on_damaged == "fail":
+            if self._config.source.on_damaged == "fail" and not index.is_lost:
                 raise DamagedPart(index.damaged)
             self._skipped[part] = index.damaged
         if index.left_alone:
@@ -298,6 +300,7 @@ def make_plan(request: Request, say: Callable[[str], None]) -> tuple[Plan, list[
         say(request.place.decided)
     check_output(request.output, {})
     plan, listing = Plan(request.output), request.listed()
+    settle(plan, request, listing, say)
     new_files = plan.check_files(config.source, listing)
     if not new_files and len(plan.indexed_parts()) == plan.num_parts:
         return plan, []

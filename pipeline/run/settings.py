@@ -20,6 +20,7 @@ class StageSettings:
     key_column: str | None
     carry: pyarrow.Schema
     on_damaged: str
+    on_changed: str
     geometry: Geometry
     deduplicate: bool
     model_path: str

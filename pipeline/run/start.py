@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ..errors import RequestError
 from ..output.settings import ShardSettings
+from ..storage.publish import check_publishing
 from ..storage.scratch import Scratch
 from .driver import Engine
 from .progress import Progress
@@ -35,7 +36,12 @@ class StartedEngine(Engine, Protocol):
 def start_engine(
     request: Request, scratch: Scratch, say: Callable[[str], None], *, encoding: bool = True
 ) -> StartedEngine:
-    """Starts the configured engine; without encoders where only indexing is to be done."""
+    """Starts the configured engine; without encoders where only indexing is to be done.
+
+    Raises:
+        RequestError: it cannot be had, or nothing can be published in the output.
+    """
+    check_publishing(request.output, scratch)
     settings, cluster = stage_settings(request, scratch.nonce), request.config.cluster
     if cluster.engine == "inline":
         from .engine_inline import InlineEngine

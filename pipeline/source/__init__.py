@@ -4,6 +4,7 @@ image_formats  the allow-list of image formats, and the names that such files ha
 part           Part, SourceFile, SourcePlace: what a source is cut into
 sample         IndexedSample: one image, with the facts that its part's index keeps
 keys           a key is unique over its file, whatever the file's parts
+states         what became of planned files since
 planned        a file is read as what it was when it was planned, or not at all
 listing        Listing: a source's files, listed once and handed on
 named_image    what a row or a line gives or names as its image
@@ -27,6 +28,7 @@ formats        the kinds, one module each; how to add one is said there
 kinds          the format that a folder or file is, by what lies there
 resolve        a URI to its format: here one is chosen, and nowhere else
 lister         a source's files, as they are now
+planned_source  which source a plan is of
 plan           files to numbered parts, frozen once planned
 carry          carried columns: their types, decided once
 """

@@ -112,6 +112,7 @@ class SourceFormat(ABC):
         has_columns: whether rows or lines have columns that can be keys.
         takes_any_name: whether a file that is named in full is one of this format, whatever its suffix.
         files_per_part: how many files of the listing form a part.
+        is_of_images: whether each of its files is an image, and so a sample.
     """
 
     name: ClassVar[str]
@@ -119,6 +120,7 @@ class SourceFormat(ABC):
     has_columns: ClassVar[bool] = False
     takes_any_name: ClassVar[bool] = True
     files_per_part: int = 1
+    is_of_images: ClassVar[bool] = False
 
     def refuses(self, path: str) -> str:
         """Why a file of the source cannot be read, by its name; "" where nothing is wrong with it."""

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
 from .. import rejects
-from ..errors import RequestError, SourceError, source_error
+from ..errors import RequestError, source_error
 from ..storage.files import path_named_in, read_input
 from ..storage.uri import WEB, problem_with, scheme_of
 from .keys import digests_in, key_digest
@@ -181,13 +181,10 @@ def read_image_file(path: str) -> bytes | None:
         raise source_error(f"{path[:200]}: cannot be read: {error.strerror or error}", error) from error
 
 
-def reread_image_file(sample: IndexedSample) -> bytes:
-    """The file of an indexed sample that names one. Raises SourceError: it has vanished, or cannot be read."""
+def reread_image_file(sample: IndexedSample) -> bytes | None:
+    """The file of an indexed sample that names one; None if it has vanished. Raises SourceError: it cannot be read."""
     assert sample.path is not None
-    data = read_image_file(sample.path)
-    if data is None:
-        raise SourceError(f"{sample.path}, named by {sample.source}, has vanished since it was indexed")
-    return data
+    return read_image_file(sample.path)
 
 
 def indexed(images: Iterator[NamedImage], source: str, facts: Any, repeated: bytes = b"") -> Iterator[IndexedSample]:

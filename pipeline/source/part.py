@@ -13,6 +13,8 @@ class SourceFile:
         first, last: of a part of a Parquet file its row groups, of a JSONL file its bytes; else 0.
         row: the number of the first row or line in the file.
         etag: of an object, where the storage gives one; `mtime_ns` is 0 then.
+        fate: what became of it since: "", or what makes rejects of its samples (see `states`).
+        from_byte, to_byte: the bytes of the file that this part's index vouches for; a file's parts share them out.
         repeated: of one of several parts of a file, the keys that an earlier part has: see `keys.repeats_by_part`.
     """
 
@@ -24,6 +26,9 @@ class SourceFile:
     last: int = 0
     row: int = 0
     repeated: bytes = b""
+    from_byte: int = 0
+    to_byte: int = 0
+    fate: str = ""
 
     @property
     def state(self) -> tuple[int, int, str]:

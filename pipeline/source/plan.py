@@ -2,9 +2,10 @@
 
 A part is a tar, a chunk of a folder's sorted listing, some row groups of a Parquet file, or some lines of a manifest.
 Parts only ever grow: files that appear later become new parts with the next numbers; a planned file that vanished or
-changed is refused by name.
+changed is refused by name, unless `index.changes` has found what became of it.
 
     plan/plan.json                  which source this plan is of
+    plan/states/                    what became of files since: see `states`
     plan/parts/parts-NNNNNN.parquet one row per file: part, path, size, mtime_ns, ETag; named after its first part
 
 Listings are streamed and merged in sorted order, so that a folder of millions of files costs one directory's names.
@@ -16,14 +17,15 @@ import heapq
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import RequestError
-from ..storage.files import AnyPath, as_path, names_in, open_input
+from ..storage.files import AnyPath, as_path, names_in, open_input, remove_folder
 from ..storage.publish import publish_new, sync_file, write_text
 from ..storage.scratch import Scratch, writing_scratch
 from .format import Columns
@@ -32,12 +34,13 @@ from .keys import repeats_by_part
 from .lister import list_source
 from .listing import Listing
 from .part import Part, SourceFile, SourcePlace
-from .planned import difference
+from .planned import KnownFile, as_now, merged, refusal
+from .planned_source import PlannedSource
+from .states import States
 
 if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
     from ..config import Source
 
-PLAN_VERSION = 4
 ROWS_AT_ONCE = 8192
 FILES_PER_LIST = 64 * ROWS_AT_ONCE
 _LIST_NAME = re.compile(r"parts-([0-9]{6,9})\.parquet")
@@ -54,49 +57,10 @@ PARTS_SCHEMA = pa.schema(
         pa.field("last", pa.int64(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
         pa.field("repeated", pa.binary(), nullable=False),
+        pa.field("from_byte", pa.int64(), nullable=False),
+        pa.field("to_byte", pa.int64(), nullable=False),
     ]
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedSource:
-    """The source that a plan is of: plan.json.
-
-    Attributes:
-        members: the rule by which a tar's members form samples. It was decided once, and a run that goes on takes it.
-    """
-
-    version: int
-    root: str
-    format: str
-    image_column: str
-    key_column: str | None
-    members: str = "grouped"  # of plans that were made before there was a choice
-
-    @classmethod
-    def of(cls, source: Source, place: SourcePlace, members: str) -> PlannedSource:
-        """The source that a configuration names, with the rule that its members are taken by."""
-        return cls(
-            version=PLAN_VERSION,
-            root=place.root,
-            format=place.format,
-            image_column=source.image_column,
-            key_column=source.key_column,
-            members=members,
-        )
-
-    @classmethod
-    def read(cls, described: AnyPath) -> PlannedSource:
-        """The inverse of `asdict` as JSON. Raises RequestError: it is no plan of ours."""
-        try:
-            return cls(**dict(json.loads(described.read_text(encoding="utf-8"))))
-        except (IsADirectoryError, ValueError, TypeError) as error:
-            raise RequestError(f"{described} is not a plan of visionbake: {error}") from error
-
-
-def is_planned(output: AnyPath) -> bool:
-    """Whether there is a plan in an output."""
-    return (output / "plan" / "plan.json").exists()
 
 
 class Plan:
@@ -120,6 +84,7 @@ class Plan:
             self.planned = PlannedSource.read(described)
         self._starts = sorted(_numbers(names_in(self.lists_folder, "parts-"), _LIST_NAME))
         self.num_parts = self._count()
+        self.states = States(self.folder / "states")
 
     def index_path(self, part: int) -> AnyPath:
         return self.index_folder / f"part-{part:06d}.parquet"
@@ -136,9 +101,9 @@ class Plan:
             raise KeyError(number)
         with open_input(self._list_path(start), forwards=False) as stream:
             table = pq.read_table(stream, filters=[("part", "=", number)])
-        files = tuple(
-            SourceFile(**{name: value for name, value in row.items() if name != "part"}) for row in table.to_pylist()
-        )
+        rows = table.drop_columns("part").to_pylist()
+        states = self.states.between(rows[0]["path"], rows[-1]["path"])
+        files = tuple(as_now(SourceFile(**row), states.get(row["path"])) for row in rows)
         planned = self.planned
         return Part(number=number, format=planned.format, root=planned.root, files=files, members=planned.members)
 
@@ -152,21 +117,42 @@ class Plan:
             metadata = pq.ParquetFile(stream).metadata
         return int(metadata.row_group(metadata.num_row_groups - 1).column(0).statistics.max) + 1
 
-    def _known(self) -> Iterator[SourceFile]:
-        """All planned files in sorted order, each once: each list is sorted, so a merge of the lists is."""
-        last = ""
-        for file in heapq.merge(*(self._read_list(start) for start in self._starts), key=lambda file: file.path):
-            if file.path != last:
-                yield file
-            last = file.path
+    def _known(self) -> Iterator[KnownFile]:
+        """All planned files in sorted order: each list is sorted, so a merge of the lists is."""
+        states = iter(self.states)
+        state = next(states, None)
+        rows = heapq.merge(*(self._read_list(start) for start in self._starts), key=lambda row: row[1].path)
+        for path, group in groupby(rows, key=lambda row: row[1].path):
+            numbers, files = zip(*group, strict=True)
+            while state is not None and state.path < path:
+                state = next(states, None)
+            now = as_now(files[0], state if state is not None and state.path == path else None)
+            yield KnownFile(planned=files[0], now=now, parts=range(numbers[0], numbers[-1] + 1))
 
-    def _read_list(self, start: int) -> Iterator[SourceFile]:
-        names = ["path", "size", "mtime_ns", "etag"]
+    def _read_list(self, start: int) -> Iterator[tuple[int, SourceFile]]:
+        """Each part's number, and its file."""
+        names = ["part", "path", "size", "mtime_ns", "etag"]
         with open_input(self._list_path(start)) as stream:
             for batch in pq.ParquetFile(stream).iter_batches(4096, columns=names):
                 columns = (batch.column(name).to_pylist() for name in names)
-                for path, size, mtime_ns, etag in zip(*columns, strict=True):
-                    yield SourceFile(path=path, size=size, mtime_ns=mtime_ns, etag=etag)
+                for part, path, size, mtime_ns, etag in zip(*columns, strict=True):
+                    yield part, SourceFile(path=path, size=size, mtime_ns=mtime_ns, etag=etag)
+
+    def changes(self, listing: Listing) -> Iterator[tuple[KnownFile, SourceFile | None]]:
+        """Every planned file that the listing has in another state than it was last known in, None where it is gone."""
+        for known, listed in merged(self._known(), listing):
+            if known is not None and not known.is_as_known(listed):
+                yield known, listed
+
+    def remove(self) -> None:
+        """Forgets all, so that it can be made anew. Whenever it is ended, what is left is a plan. Raises OSError."""
+        for folder in (self.index_folder, self.folder / "states", self.lists_folder):
+            for name in sorted(names_in(folder), reverse=True):
+                (folder / name).unlink(missing_ok=True)
+            remove_folder(folder)
+        (self.folder / "plan.json").unlink(missing_ok=True)
+        self.planned = None
+        self.reload()
 
     def check_source(self, source: Source, place: SourcePlace) -> None:
         """Raises RequestError if this plan is of another source."""
@@ -188,11 +174,16 @@ class Plan:
             RequestError: the plan is of another source, or a planned file vanished or changed; the message names it.
         """
         self.check_source(source, listing.place)
-        return sum(1 for _ in _new_files(self._known(), listing))
+        return sum(1 for _ in self.new_files(listing))
 
     def new_files(self, listing: Listing) -> Iterator[SourceFile]:
-        """The files that are not planned yet. Raises RequestError as `check_files`."""
-        return _new_files(self._known(), listing)
+        """The files that are not planned yet. Raises RequestError: a planned one is missing or differs."""
+        for known, listed in merged(self._known(), listing):
+            if known is None:
+                assert listed is not None
+                yield listed
+            elif not known.is_as_known(listed):
+                raise RequestError(refusal(known.planned, listed))
 
     def update(self, source: Source, listing: Listing, scratch: Scratch, new_files: int | None = None) -> int:
         """Brings the plan up to the source as it was listed.
@@ -213,7 +204,7 @@ class Plan:
             if not new_files:
                 break
             self._describe(source, listing, scratch)
-            new = _new_files(self._known(), listing)
+            new = self.new_files(listing)
             per_part = format_named(place.format).files_per_part
             while (appended := self._append(new, per_part, place, scratch)) is True:
                 pass
@@ -229,6 +220,11 @@ class Plan:
             return [files]
         source_format = format_named(place.format)
         spans = source_format.spans(place, files[0])
+        size, count = files[0].size, len(spans)
+        spans = [
+            replace(span, from_byte=size * number // count, to_byte=size * (number + 1) // count)
+            for number, span in enumerate(spans)
+        ]
         assert self.planned is not None
         if len(spans) > 1 and self.planned.key_column is not None:
             columns = Columns(image=self.planned.image_column, key=self.planned.key_column)
@@ -297,26 +293,3 @@ class Plan:
 def _numbers(names: Iterable[str], form: re.Pattern[str]) -> Iterator[int]:
     """Yields the number in each file name of a form; a copy or a part of such a file has another name."""
     return (int(match[1]) for name in names if (match := form.fullmatch(name)))
-
-
-def _new_files(known: Iterable[SourceFile], listed: Iterable[SourceFile]) -> Iterator[SourceFile]:
-    """Merges two sorted listings; yields what is only in the second.
-
-    Raises:
-        RequestError: a known file is missing or differs.
-    """
-    known_iterator = iter(known)
-    old = next(known_iterator, None)
-    for file in listed:
-        if old is not None and old.path < file.path:
-            raise RequestError(
-                f"source: {old.path} was planned and has vanished; restore it, or use another output.uri"
-            )
-        if old is not None and old.path == file.path:
-            if old.state != file.state:
-                raise RequestError(f"source: {file.path} {difference(old, file)}; use another output.uri")
-            old = next(known_iterator, None)
-        else:
-            yield file
-    if old is not None:
-        raise RequestError(f"source: {old.path} was planned and has vanished; restore it, or use another output.uri")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
 from ..errors import RequestError
+from ..process import expand_home
 from . import local, remote, remote_list, remote_read, uri
 from .local import State
 from .names import escaped
@@ -75,7 +76,7 @@ def _absolute_path(location: str) -> str:
     except ValueError as error:
         raise RequestError(str(error)) from error
     # A file URI has no home folder: `~` is a name in it.
-    return os.path.abspath(path if uri.is_file_uri(location) else os.path.expanduser(path))
+    return os.path.abspath(path if uri.is_file_uri(location) else expand_home(path))
 
 
 def is_folder(path: AnyPath) -> bool:
@@ -249,13 +250,19 @@ def is_on_a_disk(location: str | AnyPath) -> bool:
 
 def is_relative(location: str) -> bool:
     """Whether a location is meant relative to the current directory."""
-    return not is_remote(location) and not os.path.isabs(os.path.expanduser(uri.local_path(location)))
+    return not is_remote(location) and not os.path.isabs(expand_home(uri.local_path(location)))
 
 
 def make_folder(folder: AnyPath) -> None:
     """Makes a folder where storage has folders. Raises OSError."""
     if isinstance(folder, Path):
         folder.mkdir(exist_ok=True)
+
+
+def remove_folder(folder: AnyPath) -> None:
+    """Removes an empty folder where storage has folders. Raises OSError: it is not empty."""
+    if isinstance(folder, Path) and folder.is_dir():
+        folder.rmdir()
 
 
 def requests_at_once(location: AnyPath) -> int:

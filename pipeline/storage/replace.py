@@ -24,7 +24,7 @@ from ..errors import OutputError, StorageBusy, output_error
 from ..fault import fault_point
 from . import remote, remote_publish
 from .files import AnyPath
-from .publish import sync_directory
+from .publish import NO_LINKS, sync_directory
 from .remote import RemotePath
 from .scratch import Scratch, local_copy
 
@@ -75,7 +75,9 @@ def snapshot(final: AnyPath, scratch: Scratch) -> Iterator[Snapshot]:
 def _link_or_copy(final: Path, path: Path) -> None:
     try:
         os.link(final, path)
-    except PermissionError:  # Linux links no file of another user that one may not write (fs.protected_hardlinks)
+    except OSError as error:  # Linux links no file of another user that one may not write (fs.protected_hardlinks)
+        if error.errno not in NO_LINKS | {errno.EACCES}:
+            raise
         shutil.copyfile(final, path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -15,11 +14,13 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import BUSY_NODE_DISK, OutputError, StorageBusy, output_error, writing
+from ..process import private_folder
 from . import remote_publish, remote_read
 from .files import AnyPath, as_path
 from .remote import RemotePath
 
 STALE_SCRATCH_SECONDS = 24 * 3600
+NODE_SCRATCH = "visionbake"  # this user's folder for scratch on a node
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def local_copy(path: AnyPath) -> Iterator[Path]:
         yield path
         return
     try:
-        _make_private(_node_scratch())
+        private_folder(NODE_SCRATCH)
         made = tempfile.TemporaryDirectory(dir=_node_scratch())
     except OSError as error:
         if error.errno not in BUSY_NODE_DISK:
@@ -84,7 +85,7 @@ class Scratch:
                     raise OutputError(f"{self.output} has vanished")
                 self._made_output = True
             if isinstance(self.output, RemotePath):
-                _make_private(self.folder.parent)
+                private_folder(NODE_SCRATCH)
             self.folder.mkdir(parents=True, exist_ok=True)
             self._there = True
         except OSError as error:
@@ -123,11 +124,4 @@ class Scratch:
 
 def _node_scratch() -> Path:
     """Returns this user's folder for scratch on this node."""
-    return Path(tempfile.gettempdir()) / f"visionbake-{os.getuid()}"
-
-
-def _make_private(folder: Path) -> None:
-    """Raises OSError if the folder is another user's."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise OSError(errno.EPERM, "is another user's", str(folder))
+    return Path(tempfile.gettempdir()) / f"{NODE_SCRATCH}-{os.getuid()}"

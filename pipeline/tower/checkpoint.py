@@ -6,6 +6,7 @@ safetensors index. No pickle, no remote code.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import struct
@@ -31,6 +32,8 @@ RANDOM_SCHEME = "random:"
 TORCH_DTYPES = {"BF16": "torch.bfloat16", "F16": "torch.float16", "F32": "torch.float32"}
 PIECE_BYTES = 8 << 20
 HASHED_AT_ONCE = 4
+# A cache folder that cannot be written.
+NO_CACHE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpoint:
@@ -211,7 +214,13 @@ def _download(repo: str, revision: str | None, weights: bool) -> Path:
             shards = {name for name in list_repo_files(repo, revision=revision) if name.endswith(".safetensors")}
         for shard in sorted(shards):
             fetch(shard)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, KeyError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # The Hub's own errors are OSErrors, too; those of the system have a number. Path.home raises RuntimeError.
+        if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno in NO_CACHE):
+            raise RequestError(
+                f"model.path: {repo}: the Hub's cache cannot be used: {reason}; set HF_HOME to a folder that can be "
+                "written"
+            ) from error
         raise RequestError(f"model.path: {repo}: cannot be fetched from the Hub: {reason}") from error
     return folder

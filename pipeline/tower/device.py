@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import RequestError
+from ..process import name_caches
 
 
 def device_name(device: torch.device) -> str:
@@ -23,6 +24,7 @@ def choose_device(wanted: str = "auto") -> torch.device:
     Raises:
         RequestError: a GPU is wanted, and torch sees none: never the CPU instead, without a word.
     """
+    name_caches()
     if wanted == "cuda" and not torch.cuda.is_available():
         raise RequestError(
             f"cluster.device: cuda: torch {torch.__version__} (built for CUDA {torch.version.cuda}) sees no GPU here; "

@@ -7,13 +7,13 @@ nearly uniform, and mistakes in rotary positions or segments hardly show.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
+from ..process import cache_folders
 from .config import CLIP_MEAN, CLIP_STD, INDEX_NAME, TowerConfig
 
 if TYPE_CHECKING:
@@ -64,18 +64,31 @@ def make_random_tower(size: str, cache: Path | None = None) -> Path:
 
     Args:
         size: a key of `SIZES`.
-        cache: where it is kept; by default `$XDG_CACHE_HOME/visionbake`.
+        cache: where it is kept; by default `$XDG_CACHE_HOME/visionbake`, `~/.cache/visionbake`, or a folder of this
+            user among the temporary files, the first that can be written.
 
     Returns:
         A folder with config.json, preprocessor_config.json and sharded safetensors.
 
     Raises:
-        RequestError: an unknown size.
+        RequestError: an unknown size, or no folder to keep it in.
     """
     if size not in SIZES:
         raise RequestError(f"model.path: random:{size}: unknown size; known are {', '.join(SIZES)}")
-    if cache is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visionbake"
+    folders = [cache] if cache is not None else cache_folders("visionbake")
+    refused: OSError | None = None
+    for folder in folders:
+        try:
+            return _made_in(folder, size)
+        except OSError as error:  # no home, or one that cannot be written
+            refused = error
+    raise RequestError(
+        f"model.path: random:{size}: there is no folder to keep it in ({refused}); set XDG_CACHE_HOME"
+    ) from refused
+
+
+def _made_in(cache: Path, size: str) -> Path:
+    """Raises OSError: it cannot be kept there."""
     folder = cache / f"random-{size}-v{VERSION}"
     if folder.is_dir():
         return folder

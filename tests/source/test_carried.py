@@ -345,9 +345,12 @@ def test_a_group_is_read_once_for_all_units_that_it_serves(tmp_path: Path, monke
     pq.write_table(pa.table({"n": np.arange(100)}), tmp_path / "a.parquet", row_group_size=60)
     opened: list[list[int]] = []
     real = row_cursor.Batches
-    monkeypatch.setattr(
-        row_cursor, "batches_of", lambda path, groups, names: opened.append(groups) or real(path, groups, names)
-    )
+
+    def counted(path: str, groups: list[int], names: list[str]) -> Any:
+        opened.append(groups)
+        return real(path, groups, names)
+
+    monkeypatch.setattr(row_cursor, "Batches", counted)
     cursor = RowCursor(str(tmp_path / "a.parquet"), ["n", "absent"])
     for some in ((0, 3, 3, 17), (18, 59), (59, 60), (61, 99)):
         assert cursor.take(rows(*some)).to_pydict() == {"n": list(some)}

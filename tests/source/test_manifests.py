@@ -70,10 +70,11 @@ class Read:
         ]
 
     def carried(self) -> list[dict[str, Any]]:
+        reader = self.format.reader(self.columns)
         return [
             row
             for part, samples in zip(self.parts, self.by_part, strict=True)
-            for row in self.format.carried(part, samples, self.schema, [{}] * len(samples)).to_pylist()
+            for row in reader.carried(part, samples, self.schema, [{}] * len(samples)).table.to_pylist()
         ]
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from ... import rejects
 from ...encode.dtypes import STORED, is_scaled
-from ...errors import OutputError
+from ...errors import OutputError, SourceError
 from ...index.read import find_index_row
 from ...output.info import read_dataset
 from ...output.layout import unit_id_of
@@ -108,6 +108,7 @@ class Pictures:
             sample = find_index_row(self._plan.index_path(number), row["source"], row["key"])
             if sample is not None:
                 data = self._reader.read(self._plan.part(number), [sample]).encoded[0]
-                assert data is not None
+                if data is None:
+                    raise SourceError(f"{sample.path} has vanished since it was indexed")
                 return sample, data
         raise KeyError(f"{row['key']}: not found in the plan's first {PARTS_SEARCHED} parts")

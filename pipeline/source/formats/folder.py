@@ -32,6 +32,7 @@ class Folder(SourceFormat):
 
     name = "folder"
     suffixes = EXTENSIONS
+    is_of_images = True
 
     def __init__(self, files_per_part: int = FILES_PER_PART) -> None:
         self.files_per_part = files_per_part
