@@ -115,7 +115,7 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
                 raise RequestError(f"source.uri: {path}: {why}")
         # A file that was named in full is what source.format says, whatever its own name says.
         literal = source_format.takes_any_name and (found == [pattern] or glob.escape(pattern) == pattern)
-        named = [path for path in found if literal or _is_taken(path, place.root, source_format)]
+        named = [path for path in found if literal or _is_taken(path, pattern, place.root, source_format)]
         if not named:
             suffixes = ", ".join("*" + suffix for suffix in source_format.suffixes)
             why = f"is not named {suffixes}" if found else _why_nothing(pattern)
@@ -133,10 +133,11 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
         yield _file(relative_to(place.root, path), state)
 
 
-def _is_taken(path: str, root: str, source_format: SourceFormat) -> bool:
-    """Whether a file that a pattern names is one of the source, by its name."""
-    below = relative_to(root, path)
+def _is_taken(path: str, pattern: str, root: str, source_format: SourceFormat) -> bool:
+    """Whether a file that a pattern names is one of the source, by its name; or the pattern names its suffix."""
+    below, suffix = relative_to(root, path), os.path.splitext(pattern)[1]
     named = path.lower().endswith(source_format.suffixes)
+    named |= source_format.takes_any_name and bool(suffix) and not glob.has_magic(suffix)
     return named and not left_alone_in(below) and not source_format.leaves_alone(below)
 
 

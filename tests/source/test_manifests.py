@@ -40,6 +40,7 @@ class Read:
         source = Source(uri=str(uri), **fields)
         place = resolve_source(source)
         listing = list_source(place)
+        self.source, self.place = source, place
         self.format = format_named(place.format)
         self.columns = Columns(image=source.image_column, key=source.key_column)
         self.format.check(listing, self.columns, source.uri)
@@ -154,7 +155,7 @@ def test_a_text_list_is_a_path_a_line(folder: Path) -> None:
     assert read.keys == [f"list.txt:{row}" for row in (0, 2, 3, 4, 5, 6)]
     assert "line 5 is not valid UTF-8" in str(read.samples[3].error)
     assert read.bytes_again()[:2] == [PICTURE, PICTURE]
-    with pytest.raises(RequestError, match="source.carry"):
+    with pytest.raises(RequestError, match=r"source\.carry: caption: a list of paths has no columns"):
         Read(folder / "list.txt", carry=("caption",))
 
 
@@ -163,7 +164,7 @@ def test_a_text_list_is_a_path_a_line(folder: Path) -> None:
     [
         VALUE,
         VALUE.replace("image/png;", "image;"),
-        VALUE.replace("image/png;", ""),
+        VALUE.replace("image/png", ""),
         "DATA:image/png;charset=utf-8;BASE64," + VALUE.partition(",")[2].rstrip("="),
         VALUE.replace("+", "-").replace("/", "_").replace("data:image_png", "data:image/png"),
         VALUE[:60] + "\n" + VALUE[60:],
@@ -224,14 +225,14 @@ def test_one_object_is_no_array(folder: Path) -> None:
     with pytest.raises(RequestError, match="no array of objects but an object"):
         Read(folder / "coco.json", format="json")
     (folder / "coco.json").write_text('{"images": [], "annotations": []}')
-    with pytest.raises(RequestError, match="no line of .* has a field 'image'; they have images, annotations"):
+    with pytest.raises(RequestError, match=r"no line of .* has a field 'image'; they have images, annotations"):
         Read(folder / "coco.json")
 
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_an_array_that_is_said_to_be_lines_is_refused_with_its_name(indent: int | None, folder: Path) -> None:
     (folder / "m.json").write_text(json.dumps([{"image": "1.png"}], indent=indent))
-    with pytest.raises(RequestError, match="one JSON array, not an object a line; set source.format to json"):
+    with pytest.raises(RequestError, match=r"one JSON array, not an object a line; set source\.format to json"):
         Read(folder / "m.json", format="jsonl")
 
 
@@ -259,8 +260,11 @@ def test_a_csv_file_whose_values_cannot_be_told_apart_is_refused(text: str, says
 
 def test_a_field_may_be_larger_than_the_csv_module_likes(folder: Path) -> None:
     assert len(VALUE) < 131_072 < csv_rows.LARGEST_FIELD_BYTES
-    (folder / "m.csv").write_text(f"image,note\n{VALUE},{'x' * 200_000}\n")
+    (folder / "m.csv").write_text(f'image,note\n"{VALUE}",{"x" * 200_000}\n')
     assert Read(folder / "m.csv").statuses == ["ok"]
+    (folder / "m.csv").write_text(f"image,note\n{VALUE},x\n")
+    with pytest.raises(RequestError, match=r"no record of .* can be read: record 1 has 3 fields where"):
+        Read(folder / "m.csv")
 
 
 def test_what_is_no_utf8_is_no_path(folder: Path) -> None:
