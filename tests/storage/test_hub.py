@@ -61,7 +61,7 @@ def test_a_range_is_one_request(server: HubServer) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "nothing/*.png", "a/*.tar"])
 def test_what_is_not_there_is_refused(name: str, server: HubServer) -> None:
-    with pytest.raises(RequestError, match="does not exist|names no file"):
+    with pytest.raises(RequestError, match=r"does not exist|names no file"):
         list_source(resolve_source(Source(uri=f"{URI}/{name}", format="parquet")))
 
 
