@@ -146,7 +146,11 @@ class _WrittenTwice(Exception):
 
 
 def _check_once(root: yaml.Node | None) -> None:
-    """Looks at every mapping, before `<<` mixes them: what that brings in may be written again. Raises _WrittenTwice."""
+    """Looks at every mapping, before `<<` mixes them: what that brings in may be written again.
+
+    Raises:
+        _WrittenTwice: a key stands twice in one of them.
+    """
     waiting: list[yaml.Node] = [] if root is None else [root]
     seen: set[int] = set()
     while waiting:

@@ -73,7 +73,15 @@ class ReaderLost(SourceError):
 
 
 class DamagedPart(SourceError):
-    """A tar that is damaged in its structure, so that its list of samples cannot be trusted."""
+    """A file that is damaged in its structure, so that its list of samples cannot be trusted from there on.
+
+    Attributes:
+        group: the row group that is damaged: what was read of it counts for nothing. -1 where there are none.
+    """
+
+    def __init__(self, message: str, *, group: int = -1) -> None:
+        super().__init__(message)
+        self.group = group
 
 
 class OutputError(Exception):

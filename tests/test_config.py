@@ -125,7 +125,7 @@ def test_what_is_written_twice_is_refused_by_its_lines(text: str, says: str, tmp
 def test_a_value_that_is_set_with_a_key_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("source: {uri: a}\nmodel: {path: m}\noutput: {uri: b}\n")
-    with pytest.raises(RequestError, match="--set pack={.*max_patches is written twice"):
+    with pytest.raises(RequestError, match=r"--set pack=\{.*max_patches is written twice"):
         load_config(str(path), ["pack={max_patches: 8, max_patches: 16}"])
 
 

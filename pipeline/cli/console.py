@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
 from ..errors import OutputError, RequestError
-from ..storage.files import AnyPath, absolute, check_location, is_folder
+from ..storage.files import AnyPath, absolute, is_folder
+from ..storage.location import check_location
+
+IGNORED_SAID = 8
 
 
 class Interrupted(BaseException):
@@ -39,6 +43,13 @@ def output_of(text: str) -> AnyPath:
         there = output.exists()
         raise RequestError(f"{text} is a file, not an output" if there else f"{text} does not exist")
     return output
+
+
+def ignored_text(ignored: Mapping[str, int]) -> str:
+    """Says what was left alone: how many in all, and of the most frequent kinds how many each."""
+    total, kinds = sum(ignored.values()), sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
+    some = ", ".join(f"{count:,} {name or 'without extension'}" for name, count in kinds[:IGNORED_SAID])
+    return f"{total:,} left alone: {some}{', …' if len(kinds) > IGNORED_SAID else ''}"
 
 
 def print_json(tree: object, indent: int | None = 2) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..index.read import read_index_arrays
 from ..run.request import check_request
 from ..run.runner import make_plan
 from ..source.plan import Plan
-from .console import add_config_arguments, bytes_text, number_text, print_json, say, write_page
+from .console import add_config_arguments, bytes_text, ignored_text, number_text, print_json, say, write_page
 
 COLUMN = 32
 
@@ -63,15 +64,20 @@ class Planner:
         self.writing = Writing.of(config, self.request.checkpoint.config.width_of(config.output.stage))
         self.measured: dict[str, Any] = {}  # what calibration found out beside the rates
         self.rates: list[Rates] = []  # of each budget
+        self._left_alone: Counter[str] = Counter()  # of the tars that were indexed
 
     def estimate(self) -> dict[str, Any]:
         """The answer as JSON. Raises RequestError, RunFailed."""
         tree = self._from_sample() if self._arguments.sample is not None else self._from_index()
-        return tree | self.measured | {"ignored_files": sum(self.request.listed().ignored.values())}
+        ignored = self.request.listed().ignored + self._left_alone
+        return tree | self.measured | {"ignored_files": ignored.total(), "ignored_by_extension": ignored}
 
     def _from_sample(self) -> dict[str, Any]:
         arguments, listing = self._arguments, self.request.listed()
-        draws = draw(listing, arguments.sample, arguments.seed, self.config.source.image_column)
+        source = self.config.source
+        draws, decided = draw(listing, arguments.sample, arguments.seed, source.image_column, source.members)
+        if decided and not arguments.json:
+            say(decided)
         seen = [one for each in draws.draws for one in each.samples if one.status == rejects.OK]
         self._rate(np.array([one.height for one in seen]), np.array([one.width for one in seen]))
         return extrapolated(
@@ -85,6 +91,7 @@ class Planner:
         if failed:
             raise RunFailed(f"{len(failed)} of {plan.num_parts} parts could not be indexed")
         estimates, source = estimate_plan(plan, self.request.geometry, self.budgets, self.writing)
+        self._left_alone = source.left_alone
         self._rate(*some_sizes(plan))
         return source.as_dict() | {
             **({"duplicates_counted_in_one_of": one_of} if (one_of := source.duplicates_of_one_in) > 1 else {}),
@@ -170,10 +177,10 @@ def _print(tree: dict[str, Any]) -> None:
         elif name == "skipped_parts":
             for line in value:
                 say(f"{'skipped':{COLUMN}}{line}")
-        elif name == "ignored_files":
+        elif name == "ignored_by_extension":
             if value:
-                say(f"{'other files':{COLUMN}}{value:,} in the source, left alone")
-        elif name != "tokens_histogram":
+                say(f"{'other files':{COLUMN}}{ignored_text(value)}")
+        elif name != "ignored_files" and name != "tokens_histogram":
             say(f"{name:{COLUMN}}{_text(name, value)}")
 
 

@@ -12,7 +12,7 @@ from ..config import load_config
 from ..run.progress import Progress
 from ..run.runner import run
 from ..run.summary import Summary
-from .console import add_config_arguments, bytes_text, catch_signals, print_json, say, seconds_text
+from .console import add_config_arguments, bytes_text, catch_signals, ignored_text, print_json, say, seconds_text
 
 LINE_EVERY_SECONDS = 5.0
 
@@ -95,8 +95,8 @@ def print_summary(summary: Summary) -> None:
         f"peak memory       {bytes_text(summary.peak_memory_bytes)} in the largest process, "
         f"{bytes_text(summary.driver_peak_memory_bytes)} in the driver"
     )
-    if summary.ignored_files:
-        say(f"other files       {summary.ignored_files:,} in the source, left alone")
+    if summary.ignored:
+        say(f"other files       {ignored_text(summary.ignored)}")
     for skipped in summary.skipped_parts:
         say(f"skipped           {skipped}")
     for problem in summary.problems:

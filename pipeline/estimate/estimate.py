@@ -183,14 +183,16 @@ class Estimate:
 
 @dataclass(kw_only=True)
 class SourceFacts:
-    """Facts that no budget changes: sizes of the images as they are, and parts that were skipped."""
+    """Facts that no budget changes: sizes of the images as they are, parts that were skipped, what was left alone."""
 
     megapixels: LogHistogram = field(default_factory=LogHistogram)  # of pixels
     aspect_ratios: LogHistogram = field(default_factory=LogHistogram)  # long side over short side
     skipped_parts: list[str] = field(default_factory=list)
+    left_alone: Counter[str] = field(default_factory=Counter)  # members of tars, by extension
     duplicates_of_one_in: int = 1
 
     def add(self, index: IndexArrays) -> None:
+        self.left_alone += index.left_alone
         if index.damaged:
             self.skipped_parts.append(index.damaged)
         self.add_sizes(index.height_N[index.accepted_N], index.width_N[index.accepted_N])
@@ -205,6 +207,7 @@ class SourceFacts:
         self.megapixels.counts += other.megapixels.counts
         self.aspect_ratios.counts += other.aspect_ratios.counts
         self.skipped_parts += other.skipped_parts
+        self.left_alone += other.left_alone
 
     def as_dict(self) -> dict[str, object]:
         return {

@@ -16,6 +16,7 @@ from ..errors import DamagedPart, RequestError, listing_error
 from ..index.headers import read_header
 from ..rejects import Reject
 from ..source.drawing import DRAWS, Drawing, Drawn, Draws
+from ..source.format import Columns, MembersRule
 from ..source.formats import format_named
 from ..source.listing import Listing
 from ..source.named_image import NamedImage
@@ -43,21 +44,34 @@ class Headers:
         return Drawn(status=image.reason) if image.problem else self.drawn(image.read())
 
 
-def draw(listing: Listing, count: int, seed: int, image_column: str) -> Draws:
+def draw(listing: Listing, count: int, seed: int, image_column: str, members: str = "grouped") -> tuple[Draws, str]:
     """Draws about `count` samples, at least one a draw.
+
+    Args:
+        members: as of `source.members`.
+
+    Returns:
+        The draws, and what `members: auto` came to, in a line.
 
     Raises:
         RequestError: a file cannot be read, or no image was found.
     """
+    source_format, rule = format_named(listing.place.format), MembersRule(members=members)
+    if members == "auto":
+        rule = source_format.members_rule(listing, Columns(image=image_column))
     drawing = Drawing(
-        count=max(count, DRAWS), generator=random.Random(seed), headers=Headers(), image_column=image_column
+        count=max(count, DRAWS),
+        generator=random.Random(seed),
+        headers=Headers(),
+        image_column=image_column,
+        members=rule.members,
     )
     try:
-        draws = format_named(listing.place.format).draw(listing, drawing)
+        draws = source_format.draw(listing, drawing)
     except (OSError, DamagedPart, pa.ArrowException) as error:
         raise listing_error(f"source: cannot be sampled: {error}", error) from error
     except KeyError as error:
         raise RequestError(f"source: cannot be sampled: a file has no column {error}") from error
     if not draws.samples:
         raise RequestError(f"source: no image was found in {DRAWS} places of {listing.count} files")
-    return draws
+    return draws, rule.said

@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -31,7 +31,12 @@ NUMBERS = ["width", "height", "offset", "length", "status", "group"]
 
 @dataclass(frozen=True, kw_only=True)
 class IndexArrays:
-    """The columns that cutting needs, of one part. N samples."""
+    """The columns that cutting needs, of one part. N samples.
+
+    Attributes:
+        damaged: what is wrong with the part, and what came of that; "" where nothing is.
+        left_alone: members that are no sample's, counted by extension.
+    """
 
     width_N: npt.NDArray[np.int64]
     height_N: npt.NDArray[np.int64]
@@ -40,6 +45,7 @@ class IndexArrays:
     accepted_N: npt.NDArray[np.bool_]
     group_N: npt.NDArray[np.int64]
     damaged: str
+    left_alone: Counter[str] = field(default_factory=Counter)
 
     @cached_property
     def byte_ends(self) -> npt.NDArray[np.int64]:
@@ -74,6 +80,7 @@ def _arrays_of(table: pa.Table) -> IndexArrays:
     def numbers(name: str) -> npt.NDArray[np.int64]:
         return table.column(name).fill_null(0).cast(pa.int64()).to_numpy()
 
+    facts = json.loads(table.schema.metadata[b"visionbake.index"])
     return IndexArrays(
         width_N=numbers("width"),
         height_N=numbers("height"),
@@ -81,7 +88,8 @@ def _arrays_of(table: pa.Table) -> IndexArrays:
         end_N=numbers("offset") + numbers("length"),
         accepted_N=pc.equal(table.column("status"), rejects.OK).to_numpy().astype(np.bool_),
         group_N=numbers("group"),
-        damaged=json.loads(table.schema.metadata[b"visionbake.index"])["damaged"],
+        damaged=facts["damaged"],
+        left_alone=Counter(facts.get("left_alone")),
     )
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .. import rejects
@@ -21,6 +22,7 @@ from ..errors import DamagedPart
 from ..rejects import Reject
 from ..source.format import Columns
 from ..source.formats import format_named
+from ..source.listing import name_of_ignored
 from ..source.part import Part
 from ..source.sample import IndexedSample
 from ..storage.files import AnyPath
@@ -55,7 +57,7 @@ INDEX_SCHEMA = pa.schema(
 
 
 def index_part(
-    part: Part, columns: Columns, final: AnyPath, scratch: Scratch, images: HeaderReader, *, skip_damaged: bool = False
+    part: Part, columns: Columns, final: AnyPath, scratch: Scratch, images: HeaderReader, *, on_damaged: str = "fail"
 ) -> int:
     """Reads a part and publishes its index, unless another process has done so already.
 
@@ -63,63 +65,115 @@ def index_part(
         columns: what of a row is its image, and what its key.
         final: the index's name.
         images: reads the headers.
-        skip_damaged: of a part whose list of samples cannot be trusted an index without samples is written.
+        on_damaged: of a part whose list of samples cannot be trusted, `skip` writes an index without samples,
+            `salvage` one of those that stand whole before the damage.
 
     Returns:
         The number of samples.
 
     Raises:
         SourceError: a file changed since it was planned, or cannot be read.
-        DamagedPart: its list of samples cannot be trusted, and that is not to be skipped.
+        DamagedPart: its list of samples cannot be trusted, and that is to fail.
         OutputError: the index cannot be written.
     """
     path = scratch.path(final.name)
+    facts = ByteFacts(images)
+    samples = _with_keys(format_named(part.format).samples(part, columns, facts))
     with writing_scratch(path):  # the source's failures, and the guard's, are SourceError
-        try:
-            count = _write(path, index_samples(part, columns, images), damaged="")
-        except DamagedPart as error:
-            if not skip_damaged:
-                raise
-            path.unlink(missing_ok=True)
-            count = _write(path, iter(()), damaged=str(error))
+        count, damage = _write(path, samples, facts)
+        if damage is not None:
+            if on_damaged == "fail":
+                raise damage
+            count = _write_kept(path, damage, facts, keep=on_damaged == "salvage")
+        sync_file(path)
         format_named(part.format).check_unchanged(part)
         if not publish_new(path, final):
             path.unlink()
     return count
 
 
-def _write(path: Path, samples: Iterator[IndexedSample], *, damaged: str) -> int:
-    facts = {"version": str(INDEX_VERSION), "damaged": damaged}
-    schema = INDEX_SCHEMA.with_metadata({"visionbake.index": json.dumps(facts)})
+def _write(path: Path, samples: Iterator[IndexedSample], facts: ByteFacts) -> tuple[int, DamagedPart | None]:
+    """Writes samples as they come, up to the end or to where the part is damaged. Returns their number, and how it is.
+
+    Of a part that is damaged the file says nothing yet of its facts.
+    """
     count = 0
-    with pq.ParquetWriter(path, schema) as writer:  # scratch: nobody sees it before it is published
+    damage: DamagedPart | None = None
+    with pq.ParquetWriter(path, INDEX_SCHEMA) as writer:  # scratch: nobody sees it before it is published
         rows: list[dict[str, object]] = []
-        for sample in samples:
-            rows.append(asdict(sample))
-            if len(rows) == ROWS_PER_GROUP:
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-                count += len(rows)
-                rows = []
+        try:
+            for sample in samples:
+                rows.append(asdict(sample))
+                if len(rows) == ROWS_PER_GROUP:
+                    writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA))
+                    count += len(rows)
+                    rows = []
+        except DamagedPart as error:
+            damage = error
         if rows or not count:
-            writer.write_table(pa.Table.from_pylist(rows, schema))
+            writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA))
             count += len(rows)
-    sync_file(path)
-    return count
+        if damage is None:
+            writer.add_key_value_metadata(facts.metadata(damaged=""))
+    return count, damage
+
+
+def _write_kept(path: Path, damage: DamagedPart, facts: ByteFacts, *, keep: bool) -> int:
+    """Writes a damaged part's index again, of those samples that are to be kept; returns their number."""
+    table = pq.read_table(path)
+    if not keep:
+        table = table.slice(0, 0)
+    elif damage.group >= 0:
+        table = table.filter(pc.less(table.column("group"), damage.group))
+    said = str(damage)
+    if keep:
+        said += (
+            f"; salvaged: {table.num_rows} samples that stand whole before it"
+            if len(table)
+            else ("; nothing can be salvaged, no sample stands whole before it")
+        )
+    with pq.ParquetWriter(path, INDEX_SCHEMA) as writer:
+        writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+        writer.add_key_value_metadata(facts.metadata(damaged=said))
+    return int(table.num_rows)
 
 
 def index_samples(part: Part, columns: Columns, images: HeaderReader | None = None) -> Iterator[IndexedSample]:
     """Reads every image of a part and yields its facts. Raises SourceError and DamagedPart as `index_part` does."""
-    for sample in format_named(part.format).samples(part, columns, partial(_facts, images or PlainReader())):
-        yield sample if sample.key else sample.rejected(rejects.MISSING_IMAGE, "its key is empty")
+    return _with_keys(format_named(part.format).samples(part, columns, ByteFacts(images or PlainReader())))
 
 
-def _facts(images: HeaderReader, sample: IndexedSample, data: bytes) -> IndexedSample:
-    """Completes a sample by what its bytes are."""
-    sample = replace(sample, sha256=hashlib.sha256(data).hexdigest())
-    try:
-        header = images.header(sample.key, data)
-    except Reject as reject:
-        return sample.rejected(reject.reason, reject.message)
-    return replace(
-        sample, format=header.format, width=header.width, height=header.height, orientation=header.orientation
-    )
+def _with_keys(samples: Iterator[IndexedSample]) -> Iterator[IndexedSample]:
+    """Samples, those with an empty key as rejects."""
+    return (sample if sample.key else sample.rejected(rejects.MISSING_IMAGE, "its key is empty") for sample in samples)
+
+
+class ByteFacts:
+    """Finds the facts about images' bytes, and counts what of a part is left alone, by extension."""
+
+    def __init__(self, images: HeaderReader) -> None:
+        self._images = images
+        self.left_alone: Counter[str] = Counter()
+
+    def __call__(self, sample: IndexedSample, data: bytes, /) -> IndexedSample:
+        """Completes a sample by what its bytes are."""
+        sample = replace(sample, sha256=hashlib.sha256(data).hexdigest())
+        try:
+            header = self._images.header(sample.key, data)
+        except Reject as reject:
+            return sample.rejected(reject.reason, reject.message)
+        return replace(
+            sample, format=header.format, width=header.width, height=header.height, orientation=header.orientation
+        )
+
+    def leave(self, name: str, /) -> None:
+        self.left_alone[name_of_ignored(name, ())] += 1
+
+    def metadata(self, *, damaged: str) -> dict[str, str]:
+        """Says what an index's footer has of its part.
+
+        Args:
+            damaged: what is wrong with it, and what came of that.
+        """
+        facts = {"version": str(INDEX_VERSION), "damaged": damaged, "left_alone": self.left_alone}
+        return {"visionbake.index": json.dumps(facts)}

@@ -149,7 +149,6 @@ class Verifier:
         index = read_index_arrays(path)
         if index.damaged:
             report.skipped.append(index.damaged)
-            return []
         return cut_units(part, index, self.geometry, self.shard_tokens)
 
     def _unit(self, unit: Unit) -> tuple[list[str], CommitRecord | None, int]:

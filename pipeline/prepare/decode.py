@@ -66,7 +66,7 @@ def decode(data: bytes) -> Uint8:
     """Decodes one encoded image by the image policy of the README.
 
     Args:
-        data: JPEG, PNG, WebP, GIF, BMP or TIFF.
+        data: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.
 
     Returns:
         RGB, uint8 [H, W, 3], as displayed.

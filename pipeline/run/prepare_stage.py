@@ -65,8 +65,7 @@ class PrepareStage:
             part = self._load(number)
         assert self._plan is not None
         final, images = self._plan.index_path(number), self._reader_of_images(guarded)
-        skip = settings.on_damaged == "skip"
-        return index_part(part, self._columns, final, self._scratch, images, skip_damaged=skip)
+        return index_part(part, self._columns, final, self._scratch, images, on_damaged=settings.on_damaged)
 
     def _reader_of_images(self, guarded: bool) -> ImageReader:
         return self._guard if guarded or self._guarded else self._images

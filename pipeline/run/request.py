@@ -22,9 +22,11 @@ from ..source.formats import format_named
 from ..source.lister import list_source
 from ..source.listing import Listing
 from ..source.part import SourcePlace
+from ..source.plan import is_planned
 from ..source.resolve import files_of_output_in, resolve_source
-from ..storage.files import AnyPath, absolute, check_location, is_relative
+from ..storage.files import AnyPath, absolute, is_relative
 from ..storage.hub import HUB
+from ..storage.location import check_location
 from ..storage.uri import scheme_of
 from ..tower.checkpoint import Checkpoint, local_folder
 from .settings import StageSettings
@@ -84,7 +86,7 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     for name in config.source.carry:
         if name.lower() in shard_format(config.output.format).own_members:
             raise RequestError(f"source.carry: {name} is a member that WebDataset shards have already; leave it out")
-    listing = in_background(partial(_list, config.source, place))
+    listing = in_background(partial(_list, config.source, place, output))
     checkpoint = Checkpoint(config.model.path, config.model.revision, weights=weights)
     geometry = Geometry(
         patch_size=checkpoint.config.patch_size,
@@ -108,7 +110,7 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     )
 
 
-def _list(source: Source, place: SourcePlace) -> Listing:
+def _list(source: Source, place: SourcePlace, output: AnyPath) -> Listing:
     """Lists a source, all of it: a name or folder that cannot be read is found before anything is written.
 
     Raises:
@@ -116,7 +118,10 @@ def _list(source: Source, place: SourcePlace) -> Listing:
     """
     listing = list_source(place)
     columns = Columns(image=source.image_column, key=source.key_column)
-    format_named(place.format).check(listing, columns, source.uri)
+    source_format = format_named(place.format)
+    if source.members == "auto" and not is_planned(output):
+        source_format.members_rule(listing, columns)  # looks here, in the background; planning asks again
+    source_format.check(listing, columns, source.uri)
     return listing
 
 

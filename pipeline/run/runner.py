@@ -6,6 +6,7 @@ check ─▶ start the engine ─▶ plan ─▶ drive (index, prepare, encode, 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -90,6 +91,7 @@ class Run:
         self._plan = Plan(request.output)
         self._facts: dict[str, object] = {}
         self._skipped: dict[int, str] = {}
+        self._left_alone: dict[int, Counter[str]] = {}  # members of tars
         self._started: float | None = None  # when encoding could begin
         self._ended: float | None = None
         self._resume: Resume | None = None  # before this run
@@ -141,6 +143,8 @@ class Run:
         else:
             new_parts = plan.update(config.source, request.listed(), scratch, new_files)
             engine.begin(partial(self._admit, scratch))
+        if plan.decided:
+            self._say(plan.decided)
         resume = self._resume = Resume(self._output, plan.num_parts)
         committed = resume.committed
         if committed.count or new_parts < plan.num_parts:
@@ -236,6 +240,8 @@ class Run:
             if self._config.source.on_damaged == "fail":
                 raise DamagedPart(index.damaged)
             self._skipped[part] = index.damaged
+        if index.left_alone:
+            self._left_alone[part] = index.left_alone
         return cut_units(part, index, self._request.geometry, self._config.output.shard_tokens)
 
     def conclude(self, progress: Progress, scratch: Scratch, encoder_seconds: float) -> Summary:
@@ -259,7 +265,7 @@ class Run:
             retries=progress.retries,
             problems=problems,
             skipped_parts=skipped,
-            ignored_files=sum(self._request.listed().ignored.values()),
+            ignored=self._request.listed().ignored + sum(self._left_alone.values(), Counter()),
         )
         if problems:
             remove_success(output)  # one of an earlier run, before parts were added
@@ -296,6 +302,8 @@ def make_plan(request: Request, say: Callable[[str], None]) -> tuple[Plan, list[
         engine = start_engine(request, scratch, say, encoding=False)
         try:
             plan.update(config.source, listing, scratch, new_files)
+            if plan.decided:
+                say(plan.decided)
             indexed = plan.indexed_parts()
             to_index = [part for part in range(plan.num_parts) if part not in indexed]
             work = Work(parts=plan.num_parts, to_index=to_index, to_cut=[], units_of=lambda part: [])

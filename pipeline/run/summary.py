@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from ..output.totals import Totals
@@ -9,7 +10,11 @@ from ..output.totals import Totals
 
 @dataclass(kw_only=True)
 class Summary:
-    """The outcome of a run: what it did, and what its output holds. Seconds are wall time unless they are by stage."""
+    """The outcome of a run: what it did, and what its output holds. Seconds are wall time unless they are by stage.
+
+    Attributes:
+        ignored: files of the source, and members of the tars that were looked at, that were left alone, by extension.
+    """
 
     output: str
     complete: bool
@@ -23,7 +28,7 @@ class Summary:
     retries: int
     problems: list[str] = field(default_factory=list)
     skipped_parts: list[str] = field(default_factory=list)
-    ignored_files: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, object]:
         seconds = max(self.wall_seconds, 1e-9)
@@ -43,5 +48,6 @@ class Summary:
             "retries": self.retries,
             "problems": self.problems,
             "skipped_parts": self.skipped_parts,
-            "ignored_files": self.ignored_files,
+            "ignored_files": self.ignored.total(),
+            "ignored_by_extension": dict(self.ignored.most_common()),
         }

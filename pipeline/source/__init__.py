@@ -13,12 +13,13 @@ arrow_file     Arrow files, found by their messages' headers
 table          rows whose cells hold or name images
 drawing        some samples for an estimate, and how much of the source each stands for
 tar            strict reading of tar structure
-tar_samples    the members of one key form a sample
+tar_samples    a tar's samples: the members of one key, or each image
 members        what stands beside an image in a tar or a folder
 format         what a kind of source must be able to do
 manifest       what all manifests do: records that name or hold images
 spread         drawing from files that can only be read from their start
 lines          manifests in which a record is a line
+tar_rule       which of the two rules a source's tars are taken by, decided once
 formats        the kinds, one module each; how to add one is said there
 kinds          the format that a folder or file is, by what lies there
 resolve        a URI to its format: here one is chosen, and nowhere else

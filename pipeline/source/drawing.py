@@ -61,12 +61,17 @@ class HeaderReader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How to draw: about `count` samples in all, at least one a draw, with this generator's numbers."""
+    """How to draw: about `count` samples in all, at least one a draw, with this generator's numbers.
+
+    Attributes:
+        members: the rule by which a tar's members form samples (`tar_samples`).
+    """
 
     count: int
     generator: random.Random
     headers: HeaderReader
     image_column: str
+    members: str = "grouped"
 
     @property
     def per_draw(self) -> int:

@@ -21,8 +21,27 @@ from .part import Part, SourceFile, SourcePlace
 from .planned import check_unchanged
 from .sample import IndexedSample
 
-# Completes a sample by the facts about its bytes; what is wrong with them becomes its status.
-Facts = Callable[[IndexedSample, bytes], IndexedSample]
+
+class Facts(Protocol):
+    """Takes what a format finds in a part."""
+
+    def __call__(self, sample: IndexedSample, data: bytes, /) -> IndexedSample:
+        """Completes a sample by the facts about its bytes; what is wrong with them becomes its status."""
+        ...
+
+    def leave(self, name: str, /) -> None:
+        """Counts a member of the part that is no sample's and is left alone."""
+        ...
+
+
+class _NoFacts:
+    """Where only keys are asked for."""
+
+    def __call__(self, sample: IndexedSample, data: bytes, /) -> IndexedSample:
+        return sample
+
+    def leave(self, name: str, /) -> None:
+        """Counts nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +50,19 @@ class Columns:
 
     image: str = "image"
     key: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MembersRule:
+    """A decision by which rule a tar's members form samples: as `source.members` spells it, and why, in a line."""
+
+    members: str = "grouped"
+    why: str = ""
+
+    @property
+    def said(self) -> str:
+        """The decision in a line, "" where there was nothing to decide."""
+        return f"source.members: auto took {self.members}: {self.why}" if self.why else ""
 
 
 class UnitBytes(NamedTuple):
@@ -90,6 +122,10 @@ class SourceFormat(ABC):
     def check(self, listing: Listing, columns: Columns, uri: str) -> None:
         """Raises RequestError: the source holds no image, or lacks a column."""
 
+    def members_rule(self, listing: Listing, columns: Columns) -> MembersRule:
+        """Decides what `source.members: auto` comes to, by what lies there; it says nothing where there are no tars."""
+        return MembersRule()
+
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         """Cuts a file into parts; at least one. Raises RequestError if it cannot be read as what it is."""
         return [file]
@@ -105,7 +141,7 @@ class SourceFormat(ABC):
         part = Part(number=0, format=self.name, root=place.root, files=(span,))
         path = os.path.join(place.root, span.path)
         try:
-            for sample in self.samples(part, columns, lambda sample, data: sample):
+            for sample in self.samples(part, columns, _NoFacts()):
                 yield sample.key
         except DamagedPart:
             return  # for the index to report: of what is damaged it has no sample
@@ -118,7 +154,8 @@ class SourceFormat(ABC):
 
         Raises:
             SourceError: a file changed since it was planned, or cannot be read.
-            DamagedPart: the list of samples cannot be trusted.
+            DamagedPart: the list of samples cannot be trusted from there on. What stands whole before the damage has
+                been yielded by then.
         """
 
     def check_unchanged(self, part: Part) -> None:

@@ -15,9 +15,8 @@ from ..process import DaemonThreads
 from ..storage.files import kind_of, map_ahead, may_be_read, reads_ahead, relative_to, states_of, why_unreadable
 from ..storage.local import State
 from ..storage.names import left_alone_in
-from .format import SourceFormat
 from .formats import format_named
-from .listing import Listing
+from .listing import Listing, name_of_ignored
 from .part import SourceFile, SourcePlace
 
 PATTERNS_AT_ONCE = 32
@@ -54,20 +53,6 @@ def _list_folder(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFi
                 yield _file(path, state)
     except OSError as error:
         raise listing_error(f"source.uri: {error.filename or place.root} cannot be listed: {error}", error) from error
-
-
-def name_of_ignored(path: str, suffixes: tuple[str, ...]) -> str:
-    """What a file that is left alone is counted as: its extension, and why it is not taken where that does not say it.
-
-    Args:
-        path: relative to the source; a folder's with a slash behind.
-        suffixes: of what is taken, in lower case.
-    """
-    extension = os.path.splitext(path)[1].lower()
-    if found := left_alone_in(path.rstrip("/")):
-        in_folder = found.endswith("/") or path.endswith("/")
-        return found.rstrip("/") + "/" if in_folder else f"{extension} (hidden)"
-    return f"{extension} (no regular file)" if path.lower().endswith(suffixes) else extension
 
 
 def _file(path: str, state: State) -> SourceFile:
@@ -115,7 +100,9 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
                 raise RequestError(f"source.uri: {path}: {why}")
         # A file that was named in full is what source.format says, whatever its own name says.
         literal = source_format.takes_any_name and (found == [pattern] or glob.escape(pattern) == pattern)
-        named = [path for path in found if literal or _is_taken(path, pattern, place.root, source_format)]
+        # Whoever writes a hidden name means it.
+        hidden = bool(left_alone_in(relative_to(place.root, pattern)))
+        named = [path for path in found if literal or _is_taken(path, pattern, place, hidden=hidden)]
         if not named:
             suffixes = ", ".join("*" + suffix for suffix in source_format.suffixes)
             why = f"is not named {suffixes}" if found else _why_nothing(pattern)
@@ -133,12 +120,13 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
         yield _file(relative_to(place.root, path), state)
 
 
-def _is_taken(path: str, pattern: str, root: str, source_format: SourceFormat) -> bool:
+def _is_taken(path: str, pattern: str, place: SourcePlace, *, hidden: bool) -> bool:
     """Whether a file that a pattern names is one of the source, by its name; or the pattern names its suffix."""
-    below, suffix = relative_to(root, path), os.path.splitext(pattern)[1]
+    source_format = format_named(place.format)
+    below, suffix = relative_to(place.root, path), os.path.splitext(pattern)[1]
     named = path.lower().endswith(source_format.suffixes)
     named |= source_format.takes_any_name and bool(suffix) and not glob.has_magic(suffix)
-    return named and not left_alone_in(below) and not source_format.leaves_alone(below)
+    return named and (hidden or not left_alone_in(below)) and not source_format.leaves_alone(below)
 
 
 def _why_nothing(pattern: str) -> str:

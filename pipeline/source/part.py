@@ -3,16 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +43,14 @@ class SourcePlace:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
+    """A run of the source that is indexed by one call.
+
+    Attributes:
+        members: the rule by which a tar's members form samples (`tar_samples`), decided when the source was planned.
+    """
+
     number: int
     format: str
     root: str
     files: tuple[SourceFile, ...]
+    members: str = "grouped"

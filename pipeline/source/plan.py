@@ -60,23 +60,29 @@ PARTS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSource:
-    """The source that a plan is of: plan.json."""
+    """The source that a plan is of: plan.json.
+
+    Attributes:
+        members: the rule by which a tar's members form samples. It was decided once, and a run that goes on takes it.
+    """
 
     version: int
     root: str
     format: str
     image_column: str
     key_column: str | None
+    members: str = "grouped"  # of plans that were made before there was a choice
 
     @classmethod
-    def of(cls, source: Source, place: SourcePlace) -> PlannedSource:
-        """The source that a configuration names."""
+    def of(cls, source: Source, place: SourcePlace, members: str) -> PlannedSource:
+        """The source that a configuration names, with the rule that its members are taken by."""
         return cls(
             version=PLAN_VERSION,
             root=place.root,
             format=place.format,
             image_column=source.image_column,
             key_column=source.key_column,
+            members=members,
         )
 
     @classmethod
@@ -88,6 +94,11 @@ class PlannedSource:
             raise RequestError(f"{described} is not a plan of visionbake: {error}") from error
 
 
+def is_planned(output: AnyPath) -> bool:
+    """Whether there is a plan in an output."""
+    return (output / "plan" / "plan.json").exists()
+
+
 class Plan:
     """The plan folder of one output: the frozen parts, and where their indices lie."""
 
@@ -97,6 +108,7 @@ class Plan:
         self.lists_folder = self.folder / "parts"
         self.index_folder = self.folder / "index"
         self.planned: PlannedSource | None = None
+        self.decided = ""  # what `update` decided for the user, in a line
         self.num_parts = 0
         self._starts: list[int] = []
         self.reload()
@@ -127,7 +139,8 @@ class Plan:
         files = tuple(
             SourceFile(**{name: value for name, value in row.items() if name != "part"}) for row in table.to_pylist()
         )
-        return Part(number=number, format=self.planned.format, root=self.planned.root, files=files)
+        planned = self.planned
+        return Part(number=number, format=planned.format, root=planned.root, files=files, members=planned.members)
 
     def _list_path(self, start: int) -> AnyPath:
         return self.lists_folder / f"parts-{start:06d}.parquet"
@@ -160,7 +173,8 @@ class Plan:
         if self.planned is None:
             return
         planned = asdict(self.planned)
-        for name, value in asdict(PlannedSource.of(source, place)).items():
+        members = self.planned.members if source.members == "auto" else source.members
+        for name, value in asdict(PlannedSource.of(source, place, members)).items():
             if planned[name] != value:
                 raise RequestError(
                     f"output {self.folder.parent} was planned with source.{name} {planned[name]!r}, not "
@@ -194,7 +208,7 @@ class Plan:
                 new_files = self.check_files(source, listing)  # refuses before anything is written
             if not new_files:
                 break
-            self._describe(source, place, scratch)
+            self._describe(source, listing, scratch)
             new = _new_files(self._known(), listing)
             per_part = format_named(place.format).files_per_part
             while (appended := self._append(new, per_part, place, scratch)) is True:
@@ -218,12 +232,18 @@ class Plan:
             spans = [replace(span, repeated=digests) for span, digests in zip(spans, repeats, strict=True)]
         return [[span] for span in spans]
 
-    def _describe(self, source: Source, place: SourcePlace, scratch: Scratch) -> None:
+    def _describe(self, source: Source, listing: Listing, scratch: Scratch) -> None:
         if self.planned is not None:
             return
+        place = listing.place
+        members: str = source.members
+        if members == "auto":
+            columns = Columns(image=source.image_column, key=source.key_column)
+            rule = format_named(place.format).members_rule(listing, columns)
+            members, self.decided = rule.members, rule.said
         described = self.folder / "plan.json"
         path = scratch.path("plan.json")
-        write_text(path, json.dumps(asdict(PlannedSource.of(source, place)), indent=2) + "\n")
+        write_text(path, json.dumps(asdict(PlannedSource.of(source, place, members)), indent=2) + "\n")
         publish_new(path, described)
         self.planned = PlannedSource.read(described)
         self.check_source(source, place)

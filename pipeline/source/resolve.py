@@ -8,7 +8,8 @@ import os
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError, listing_error
-from ..storage.files import absolute_uri, check_location, common_folder, kind_of, literal_prefix
+from ..storage.files import absolute_uri, common_folder, kind_of
+from ..storage.location import check_location, literal_prefix
 from .formats import FORMATS, format_named
 from .kinds import format_by_name, format_of_folder
 from .lines import starts_with
@@ -63,7 +64,7 @@ def _patterns(text: str, literal: str) -> list[str]:
     head, rest = literal_prefix(literal, "{")
     try:
         if _has_braces(head):  # of folders that are called so
-            patterns = [f"{head}/{pattern}" for pattern in _expanded(rest)]
+            patterns = [f"{head}/{pattern}" for pattern in _expanded(rest)] if rest else [head]
         else:
             patterns = [absolute_uri(pattern) for pattern in _expanded(text)]
     except ValueError as error:

@@ -18,6 +18,7 @@ from typing import IO
 
 from ..errors import DamagedPart, source_error
 from ..storage.files import open_input
+from ..storage.names import escaped
 
 BLOCK = 512
 COMPRESSED_ELSEWHERE = (".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".txz", ".tar.lz4")
@@ -44,6 +45,10 @@ class Member:
 class TarStream:
     """A tar file read forwards, plain or gzip, with a position in the decompressed stream.
 
+    Attributes:
+        within: the name of the member whose data is being read by `walk`, None between members.
+        ended: whether `walk` has come to the end of all members.
+
     Raises:
         SourceError: the file cannot be opened or read.
         DamagedPart: the compressed stream is damaged or ends early.
@@ -52,6 +57,8 @@ class TarStream:
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self.position = 0
+        self.within: str | None = None
+        self.ended = False
         self.compressed = self.path.lower().endswith(GZIP_SUFFIXES)
         try:
             self._file = open_input(self.path)
@@ -115,7 +122,8 @@ def walk(stream: TarStream, wanted: tuple[str, ...] | None = None) -> Iterator[t
 
     Raises:
         DamagedPart: cut anywhere (in a header, in data, in padding, at a member boundary), a damaged or zeroed
-            header, data behind the end marker, or a sparse member, whose bytes do not lie together.
+            header, data or another tar behind the end marker, or a sparse member, whose bytes do not lie together.
+            The stream then says where (`within`, `ended`).
     """
     path = stream.path
     extended: dict[str, str] = {}
@@ -134,14 +142,7 @@ def walk(stream: TarStream, wanted: tuple[str, ...] | None = None) -> Iterator[t
         if info.size < 0:
             raise DamagedPart(f"{path}: damaged header at byte {start}: a size of {info.size}")
         if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE):
-            if info.size > MAX_HEADER_BYTES:
-                raise DamagedPart(f"{path}: extended header of {info.size} bytes at byte {start}")
-            data = stream.read_exactly(info.size, "an extended header")
-            stream.read_exactly(-info.size % BLOCK, "padding")
-            if info.type == tarfile.GNUTYPE_LONGNAME:
-                extended["path"] = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
-            elif info.type == tarfile.XHDTYPE:
-                extended.update(_pax_records(data, path, start))
+            _read_extended(stream, info, start, extended)
             continue
         if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended):
             raise DamagedPart(f"{path}: sparse member at byte {start}: not supported, its bytes do not lie together")
@@ -155,17 +156,30 @@ def walk(stream: TarStream, wanted: tuple[str, ...] | None = None) -> Iterator[t
             size = 0  # such members carry no data, whatever their header says
         member = Member(name=_clean(name), offset=stream.position, length=size)
         if info.type in _REGULAR:
+            stream.within, content = member.name, None
             if wanted is None or member.name.lower().endswith(wanted):
-                data = stream.read_exactly(size, f"member {member.name!r}")
-                yield member, data
+                content = stream.read_exactly(size, f"member {member.name!r}")
             else:
                 _skip(stream, size, f"member {member.name!r}")
-                yield member, None
+            stream.within = None
+            yield member, content
         elif info.type in (tarfile.LNKTYPE, tarfile.SYMTYPE):
             yield replace(member, link=_clean(info.linkname)), None
         elif info.type not in _SKIPPED:
             _skip(stream, size, f"member {member.name!r}")
         stream.read_exactly(-size % BLOCK, "padding")
+
+
+def _read_extended(stream: TarStream, info: tarfile.TarInfo, start: int, extended: dict[str, str]) -> None:
+    """Reads a header that says more of the next member: its long name, or pax records. Raises DamagedPart."""
+    if info.size > MAX_HEADER_BYTES:
+        raise DamagedPart(f"{stream.path}: extended header of {info.size} bytes at byte {start}")
+    data = stream.read_exactly(info.size, "an extended header")
+    stream.read_exactly(-info.size % BLOCK, "padding")
+    if info.type == tarfile.GNUTYPE_LONGNAME:
+        extended["path"] = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    elif info.type == tarfile.XHDTYPE:
+        extended.update(_pax_records(data, stream.path, start))
 
 
 def _block(stream: TarStream) -> bytes | None:
@@ -179,13 +193,32 @@ def _block(stream: TarStream) -> bytes | None:
 
 def _check_end(stream: TarStream, start: int) -> None:
     """Checks a tar's end: behind one zero block comes another, and nothing but zeros after it."""
-    total = 0
+    total, first = 0, start + BLOCK
     while data := stream.read(1 << 20):
         if any(data):
+            zeros = len(data) - len(data.lstrip(b"\0"))
+            block = zeros - (total + zeros) % BLOCK
+            header = data[max(0, block) :][:BLOCK]
+            if total + block >= BLOCK and _is_header(header + stream.read(BLOCK - len(header))):
+                stream.ended = True
+                raise DamagedPart(
+                    f"{stream.path}: is several tars joined end to end (as by cat): another one begins at byte "
+                    f"{first + total + block}; give the tars themselves, or join them with tar --concatenate "
+                    "(source.on_damaged: salvage takes the first)"
+                )
             raise DamagedPart(f"{stream.path}: zeroed header at byte {start}, with data behind it")
         total += len(data)
+    stream.ended = True
     if total < BLOCK:
         raise DamagedPart(f"{stream.path}: ends inside the end-of-archive marker at byte {start}")
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 def _skip(stream: TarStream, size: int, what: str) -> None:
@@ -201,7 +234,7 @@ def _clean(name: str) -> str:
     """A member's name as a key can carry it: no leading `./`, and valid Unicode."""
     while name.startswith("./"):
         name = name[2:]
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return escaped(name)
 
 
 def _pax_records(data: bytes, path: str, start: int) -> dict[str, str]:

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
-from ..errors import RequestError, listing_error
+from ..errors import RequestError
 from . import local, remote, remote_list, remote_read, uri
 from .local import State
 from .names import escaped
-from .remote import RemotePath, check_uri, is_remote
+from .remote import RemotePath, is_remote
 
 AnyPath = Path | RemotePath
 T = TypeVar("T")
@@ -76,52 +76,6 @@ def _absolute_path(location: str) -> str:
         raise RequestError(str(error)) from error
     # A file URI has no home folder: `~` is a name in it.
     return os.path.abspath(path if uri.is_file_uri(location) else os.path.expanduser(path))
-
-
-def literal_prefix(location: str, special: str) -> tuple[str, str]:
-    """Splits an absolute location where a component with a special character does not exist as it is written.
-
-    Returns:
-        What exists so, as far as it was asked (only where such a character stands), and the rest; "" if there is none.
-
-    Raises:
-        OSError: storage does not say.
-    """
-    scheme, separator, path = location.rpartition("://")
-    components = path.split("/")
-    for number, component in enumerate(components):
-        if any(character in component for character in special):
-            here = scheme + separator + "/".join(components[: number + 1])
-            if not (kind_of(here).is_folder(here) or kind_of(here).exists(here)):
-                return scheme + separator + "/".join(components[:number]), "/".join(components[number:])
-    return location, ""
-
-
-def check_location(field: str, text: str) -> None:
-    """Makes sure that a location of the configuration can be one, before anything is read or written.
-
-    Raises:
-        RequestError: it cannot be used, and why: a URI of no storage, another machine's file, a variable that nobody
-            expands, a home folder that nobody knows.
-    """
-    check_uri(field, text)
-    if not is_remote(text) and text.startswith("~") and not uri.is_file_uri(text):
-        user = text.partition("/")[0]
-        # Else an empty HOME would make `~/out` a folder of the root's.
-        known = os.path.expanduser(user) not in ("", "/", user) or os.path.lexists(user)
-        if not known:
-            raise RequestError(f"{field}: {text}: no home folder is known for {user}; write the path out")
-    if "$" not in text:
-        return
-    try:
-        _, rest = literal_prefix(absolute_uri(text), "$")
-    except OSError as error:
-        raise listing_error(f"{field}: {text} cannot be read: {error}", error) from error
-    if rest:
-        raise RequestError(
-            f"{field}: {text}: there is nothing called {rest.partition('/')[0]}, and variables are not expanded in a "
-            f'configuration; write the path out, or have the shell do so: --set {field}="{text}"'
-        )
 
 
 def is_folder(path: AnyPath) -> bool:
@@ -221,7 +175,8 @@ def read_input(location: str, start: int | None = None, end: int | None = None) 
 
 def may_be_read(location: str) -> bool:
     """Whether a local file is there and this user may read it; of an object it is not known, so True."""
-    return is_remote(location) or os.access(local.actual(location), os.R_OK)
+    effective = os.access in os.supports_effective_ids
+    return is_remote(location) or os.access(local.actual(location), os.R_OK, effective_ids=effective)
 
 
 def why_unreadable(location: str) -> str:

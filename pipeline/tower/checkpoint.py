@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import RequestError
 from ..process import DaemonThreads
-from ..storage.files import absolute_uri, check_location
+from ..storage.files import absolute_uri
+from ..storage.location import check_location
 from .config import INDEX_NAME, read_json, read_preprocessor, tower_config
 
 if TYPE_CHECKING:

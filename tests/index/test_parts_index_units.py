@@ -190,12 +190,13 @@ def test_samples_of_a_tar(suffix: str, tmp_path: Path) -> None:
         ],
         "w:gz" if suffix.endswith("gz") else "w",
     )
-    (part,) = parts_of(planned(path, tmp_path / "out"))
+    (part,) = parts_of(planned(path, tmp_path / "out", members="grouped"))
     samples = list(index_samples(part, Columns()))
     found = {(sample.key, sample.status) for sample in samples}
     assert found == {
         ("dir.v1/a", rejects.OK),
-        ("c", rejects.MISSING_IMAGE),
+        ("c.left.jpg", rejects.MISSING_IMAGE),
+        ("c.right.jpg", rejects.MISSING_IMAGE),
         ("d", rejects.OK),
         ("b", rejects.OK),
         ("d", rejects.DUPLICATE_KEY),
@@ -204,7 +205,7 @@ def test_samples_of_a_tar(suffix: str, tmp_path: Path) -> None:
         ("../../evil", rejects.OK),
     }
     assert [sample.offset for sample in samples] == sorted(sample.offset for sample in samples)
-    (two,) = [sample for sample in samples if sample.key == "c"]
+    (two,) = [sample for sample in samples if sample.key == "c.right.jpg"]
     assert "left.jpg, right.jpg" in str(two.error)
     for column, image in (("left", 1), ("right.jpg", 2)):
         (chosen,) = [sample for sample in index_samples(part, Columns(image=column)) if sample.key == "c"]
@@ -237,7 +238,7 @@ def test_a_damaged_tar_fails_its_part_or_is_skipped(tmp_path: Path) -> None:
         with pytest.raises(DamagedPart, match=r"s\.tar"):
             indexed(plan, scratch)
         assert plan.indexed_parts() == set()
-        assert indexed(plan, scratch, skip_damaged=True) == 0
+        assert indexed(plan, scratch, on_damaged="skip") == 0
     assert "s.tar" in read_index_arrays(plan.index_path(0)).damaged
 
 
@@ -254,7 +255,7 @@ def test_a_full_disk_under_the_index_of_a_damaged_part_stops_the_run(
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with Scratch(tmp_path / "out") as scratch, pytest.raises(OutputError, match=r"cannot write .*No space left"):
-        indexed(plan, scratch, skip_damaged=True)
+        indexed(plan, scratch, on_damaged="skip")
 
 
 def test_a_file_that_changes_under_the_index_is_a_failure(tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def _first_images(path: str, image_column: str) -> Iterator[object]:
 def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
     names = [columns.image] if columns.key in (None, columns.image) else [columns.image, columns.key]
     row = file.row
+    group = file.first
     try:
         with open_parquet(path) as parquet:
             for group in range(file.first, file.last):
@@ -196,7 +197,8 @@ def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[N
     except (OSError, pa.ArrowException, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
             raise source_error(f"{path}: cannot be read: {error}", error) from error
-        raise DamagedPart(f"{path}: cannot be read as Parquet with a column {columns.image}: {error}") from error
+        message = f"{path}: row group {group} cannot be read as Parquet with a column {columns.image}: {error}"
+        raise DamagedPart(message, group=group) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""WebDataset: tars, plain or gzipped, one a part. Members of one key form a sample, wherever they stand in the tar."""
+"""WebDataset: tars, plain or gzipped, one a part, of samples by WebDataset's rule or of plain files (`tar_samples`)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import pyarrow as pa
 
 from ...errors import RequestError, SourceError, source_error
 from ..drawing import DRAWS, Draw, Drawing, Draws, wrapped
-from ..format import Columns, Facts, SourceFormat, UnitBytes, table_of
+from ..format import Columns, Facts, MembersRule, SourceFormat, UnitBytes, table_of
 from ..image_formats import EXTENSIONS
 from ..listing import Listing
-from ..members import members_schema, text_of
+from ..members import members_schema, text_of, wanted_members
 from ..part import Part, SourceFile
 from ..planned import check_unchanged, read_planned
 from ..sample import IndexedSample
 from ..tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES, TarStream
-from ..tar_samples import may_hold_an_image, samples_in_range, samples_of_tar
+from ..tar_rule import first_images, members_rule
+from ..tar_samples import TarRule, samples_in_range, samples_of_tar
 
 # How far from a unit's images a carried member may stand to be read in one range with them.
 BESIDE_BYTES = 16 << 20
@@ -41,14 +42,18 @@ class WebDataset(SourceFormat):
         return "of the compressed tars only .tar.gz and .tgz can be read" if unreadable else ""
 
     def check(self, listing: Listing, columns: Columns, uri: str) -> None:
-        root = listing.place.root
-        if not any(may_hold_an_image(os.path.join(root, file.path), columns.image) for file in listing):
+        found = first_images(listing, columns.image, most=1)
+        if not found.names and not found.unsure:
             raise RequestError(f"source.uri: {uri} holds no image ({', '.join(EXTENSIONS)}) in any tar")
+
+    def members_rule(self, listing: Listing, columns: Columns) -> MembersRule:
+        return members_rule(listing, columns)
 
     def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
         for file in part.files:
             check_unchanged(part.root, file)
-            yield from samples_of_tar(os.path.join(part.root, file.path), file.path, columns.image, facts)
+            rule = TarRule(source=file.path, image_column=columns.image, members=part.members)
+            yield from samples_of_tar(os.path.join(part.root, file.path), rule, facts)
 
     def reader(self, columns: Columns) -> TarReader:
         return TarReader(self._beside_bytes)
@@ -85,9 +90,9 @@ class TarReader:
 
     def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
         (file,) = part.files
-        members = [[member for member in sample.members or () if member["suffix"] in suffixes] for sample in samples]
+        members = [wanted_members(sample.members, suffixes) for sample in samples]
         images = [(sample.offset, sample.length) for sample in samples if sample.sha256 is not None]
-        ranges = images + [(member["offset"], member["length"]) for some in members for member in some]
+        ranges = images + [(member["offset"], member["length"]) for some in members for member in some.values()]
         if not ranges:
             check_unchanged(part.root, file)
             return UnitBytes([None] * len(samples), [{} for _ in samples])
@@ -100,7 +105,7 @@ class TarReader:
             return self._read_range(part.root, file, offset, offset + length)  # a member far from its image
 
         found = [
-            {member["suffix"]: bytes_at(member["offset"], member["length"]) for member in some} for some in members
+            {name: bytes_at(member["offset"], member["length"]) for name, member in some.items()} for some in members
         ]
         encoded = [None if sample.sha256 is None else bytes_at(sample.offset, sample.length) for sample in samples]
         return UnitBytes(encoded, found)
