@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.feather
 import pytest
 from conftest import encoded, noise
 
 from pipeline.config import Source
 from pipeline.errors import RequestError
+from pipeline.estimate.sampling import draw
 from pipeline.index.write import index_samples
 from pipeline.source import manifest as manifests
 from pipeline.source.carry import carried_schema
@@ -306,3 +309,21 @@ def test_urls_alone_are_refused_with_what_fetches_them(
     assert read.statuses == [*["missing_image"] * 3, "ok"]
     assert "img2dataset" in str(read.samples[0].error)
     assert "u:p" not in str(read.samples[1].error)
+
+
+@pytest.mark.parametrize(("name", "write"), [*WRITERS, ("list.txt", None), ("a.arrow", None)])
+def test_an_estimate_of_a_manifest_is_of_all_its_records(name: str, write: Any, folder: Path) -> None:
+    """Each draw's samples stand for the source's: on average there are as many as there are."""
+    rows = [{"note": "x" * (number % 7), "image": "1.png" if number % 4 else ""} for number in range(200)]
+    if write is not None:
+        write(folder / name, rows)
+    elif name == "list.txt":
+        (folder / name).write_text("1.png\n" * 200)
+    else:
+        table = pa.table({"image": [PICTURE if row["image"] else None for row in rows]})
+        pa.feather.write_feather(table, folder / name, chunksize=50)
+    read = Read(folder / name)
+    draws, _ = draw(list_source(read.place), 400, seed=1, image_column="image")
+    total = sum(one.weight * len(one.samples) for one in draws.draws) / len(draws.draws)
+    assert total == pytest.approx(200, rel=0.15)
+    assert {one.status for each in draws.draws for one in each.samples} <= {"ok", "no_image"}
