@@ -78,9 +78,11 @@ class ArrowFile:
         """Reads one record batch."""
         message = self.batches[number]
         if self._plain:
-            return pa.ipc.read_record_batch(pa.ipc.read_message(self._buffer(message)), self.schema)
-        # What a dictionary means is known to a reader that has seen it.
-        return pa.ipc.open_stream(pa.BufferReader(self._head + self._bytes(message))).read_next_batch()
+            batch = pa.ipc.read_record_batch(pa.ipc.read_message(self._buffer(message)), self.schema)
+        else:  # what a dictionary means is known to a reader that has seen it
+            batch = pa.ipc.open_stream(pa.BufferReader(self._head + self._bytes(message))).read_next_batch()
+        batch.validate()  # damaged offsets would be followed
+        return batch
 
     def _buffer(self, message: Message) -> pa.Buffer:
         if self._mapped is None:

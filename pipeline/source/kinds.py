@@ -58,7 +58,9 @@ class _Found:
 
     def _is_beside(self, path: str, stems: set[str]) -> bool:
         stem = os.path.splitext(path)[0]
-        return stem in stems or stem.removesuffix("_stats") in stems or (self.cut is not None and stem > self.cut)
+        # What it stands beside may come after all that was looked at.
+        unseen = self.cut is not None and (stem > self.cut or self.cut.startswith(stem))
+        return stem in stems or stem.removesuffix("_stats") in stems or unseen
 
 
 def kind_by_suffix(path: str) -> str | None:

@@ -15,7 +15,6 @@ from ..process import DaemonThreads
 from ..storage.files import kind_of, map_ahead, may_be_read, reads_ahead, relative_to, states_of, why_unreadable
 from ..storage.local import State
 from ..storage.names import left_alone_in
-from .format import SourceFormat
 from .formats import format_named
 from .listing import Listing, name_of_ignored
 from .part import SourceFile, SourcePlace
@@ -103,7 +102,7 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
         literal = source_format.takes_any_name and (found == [pattern] or glob.escape(pattern) == pattern)
         # Whoever writes a hidden name means it.
         hidden = bool(left_alone_in(relative_to(place.root, pattern)))
-        named = [path for path in found if literal or _is_taken(path, place.root, source_format, hidden)]
+        named = [path for path in found if literal or _is_taken(path, pattern, place, hidden=hidden)]
         if not named:
             suffixes = ", ".join("*" + suffix for suffix in source_format.suffixes)
             why = f"is not named {suffixes}" if found else _why_nothing(pattern)
@@ -121,11 +120,13 @@ def _list_named(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFil
         yield _file(relative_to(place.root, path), state)
 
 
-def _is_taken(path: str, root: str, source_format: SourceFormat, hidden: bool) -> bool:
-    """Whether a file that a pattern names is one of the source, by its name. `hidden`: also if that is left alone."""
-    below = relative_to(root, path)
-    named = path.lower().endswith(source_format.suffixes) and not source_format.leaves_alone(below)
-    return named and (hidden or not left_alone_in(below))
+def _is_taken(path: str, pattern: str, place: SourcePlace, *, hidden: bool) -> bool:
+    """Whether a file that a pattern names is one of the source, by its name; or the pattern names its suffix."""
+    source_format = format_named(place.format)
+    below, suffix = relative_to(place.root, path), os.path.splitext(pattern)[1]
+    named = path.lower().endswith(source_format.suffixes)
+    named |= source_format.takes_any_name and bool(suffix) and not glob.has_magic(suffix)
+    return named and (hidden or not left_alone_in(below)) and not source_format.leaves_alone(below)
 
 
 def _why_nothing(pattern: str) -> str:

@@ -103,16 +103,18 @@ class Manifest(SourceFormat):
         columns = self.columns(columns)
         missing = {"image_column": columns.image} | ({"key_column": columns.key} if columns.key else {})
         seen: dict[str, None] = {}
+        problems: list[str] = []
         for file in listing:
             path = os.path.join(listing.place.root, file.path)
             with _planning(path, self.name), self.opened(path) as manifest:
-                refuse_urls(_named(manifest, columns.image, missing, seen), columns.image, path)
+                refuse_urls(_named(manifest, columns.image, missing, seen, problems), columns.image, path)
             if not missing:
                 return
+        if problems and not seen:
+            raise RequestError(f"source.uri: no {self.opened.noun} of {uri} can be read: {problems[0]}")
+        where = f"no {self.opened.noun} of {uri} has a field"
         for setting, name in missing.items():
-            refuse_missing(
-                f"source.{setting}", name, list(seen), f"no {self.opened.noun} of {uri} has a field", "they have"
-            )
+            refuse_missing(f"source.{setting}", name, list(seen), where, "they have")
 
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         path = os.path.join(place.root, file.path)
@@ -246,9 +248,18 @@ def images_of(record: Record, manifest: ManifestFile, source: str, columns: Colu
         yield replace(image, offset=record.offset)
 
 
-def _named(manifest: ManifestFile, image_column: str, missing: dict[str, str], seen: dict[str, None]) -> Iterator[Any]:
-    """Yields what the records have as images. Takes out of `missing` the fields that one has; fills `seen`."""
+def _named(
+    manifest: ManifestFile, image_column: str, missing: dict[str, str], seen: dict[str, None], problems: list[str]
+) -> Iterator[Any]:
+    """Yields what the records have as images.
+
+    Args:
+        missing: the fields that no record has had so far, by their settings.
+        seen: the fields that there are; `problems`: the first one, of a record that cannot be read.
+    """
     for record in manifest.records():
+        if record.problem and not problems:
+            problems.append(f"{manifest.noun} {record.row + 1} {record.problem}")
         for setting in [setting for setting, name in missing.items() if name in record.fields]:
             del missing[setting]
         seen.update(dict.fromkeys(record.fields))

@@ -33,13 +33,24 @@ def read(client: Any, path: str, start: int | None = None, end: int | None = Non
         FileNotFoundError: there is none.
         Exception: what the client raises.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.utils import EntryNotFoundError, build_hf_headers, hf_raise_for_status, http_backoff  # type: ignore[attr-defined]
 
+    place = client.resolve_path(path)
+    if not hasattr(place, "repo_id"):  # a bucket
+        return bytes(client.cat_file(path, start=start, end=end))
+    # Not the client's own `url`, which lists the folder to know whether this is one.
+    url = hf_hub_url(
+        place.repo_id,
+        place.path_in_repo,
+        repo_type=place.repo_type,
+        revision=place.revision,
+        endpoint=client.endpoint,
+    )
     headers = build_hf_headers(token=client.token)
     if start is not None and end is not None:
         headers["range"] = f"bytes={start}-{end - 1}"
-    answer = http_backoff("GET", client.url(path), headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    answer = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
     if answer.status_code == NO_SUCH_RANGE:
         return b""
     try:

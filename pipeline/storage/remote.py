@@ -125,7 +125,7 @@ def state_of(uri: str) -> State:
 
 
 def _info(uri: str, client: Any, path: str) -> dict[str, Any]:
-    """What a client knows of a path now. Raises what it does."""
+    """Asks a client about a path, as it is now. Raises what that does."""
     return info_of(client, path) if scheme_of(uri) == HUB else dict(client.info(path))
 
 

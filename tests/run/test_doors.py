@@ -18,7 +18,7 @@ from hub_server import REPOSITORY as HUB_REPOSITORY
 from hub_server import HubServer
 
 import pipeline.source.formats.webdataset as webdataset_module
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, RunFailed
 from pipeline.output.verify import Verifier
 from pipeline.source.formats import FORMATS
 from pipeline.source.formats.parquet import Parquet
@@ -364,3 +364,74 @@ def test_a_line_or_row_that_cannot_be_stored_is_a_reject_of_its_own(model_path: 
     config = config_for(folder / "b.parquet", tmp_path / "out3", model_path, source={"key_column": "id"})
     assert run_here(config).complete
     assert [row["key"] for row in samples(tmp_path / "out3")] == ["k1", "ff"]
+
+
+def text_only(count: int, folder: Path, images: int) -> Path:
+    """A manifest of a mixed data set: lines with an image, and lines without."""
+    lines = [{"id": number, "image": f"{number % 14:03d}.png" if number < images else None} for number in range(count)]
+    (folder / "mixed.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return folder / "mixed.jsonl"
+
+
+def test_rows_without_an_image_are_no_rejects(images: dict[str, bytes], model_path: Path, tmp_path: Path) -> None:
+    for name, data in images.items():
+        (tmp_path / name).write_bytes(data)
+    source, output = text_only(40, tmp_path, 6), tmp_path / "out"
+    config = config_for(source, output, model_path, limits={"max_rejected_fraction": 0.0}, source={"carry": ["id"]})
+    totals = run_here(config).totals
+    assert (totals.samples, totals.rows, totals.rejected, totals.no_image) == (40, 6, 0, 34)
+    rows = samples(output)
+    assert [row["status"] for row in rows] == ["ok"] * 6 + ["no_image"] * 34
+    assert [row["id"] for row in rows] == list(range(40))
+    assert {row["shard"] for row in rows[6:]} == {None}
+    success = json.loads((output / "_SUCCESS").read_text())
+    assert (success["samples"], success["rows"], success["rejected"], success["no_image"]) == (40, 6, 0, 34)
+    assert "| without an image | 34 |" in (output / "README.md").read_text()
+    report = Verifier(output).verify()
+    assert report.proven, report
+    assert (report.samples, report.rows, report.no_image) == (40, 6, 34)
+    assert run_here(config).this_run.units == 0
+
+
+def test_the_share_of_rejects_is_one_of_images(images: dict[str, bytes], model_path: Path, tmp_path: Path) -> None:
+    """Nine of ten lines are text: three broken images of six are half of them, not a twentieth of the lines."""
+    for number, (name, data) in enumerate(images.items()):
+        (tmp_path / name).write_bytes(data if number > 2 else b"broken")
+    source = text_only(60, tmp_path, 6)
+    with pytest.raises(RunFailed, match="3 of 6 images are rejects"):
+        run_here(config_for(source, tmp_path / "out", model_path, limits={"max_rejected_fraction": 0.4}))
+    config = config_for(source, tmp_path / "out", model_path, limits={"max_rejected_fraction": 0.5})
+    assert run_here(config).totals.no_image == 54
+    assert Verifier(tmp_path / "out").verify().proven
+
+
+@pytest.mark.parametrize("status", ["ok", "missing_image", "duplicate_key"])
+def test_verify_finds_a_sample_that_is_said_to_have_no_image(
+    status: str, images: dict[str, bytes], model_path: Path, tmp_path: Path
+) -> None:
+    """And one of which the opposite is said: samples = rows + rejects + no_image, by every shard and in total."""
+    (tmp_path / "000.png").write_bytes(images["000.png"])
+    (tmp_path / "m.jsonl").write_text('{"image": "000.png"}\n{}\n{"image": "nothing.png"}\n')
+    output = tmp_path / "out"
+    run_here(config_for(tmp_path / "m.jsonl", output, model_path))
+    (shard,) = (output / "samples").iterdir()
+    table = pq.read_table(shard)
+    found = table.column("status").to_pylist()
+    assert found == ["ok", "no_image", "missing_image"]
+    place = table.schema.get_field_index("status")
+    changed = [status if one == "no_image" else one for one in found]
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(changed)), shard)
+    assert not Verifier(output).verify().proven
+
+
+def test_an_output_of_before_there_was_no_image_is_proven(
+    images: dict[str, bytes], model_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "000.png").write_bytes(images["000.png"])
+    run_here(config_for(tmp_path / "in", tmp_path / "out", model_path))
+    path = tmp_path / "out" / "_SUCCESS"
+    tree = json.loads(path.read_text())
+    assert tree.pop("no_image") == 0
+    path.write_text(json.dumps(tree))
+    assert Verifier(tmp_path / "out").verify().proven

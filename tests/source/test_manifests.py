@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.feather
 import pytest
 from conftest import encoded, noise
 
 from pipeline.config import Source
 from pipeline.errors import RequestError
+from pipeline.estimate.sampling import draw
 from pipeline.index.write import index_samples
 from pipeline.source import manifest as manifests
 from pipeline.source.carry import carried_schema
@@ -40,6 +43,7 @@ class Read:
         source = Source(uri=str(uri), **fields)
         place = resolve_source(source)
         listing = list_source(place)
+        self.source, self.place = source, place
         self.format = format_named(place.format)
         self.columns = Columns(image=source.image_column, key=source.key_column)
         self.format.check(listing, self.columns, source.uri)
@@ -155,7 +159,7 @@ def test_a_text_list_is_a_path_a_line(folder: Path) -> None:
     assert read.keys == [f"list.txt:{row}" for row in (0, 2, 3, 4, 5, 6)]
     assert "line 5 is not valid UTF-8" in str(read.samples[3].error)
     assert read.bytes_again()[:2] == [PICTURE, PICTURE]
-    with pytest.raises(RequestError, match=r"source\.carry"):
+    with pytest.raises(RequestError, match=r"source\.carry: caption: a list of paths has no columns"):
         Read(folder / "list.txt", carry=("caption",))
 
 
@@ -164,7 +168,7 @@ def test_a_text_list_is_a_path_a_line(folder: Path) -> None:
     [
         VALUE,
         VALUE.replace("image/png;", "image;"),
-        VALUE.replace("image/png;", ""),
+        VALUE.replace("image/png", ""),
         "DATA:image/png;charset=utf-8;BASE64," + VALUE.partition(",")[2].rstrip("="),
         VALUE.replace("+", "-").replace("/", "_").replace("data:image_png", "data:image/png"),
         VALUE[:60] + "\n" + VALUE[60:],
@@ -260,8 +264,11 @@ def test_a_csv_file_whose_values_cannot_be_told_apart_is_refused(text: str, says
 
 def test_a_field_may_be_larger_than_the_csv_module_likes(folder: Path) -> None:
     assert len(VALUE) < 131_072 < csv_rows.LARGEST_FIELD_BYTES
-    (folder / "m.csv").write_text(f"image,note\n{VALUE},{'x' * 200_000}\n")
+    (folder / "m.csv").write_text(f'image,note\n"{VALUE}",{"x" * 200_000}\n')
     assert Read(folder / "m.csv").statuses == ["ok"]
+    (folder / "m.csv").write_text(f"image,note\n{VALUE},x\n")
+    with pytest.raises(RequestError, match=r"no record of .* can be read: record 1 has 3 fields where"):
+        Read(folder / "m.csv")
 
 
 def test_what_is_no_utf8_is_no_path(folder: Path) -> None:
@@ -303,3 +310,21 @@ def test_urls_alone_are_refused_with_what_fetches_them(
     assert read.statuses == [*["missing_image"] * 3, "ok"]
     assert "img2dataset" in str(read.samples[0].error)
     assert "u:p" not in str(read.samples[1].error)
+
+
+@pytest.mark.parametrize(("name", "write"), [*WRITERS, ("list.txt", None), ("a.arrow", None)])
+def test_an_estimate_of_a_manifest_is_of_all_its_records(name: str, write: Any, folder: Path) -> None:
+    """Each draw's samples stand for the source's: on average there are as many as there are."""
+    rows = [{"note": "x" * (number % 7), "image": "1.png" if number % 4 else ""} for number in range(200)]
+    if write is not None:
+        write(folder / name, rows)
+    elif name == "list.txt":
+        (folder / name).write_text("1.png\n" * 200)
+    else:
+        table = pa.table({"image": [PICTURE if row["image"] else None for row in rows]})
+        pa.feather.write_feather(table, folder / name, chunksize=50)
+    read = Read(folder / name)
+    draws, _ = draw(list_source(read.place), 400, seed=1, image_column="image")
+    total = sum(one.weight * len(one.samples) for one in draws.draws) / len(draws.draws)
+    assert total == pytest.approx(200, rel=0.15)
+    assert {one.status for each in draws.draws for one in each.samples} <= {"ok", "no_image"}

@@ -5,9 +5,9 @@ webdataset  tars, by brace or glob: members of one key form a sample
 parquet     Parquet files: a range of row groups is a part
 arrow       Arrow files, those of `save_to_disk` among them: a range of record batches is a part
 jsonl       manifests, an object a line: a range of lines is a part
-json        manifests, one array of objects
-csv         manifests, a row a record below a header
-text        lists of paths, one a line
+json_array  manifests, one array of objects
+csv_rows    manifests, a row a record below a header
+text_list   lists of paths, one a line
 
 To add one: a module with a subclass of `format.SourceFormat`, an entry in FORMATS, its name in `config.py`, how it is
 recognised in `resolve.py`, and a door in `tests/doors.py`.

@@ -48,7 +48,7 @@ class Arrow(SourceFormat):
         return os.path.basename(path).startswith(("cache-", "tmp", "_", "indices"))
 
     def left_alone_in(self, folder: str) -> Callable[[str], bool]:
-        """Of a saved data set its own files are taken, which its `state.json` names: others may be of an older one."""
+        """A saved data set has files of its own, which its `state.json` names: others may be of an older one."""
         own: dict[str, set[str] | None] = {}
 
         def is_left_alone(path: str) -> bool:
@@ -165,7 +165,7 @@ def _first_images(file: ArrowFile, image_column: str) -> Iterator[object]:
 
 
 def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
-    row = file.row
+    row, number = file.row, file.first
     try:
         with ArrowFile(path, file.state) as opened:
             for number in range(file.first, file.last):
@@ -175,7 +175,8 @@ def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[N
     except (OSError, pa.ArrowException, KeyError, IndexError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
             raise source_error(f"{path}: cannot be read: {error}", error) from error
-        raise DamagedPart(f"{path}: cannot be read as Arrow with a column {columns.image}: {error}") from error
+        message = f"{path}: record batch {number} cannot be read as Arrow with a column {columns.image}: {error}"
+        raise DamagedPart(message, group=number) from error
 
 
 def _read_columns(part: Part, samples: Sequence[IndexedSample], names: Sequence[str]) -> pa.Table:
