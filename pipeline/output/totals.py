@@ -22,6 +22,7 @@ class Totals:
     halvings: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
     reject_examples: dict[str, list[str]] = field(default_factory=dict)
+    reject_errors: dict[str, str] = field(default_factory=dict)
     seconds: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: CommitRecord) -> None:
@@ -37,6 +38,7 @@ class Totals:
                 halvings=record.halvings,
                 rejects=Counter(record.rejects),
                 reject_examples=record.reject_examples,
+                reject_errors=record.reject_errors,
                 seconds=Counter(record.seconds),
             )
         )
@@ -53,6 +55,8 @@ class Totals:
         for reason, keys in other.reject_examples.items():
             kept = self.reject_examples.setdefault(reason, [])
             kept.extend(keys[: 3 - len(kept)])
+        for reason, error in other.reject_errors.items():
+            self.reject_errors.setdefault(reason, error)
         for stage, seconds in other.seconds.items():
             # Records have ten-thousandths of a second: rounded to those, a sum is the same in any order.
             self.seconds[stage] = round(self.seconds[stage] + seconds, 4)
@@ -60,6 +64,14 @@ class Totals:
     @property
     def rejected(self) -> int:
         return sum(self.rejects.values())
+
+    def reject_lines(self) -> list[str]:
+        """A line for each reason: how many there are, three of their keys, and what is wrong with the first of them."""
+        return [
+            f"{reason} {count} (such as {', '.join(self.reject_examples.get(reason, []))})"
+            + (f": {error}" if (error := self.reject_errors.get(reason)) else "")
+            for reason, count in self.rejects.most_common()
+        ]
 
     def to_json(self) -> dict[str, object]:
         """All of it, as a JSON object."""

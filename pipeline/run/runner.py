@@ -258,6 +258,7 @@ class Run:
             driver_peak_memory_bytes=peak_memory_bytes(),
             retries=progress.retries,
             problems=problems,
+            beyond_help=progress.beyond_help,
             skipped_parts=skipped,
             ignored_files=sum(self._request.listed().ignored.values()),
         )

@@ -9,7 +9,11 @@ from ..output.totals import Totals
 
 @dataclass(kw_only=True)
 class Summary:
-    """The outcome of a run: what it did, and what its output holds. Seconds are wall time unless they are by stage."""
+    """The outcome of a run: what it did, and what its output holds. Seconds are wall time unless they are by stage.
+
+    Attributes:
+        beyond_help: how many of the problems another run would find as well.
+    """
 
     output: str
     complete: bool
@@ -22,6 +26,7 @@ class Summary:
     driver_peak_memory_bytes: int
     retries: int
     problems: list[str] = field(default_factory=list)
+    beyond_help: int = 0
     skipped_parts: list[str] = field(default_factory=list)
     ignored_files: int = 0
 
@@ -41,7 +46,10 @@ class Summary:
             "peak_memory_bytes": self.peak_memory_bytes,
             "driver_peak_memory_bytes": self.driver_peak_memory_bytes,
             "retries": self.retries,
+            "reject_examples": self.totals.reject_examples,
+            "reject_errors": self.totals.reject_errors,
             "problems": self.problems,
+            "problems_beyond_help": self.beyond_help,
             "skipped_parts": self.skipped_parts,
             "ignored_files": self.ignored_files,
         }
