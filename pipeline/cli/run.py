@@ -72,13 +72,13 @@ class Reporter:
 def print_summary(summary: Summary) -> None:
     totals, seconds = summary.totals, max(summary.wall_seconds, 1e-9)
     this = summary.this_run
-    rejected = ", ".join(f"{reason} {count}" for reason, count in sorted(totals.rejects.items())) or "none"
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in sorted(this.seconds.items()))
     say("")
     say(f"output            {summary.output}{'' if summary.complete else '   (incomplete)'}")
     without = f" + {totals.no_image:,} without an image" if totals.no_image else ""
     say(f"samples           {totals.samples:,} in = {totals.rows:,} rows + {totals.rejected:,} rejects{without}")
-    say(f"rejects           {rejected}")
+    for number, line in enumerate(totals.reject_lines() or ["none"]):
+        say(f"{'' if number else 'rejects':18}{line}")
     if totals.nulled:
         nulled = ", ".join(f"{name} {count:,}" for name, count in sorted(totals.nulled.items()))
         say(f"carried           values that are no text became null: {nulled}")
@@ -118,10 +118,21 @@ def main(arguments: argparse.Namespace) -> int:
     else:
         print_summary(summary)
     if not summary.complete:
-        print(
-            f"visionbake run: {len(summary.problems)} units or parts failed (above); the rest is committed. Run again "
-            "to try them again.",
-            file=sys.stderr,
-        )
+        print(f"visionbake run: {_way_on(summary)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _way_on(summary: Summary) -> str:
+    """Says that a run is incomplete, and what can help: to run again only where that can."""
+    lasting, failed = summary.beyond_help, len(summary.problems)
+    text = f"{failed} units or parts failed (above); the rest is committed."
+    if lasting:
+        which = "They" if lasting == failed else f"{lasting} of them"
+        text += (
+            f" {which} would fail again: mend or replace what is named, leave it out (source.on_damaged: skip), or "
+            "change the setting that is named."
+        )
+    if lasting < failed:
+        text += " Run again to try " + ("the others again." if lasting else "them again.")
+    return text

@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from .. import rejects
 from ..rejects import Reject
 from ..source.image_formats import FORMATS
+from .unknown import name_of
 
 MAX_SIDE = 2**31 - 1  # what the index's columns hold
 # What Pillow's plugins raise on damaged bytes, beside OSError.
@@ -79,7 +80,9 @@ def open_image(data: bytes) -> Image.Image:
         try:
             return Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:
-            raise Reject(rejects.UNIDENTIFIED, f"not one of {', '.join(FORMATS)}") from None
+            name = name_of(data)
+            what = f"{name}; it is not" if name else "not"
+            raise Reject(rejects.UNIDENTIFIED, f"{what} one of {', '.join(FORMATS)}") from None
         except DECODE_ERRORS as error:
             for kept in (PNG_ORIENTATION, ()) if isinstance(error, ValueError) else ():
                 with suppress(*DECODE_ERRORS):

@@ -19,7 +19,7 @@ class CommitRecord:
 
     Attributes:
         rows_in: samples, rejects included; `rows_out`: rows of the data shard; `no_image`: samples that name none.
-        rejects: by reason; `reject_examples`: up to three keys of each.
+        rejects: by reason; `reject_examples`: up to three keys of each; `reject_errors`: what is wrong with the first.
         encoded_tokens: of distinct images, where equal ones are encoded once; `tokens`: of all rows.
         halvings: how often a pack was halved for lack of device memory; `packs`: patches of each forward.
         overflows: values clamped to fit float16.
@@ -57,6 +57,7 @@ class CommitRecord:
     encoded_at: float = 0.0
     statistics: dict[str, Any] = field(default_factory=dict, compare=False)
     errors: dict[str, object] = field(default_factory=dict)
+    reject_errors: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """A flat JSON object: errors stand beside the other fields."""
@@ -102,6 +103,7 @@ _FORMS: dict[str, Callable[[object], bool]] = {
     "bool": lambda value: isinstance(value, bool),
     "list[int]": _is_list(_is_count),
     "dict[str, Any]": _is_table(lambda value: True),
+    "dict[str, str]": _is_table(_is_text),
     "dict[str, int]": _is_table(_is_count),
     "dict[str, float]": _is_table(_is_seconds),
     "dict[str, list[str]]": _is_table(_is_list(_is_text)),

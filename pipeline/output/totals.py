@@ -24,6 +24,7 @@ class Totals:
     rejects: Counter[str] = field(default_factory=Counter)
     reject_examples: dict[str, list[str]] = field(default_factory=dict)
     nulled: Counter[str] = field(default_factory=Counter)
+    reject_errors: dict[str, str] = field(default_factory=dict)
     seconds: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: CommitRecord) -> None:
@@ -41,6 +42,7 @@ class Totals:
                 rejects=Counter(record.rejects),
                 reject_examples=record.reject_examples,
                 nulled=Counter(record.nulled),
+                reject_errors=record.reject_errors,
                 seconds=Counter(record.seconds),
             )
         )
@@ -59,6 +61,8 @@ class Totals:
         for reason, keys in other.reject_examples.items():
             kept = self.reject_examples.setdefault(reason, [])
             kept.extend(keys[: 3 - len(kept)])
+        for reason, error in other.reject_errors.items():
+            self.reject_errors.setdefault(reason, error)
         for stage, seconds in other.seconds.items():
             # Records have ten-thousandths of a second: rounded to those, a sum is the same in any order.
             self.seconds[stage] = round(self.seconds[stage] + seconds, 4)
@@ -71,6 +75,14 @@ class Totals:
     def images(self) -> int:
         """Samples that have an image, rejects included."""
         return self.samples - self.no_image
+
+    def reject_lines(self) -> list[str]:
+        """A line for each reason: how many there are, three of their keys, and what is wrong with the first of them."""
+        return [
+            f"{reason} {count} (such as {', '.join(self.reject_examples.get(reason, []))})"
+            + (f": {error}" if (error := self.reject_errors.get(reason)) else "")
+            for reason, count in self.rejects.most_common()
+        ]
 
     def to_json(self) -> dict[str, object]:
         """All of it, as a JSON object."""

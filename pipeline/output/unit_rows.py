@@ -22,6 +22,7 @@ from .settings import Encoding, ShardSettings
 from .shard import DataShard, ShardRows, embedding_array
 
 EXAMPLES = 3  # of each reason
+LONGEST_EXAMPLE = 300  # characters of an error's text
 ONLY_OF_ROWS = ("norm_mean", "norm_max", "num_patches", "num_tokens", "grid_thw")  # null in `samples` for a reject
 REJECTS = "rejects"  # in a data shard's metadata: what another process may not find again
 
@@ -117,9 +118,11 @@ class UnitRows:
         counts = Counter(status for status, _ in outcome.statuses if status != rejects.OK)
         no_image = counts.pop(rejects.NO_IMAGE, 0)
         examples: dict[str, list[str]] = {}
-        for sample, (status, _) in zip(self.prepared.samples, outcome.statuses, strict=True):
+        errors: dict[str, str] = {}
+        for sample, (status, error) in zip(self.prepared.samples, outcome.statuses, strict=True):
             if status in counts and len(examples.setdefault(status, [])) < EXAMPLES:
                 examples[status].append(sample.facts.key)
+                errors.setdefault(status, (error or "")[:LONGEST_EXAMPLE])
         return CommitRecord(
             schema_version=SCHEMA_VERSION,
             unit=self.prepared.unit.id,
@@ -128,6 +131,7 @@ class UnitRows:
             no_image=no_image,
             rejects=dict(sorted(counts.items())),
             reject_examples=examples,
+            reject_errors=errors,
             tokens=int(shard.lengths_N.sum()) // self._row_bytes,
             encoded_tokens=encoded.tokens_MO.shape[0],
             embedding_bytes=int(shard.lengths_N.sum()),

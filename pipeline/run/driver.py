@@ -195,6 +195,7 @@ class Driver:
         for part, units in cut:
             if isinstance(units, DamagedPart):
                 self.progress.failed_parts[part] = f"part {part:06d}: {units}"
+                self.progress.beyond_help += 1
                 continue
             left = [unit for unit in units if not self._work.committed(part, unit.number)]
             self.progress.units_known += len(units)

@@ -189,6 +189,7 @@ class Failures:
 
     def _set_aside(self, failure: CallFailed) -> Verdict:
         message = f"{failure.name}: {failure.error}"
+        self._progress.beyond_help += isinstance(failure.error, DamagedPart | EncodeError)
         if failure.unit is None:
             self._progress.failed_parts[failure.part] = message
             return Verdict.SET_ASIDE
@@ -202,11 +203,7 @@ class Failures:
 def check_rejected_fraction(totals: Totals, limit: float) -> None:
     """Raises RunFailed, with the reasons counted and three examples each, if too many samples are rejects."""
     if totals.rejected > limit * totals.images:
-        reasons = "; ".join(
-            f"{reason} {count} (such as {', '.join(totals.reject_examples.get(reason, []))})"
-            for reason, count in totals.rejects.most_common()
-        )
         raise RunFailed(
             f"{totals.rejected} of {totals.images} images are rejects, over limits.max_rejected_fraction {limit}: "
-            f"{reasons}"
+            f"{'; '.join(totals.reject_lines())}"
         )

@@ -23,6 +23,7 @@ class Progress:
     units_before: int = 0
     set_aside: dict[str, str] = field(default_factory=dict)
     failed_parts: dict[int, str] = field(default_factory=dict)
+    beyond_help: int = 0  # of those two, what another run would find as well
     retries: int = 0
     encoders: int = 0
     peak_memory_bytes: int = 0

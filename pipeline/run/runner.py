@@ -269,6 +269,7 @@ class Run:
             driver_peak_memory_bytes=peak_memory_bytes(),
             retries=progress.retries,
             problems=problems,
+            beyond_help=progress.beyond_help,
             skipped_parts=skipped,
             ignored=self._request.listed().ignored + sum(self._left_alone.values(), Counter()),
         )

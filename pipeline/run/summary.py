@@ -14,6 +14,7 @@ class Summary:
 
     Attributes:
         ignored: files of the source, and members of the tars that were looked at, that were left alone, by extension.
+        beyond_help: how many of the problems another run would find as well.
     """
 
     output: str
@@ -27,6 +28,7 @@ class Summary:
     driver_peak_memory_bytes: int
     retries: int
     problems: list[str] = field(default_factory=list)
+    beyond_help: int = 0
     skipped_parts: list[str] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
 
@@ -46,7 +48,10 @@ class Summary:
             "peak_memory_bytes": self.peak_memory_bytes,
             "driver_peak_memory_bytes": self.driver_peak_memory_bytes,
             "retries": self.retries,
+            "reject_examples": self.totals.reject_examples,
+            "reject_errors": self.totals.reject_errors,
             "problems": self.problems,
+            "problems_beyond_help": self.beyond_help,
             "skipped_parts": self.skipped_parts,
             "ignored_files": self.ignored.total(),
             "ignored_by_extension": dict(self.ignored.most_common()),

@@ -34,7 +34,7 @@ def test_a_record_that_lacks_a_field_is_none(name: str) -> None:
 
 def test_a_record_of_an_earlier_version_is_read() -> None:
     earlier = RECORD.to_json()
-    for name in ("overflows", "nulled", "packs", "adopted", "encoder", "encoded_at"):
+    for name in ("overflows", "nulled", "packs", "adopted", "encoder", "encoded_at", "reject_errors"):
         del earlier[name]
     record = CommitRecord.from_json(earlier)
     assert (record.overflows, record.packs, record.adopted, record.encoded_at) == (0, [], False, 0.0)
@@ -50,6 +50,7 @@ WRONG: dict[str, list[object]] = {
     "rejects": [None, 7, "corrupt", [], {"corrupt": "2"}, {"corrupt": None}, {"corrupt": -1}],
     "nulled": [None, 7, "txt", [], {"txt": "2"}, {"txt": -1}],
     "reject_examples": [None, 7, [], {"corrupt": "key"}, {"corrupt": [7]}, {"corrupt": None}],
+    "reject_errors": [None, 7, [], {"corrupt": ["x"]}, {"corrupt": None}],
     "seconds": [None, 7.5, [], {"encode": "1"}, {"encode": None}, {"encode": math.nan}, {"encode": -1.0}],
     "packs": [None, 7, {}, "77", ["7"], [7.5], [True]],
     "adopted": [None, 0, "false"],
