@@ -10,6 +10,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -346,6 +347,10 @@ def cannot_start(when: Callable[[Actor], bool], error: BaseException) -> Fault:
     return Fault(lambda actor, call: (3.0, ProcessDied("init", error)) if starts(actor, call) and when(actor) else None)
 
 
+def never_starts(when: Callable[[Actor], bool]) -> Fault:
+    return Fault(lambda actor, call: (math.inf, None) if starts(actor, call) and when(actor) else None)
+
+
 @pytest.mark.parametrize("kind", ["preparer", "encoder"])
 def test_a_start_that_fails_once_is_tried_again(kind: str) -> None:
     fault = cannot_start(lambda actor: (actor.kind, actor.number) == (kind, 0), MemoryError("no memory"))
@@ -353,6 +358,28 @@ def test_a_start_that_fails_once_is_tried_again(kind: str) -> None:
     job.ends_whole()
     assert fault.fired.total() == 1
     assert job.said(f"a {kind} cannot start on node") == 1 and not job.said("fewer")
+
+
+@pytest.mark.parametrize("kind", ["preparer", "encoder"])
+def test_a_start_that_hangs_is_made_anew(kind: str) -> None:
+    ray = Ray(1)
+    fault = ray._fate = never_starts(lambda actor: actor.kind == kind and ray.now() < 500)
+    job = Job(ray)
+    job.ends_whole()
+    assert fault.fired.total() >= 1 and 600 < ray.now() < 2000
+    assert job.said("has not started for long: it is started anew") >= 1
+
+
+def test_a_gpu_that_another_job_holds_is_left_for_one_that_is_free() -> None:
+    """What is started where no GPU is free waits for it. A node joins whose GPU is free: it goes there."""
+    ray = Ray(1)
+    held = next(iter(ray.cluster))
+    ray.cluster[held].facts = replace(ray.cluster[held].facts, free_gpus=0)
+    ray._fate = never_starts(lambda actor: (actor.kind, actor.node) == ("encoder", held))
+    job = Job(ray, encoders=1)
+    ray.after(100.0, lambda: ray.add_node(1))
+    job.ends_whole()
+    assert 600 < ray.now() < 2000
 
 
 def test_the_only_gpu_is_not_given_up_because_a_replacement_does_not_start_at_once() -> None:
