@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
+import pipeline
 from jobs.bench.cluster import SHARDS, UNIT_BYTES
 from jobs.bench.virtual_ray import Actor, Fate, VirtualRay
 from pipeline.config import Cluster
@@ -29,6 +33,7 @@ from pipeline.run.events import Stage
 from pipeline.run.progress import Progress
 from pipeline.run.work import DriverLimits, Observer, Work
 
+PACKAGE = str(Path(pipeline.__file__).parent)
 DEADLINE_SECONDS = 4 * 3600.0
 DIED = ProcessDied("The actor died.\nmore of it")
 Tell = Callable[[Actor, Call], Fate | None]
@@ -122,6 +127,35 @@ def test_a_cluster_is_kept_busy_and_patches_stay_near() -> None:
     assert progress.retries == 0
     assert ray.local / ray.encoded > 0.9
     assert ray.now() < 640 / 16 * 1.5 + 15  # seconds: a unit takes one; starting, the first units and the last ones
+
+
+def lines_for_a_unit(nodes: int) -> float:
+    """How many lines of the package run for each unit, once all encoders are at work."""
+    ray = Ray(8)
+    for _ in range(nodes - 1):
+        ray.add_node(8)
+    job, lines = Job(ray, parts=8 * nodes), 0
+
+    def count(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        lines += event == "line"
+        return count
+
+    ray.skip(10.0)
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        job.ends_whole()
+    finally:
+        sys.settrace(before)
+    return lines / job.driver.progress.totals.units
+
+
+def test_a_units_work_does_not_grow_with_the_cluster() -> None:
+    few, many = lines_for_a_unit(2), lines_for_a_unit(16)
+    assert many < 1.3 * few, (few, many)
 
 
 @pytest.mark.parametrize("at", [2.0, 4.9, 6.5, 20.0], ids=["starting", "half started", "beginning", "working"])
