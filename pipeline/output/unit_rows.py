@@ -84,7 +84,7 @@ class UnitRows:
             columns=columns,
             embedding=self._embedding,
             metadata=settings.describe(self.prepared.unit.id, SCHEMA_VERSION) | _rejects_of(self.outcome),
-            carried=None if carried is None else carried.take(self._accepted),
+            carried=None if carried is None else carried.take(pa.array(self._accepted, pa.int64())),
         )
 
     def sample_columns(self, outcome: UnitOutcome, shard: DataShard, name: str) -> dict[str, list[object]]:
