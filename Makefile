@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: demo test quick chaos lint clean
+.PHONY: demo test quick chaos mutants lint clean
 
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "visionbake needs Python 3.11 or newer")'
@@ -37,6 +37,10 @@ quick: $(VENV)/.test
 # Faults that take longer to make than CI should wait, some ten minutes; docs/faults.md has the results.
 chaos: $(VENV)/.test
 	$(BIN)/python -m pytest -m chaos -s
+
+# Plants mistakes, one at a time, that tests must see: all of them, or those of OF="output tower".
+mutants: $(VENV)/.test
+	PYTHONPATH=tests $(BIN)/python -m mutants.plant $(OF)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

@@ -101,13 +101,58 @@ def make_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> P
     return path
 
 
+EVERYTHING = "everything.jsonl"
+TWINS = {5: 4, 20: 1}  # within a unit, and in two of them
+TURNED, LARGE, BROKEN, MISSING, LIST = 7, 11, 9, 15, 17
+
+
+def make_everything(folder: Path, count: int = 24) -> Path:
+    """A manifest with what may become of a sample: the whole runs, and those with faults, are about it.
+
+    Twins in one unit and in two, rejects in the middle of units, a list of images, a photo that lies on its side, one
+    over the pack's budget, and carried values of which some are null.
+    """
+    lines = []
+    for number in range(count):
+        seed = TWINS.get(number, number)
+        height, width = (400, 400) if number == LARGE else (60 + 17 * (seed % 5), 60 + 31 * (seed % 7))
+        key = f"{number % 2}/{number:04d}.{'jpg' if number % 3 else 'png'}"
+        options: dict[str, object] = {}
+        if number == TURNED:
+            options["exif"] = Image.Exif()
+            options["exif"][274] = 6
+        data = encoded(noise(height, width, seed), "JPEG" if seed % 3 else "PNG", **options)
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        if number != MISSING:
+            (folder / key).write_bytes(data[: len(data) // 2] if number == BROKEN else data)
+        line: dict[str, object] = {"key": key, "image": [key, "0/0000.png"] if number == LIST else key}
+        line["caption"] = None if number % 5 == 3 else f"photo {number}"
+        if number % 4:
+            line["score"] = number
+        lines.append(json.dumps(line))
+    (folder / EVERYTHING).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / EVERYTHING
+
+
+def lines_of(source: Path) -> dict[str, dict[str, object]]:
+    """What stands in the manifest of `make_everything`, by the key that each image has in an output."""
+    lines: dict[str, dict[str, object]] = {}
+    for text in source.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        images = line["image"]
+        keys = [f"{line['key']}/{n}" for n in range(len(images))] if isinstance(images, list) else [line["key"]]
+        lines |= dict.fromkeys(keys, line)
+    return lines
+
+
 def config_for(source: Path | str, output: Path, model: Path, /, **sections: dict[str, object]) -> Config:
     """A configuration of many small units, inline unless a test says otherwise."""
+    has_all = Path(source).name == EVERYTHING
     tree: dict[str, dict[str, object]] = {
-        "source": {"uri": str(source)},
+        "source": {"uri": str(source)} | ({"key_column": "key", "carry": ["caption", "score"]} if has_all else {}),
         "preprocess": {"max_pixels": 20_000},
         "model": {"path": str(model), "dtype": "float32"},
-        "pack": {"max_patches": 200},
+        "pack": {"max_patches": 96},
         "output": {"uri": str(output), "dtype": "float32", "shard_tokens": 48},
         "cluster": {"engine": "inline"},
         "limits": {"max_rejected_fraction": 0.9},
@@ -142,7 +187,7 @@ def run_here(config: Config) -> Summary:
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("source") / "in", 24)
+    return make_everything(tmp_path_factory.mktemp("source") / "in")
 
 
 @pytest.fixture(scope="session")
@@ -201,6 +246,8 @@ def assert_whole(output: Path, keys: list[str]) -> None:
 
 
 def keys_of(source: Path) -> list[str]:
+    if source.name == EVERYTHING:
+        return list(lines_of(source))
     return [
         path.relative_to(source).as_posix() for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".png")
     ]

@@ -35,6 +35,24 @@ def test_sizes_are_the_references(budget: tuple[int, int]) -> None:
     assert refused > 10
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "low", "high", "clamped"),
+    [
+        (900, 1130, 3136, 1_003_520, "none"),  # 896×1120
+        (900, 1130, 1_003_520, 2_000_000, "none"),
+        (900, 1130, 3136, 1_003_519, "max"),
+        (900, 1130, 1_003_521, 2_000_000, "min"),
+        (28, 5600, 3136, 12_845_056, "none"),  # a ratio of 200
+    ],
+)
+def test_at_its_exact_limits(height: int, width: int, low: int, high: int, clamped: str) -> None:
+    assert smart_resize(height, width, 28, low, high)[2] == clamped
+    expected = reference_resize(height, width, 28, low, high)
+    assert smart_resize(height, width, 28, low, high)[:2] == expected
+    many = smart_resize_many(np.array([height]), np.array([width]), 28, low, high)
+    assert (int(many[0][0]), int(many[1][0])) == expected
+
+
 def test_clamped_names_the_branch() -> None:
     assert smart_resize(600, 800, 28, 3136, 12_845_056) == (588, 812, "none")
     assert smart_resize(2800, 14, 28, 3136, 12_845_056) == (812, 28, "min")

@@ -5,7 +5,8 @@
     KEY.NAME          carried text and bytes, as they are
 
 The same bytes every time: no clock, no user, members in the order of the samples. What the shard is stands in a pax
-global header. Readers split a name at its first dot, so a dot in a key is written as %2E, and % as %25.
+global header; in a shard of no rows an empty folder follows it. Readers split a name at its first dot, so a dot in a
+key is written as %2E, and % as %25.
 """
 
 from __future__ import annotations
@@ -121,6 +122,10 @@ def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
                         facts[field] = value
                 text = json.dumps(facts, ensure_ascii=False) + "\n"
                 _add(tar, f"{name}.json", _Joined([text.encode()]))
+            if not len(embedding):  # tarfile, and so every reader, takes a header that nothing follows for damage
+                folder = tarfile.TarInfo(".")
+                folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(folder)
         os.fsync(stream.fileno())
     if os.path.getsize(path) != sink.size:
         raise OutputError(f"{path} holds {os.path.getsize(path)} bytes, {sink.size} were written")

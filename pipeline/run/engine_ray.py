@@ -30,7 +30,6 @@ from .sizing import Device
 from .staff import Reason, Staff, first_line
 
 RESIZE_SECONDS = 5.0
-MESSAGE_SECONDS = 15.0
 DOUBTFUL_SECONDS = 60.0
 OBJECT_STORE_SHARE = 0.4  # of each node's, so that nothing is ever spilled
 
@@ -67,7 +66,7 @@ class RayEngine:
         self._staff = Staff(backend, cluster, device, self._places, begin=self._introduce, say=say)
         self._deaths = self._staff.deaths
         self._doubtful: dict[str, float] = {}  # nodes that were lost, and until when it is not asked whether they are
-        self._resized = self._counted = self._said = backend.now()
+        self._resized = self._counted = backend.now()
         self._missed = self._resize()
 
     def now(self) -> float:
@@ -102,9 +101,11 @@ class RayEngine:
         """Ends a process that hangs or fails again and again, and starts another in its place."""
         if process.gone:
             return []  # another call of it has told
-        error = WorldFailed(f"its process {reason}")
-        self._say(f"{process.kind} {process.number} on node {self._places.name(process.node)} {reason}: it is replaced")
-        return self._end(process, error, again="sick")
+        self._say(f"{self._called(process)} {reason}: it is replaced")
+        return self._end(process, WorldFailed(f"its process {reason}"), again="sick")
+
+    def _called(self, process: Process) -> str:
+        return f"{process.kind} {process.number} on node {self._places.name(process.node)}"
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         """Waits for the first answer and takes all that are there. Raises RequestError and RunFailed as __init__."""
@@ -123,7 +124,7 @@ class RayEngine:
         if now - self._resized >= RESIZE_SECONDS:
             events += self._resize()
         events += self._admit()
-        self._say_what_is_awaited(now)
+        self._say_what_is_awaited()
         return events
 
     # Nodes
@@ -139,6 +140,9 @@ class RayEngine:
             self._say(f"node {node.name} has joined: {node.cpus:g} CPUs, {node.gpus} GPUs")
         for node in self._places.nodes.values():
             self.fleet.see(node.id, int(node.store_bytes * OBJECT_STORE_SHARE), node.name)
+        for process in self._staff.late():
+            self._say(f"{self._called(process)} has not started for long: it is started anew")
+            events += self._end(process, WorldFailed("it has not started"))
         self._staff.start_missing()
         return events
 
@@ -299,14 +303,10 @@ class RayEngine:
                 self.fleet.add(process)
         return [FleetChanged()]
 
-    def _say_what_is_awaited(self, now: float) -> None:
+    def _say_what_is_awaited(self) -> None:
         missing: list[Kind] = ["encoder"] if self._encoding and not self.encoders else []
         missing += [] if self.fleet.count("preparer") else ["preparer"]
-        if not missing or now - self._said < MESSAGE_SECONDS:
-            return
-        self._said = now
-        for kind in missing:
-            self._say(self._places.awaited(kind, self._staff.count(kind)) + self._staff.why_not(kind))
+        self._staff.say_awaited(missing)
 
     def observe(self, progress: Progress, seconds: float) -> None:
         """Passes the progress on to metrics."""

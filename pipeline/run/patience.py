@@ -7,10 +7,16 @@ the guard on for a while.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+from ..errors import is_busy
 from .fleet import Kind
+
+T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -18,6 +24,29 @@ HOPELESS_SECONDS = 600.0
 DEATHS_BEFORE_ALL_ARE_GUARDED = 5  # in a row: a source that is full of such images
 GUARDED_AT_FIRST = 32
 GUARDED_AT_MOST = 4096
+
+
+def until_storage_answers(work: Callable[[], T], say: Callable[[str], None]) -> T:
+    """Does what can be done again at any time; where storage does not answer, again after growing pauses.
+
+    Raises:
+        Exception: what `work` raised, if waiting cannot help, or has not helped for ten minutes.
+    """
+    since, pause_seconds = math.inf, FIRST_PAUSE_SECONDS
+    while True:
+        began = time.monotonic()
+        try:
+            return work()
+        except Exception as error:
+            now = time.monotonic()
+            if now - began > HOPELESS_SECONDS:  # it has worked for long: this is another trouble
+                since, pause_seconds = now, FIRST_PAUSE_SECONDS
+            since = min(since, now)
+            if not is_busy(error) or now - since >= HOPELESS_SECONDS:
+                raise
+            say(f"waiting {pause_seconds:g} s, then again: {error}")
+        time.sleep(pause_seconds)
+        pause_seconds = min(LONGEST_PAUSE_SECONDS, 2 * pause_seconds)
 
 
 @dataclass(kw_only=True)

@@ -35,6 +35,7 @@ from ..storage.scratch import Scratch
 from .driver import Driver
 from .failures import check_rejected_fraction
 from .folding import Folder
+from .patience import until_storage_answers
 from .progress import Progress
 from .request import Request, check_request
 from .resume import Resume
@@ -51,8 +52,8 @@ PARTS_LOOKED_AT = 256  # of a plan, for work, before an engine is started
 def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progress, float, float], None]) -> Summary:
     """Indexes what is not indexed, encodes what is not committed.
 
-    The source is listed and the tower hashed while the engine's processes start, but for the first moment: what is
-    found wrong by then, or that nothing is left to do, costs no engine.
+    Storage that does not answer at either end, where nothing else can be done meanwhile, is waited for: a run that
+    begins again goes on where it stopped.
 
     Args:
         say: prints a line.
@@ -60,7 +61,16 @@ def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progres
 
     Raises:
         RequestError: before anything is encoded.
-        OutputError, RunFailed: the run stopped; what is committed stays.
+        OutputError, RunFailed, SourceError: the run stopped; what is committed stays.
+    """
+    return until_storage_answers(lambda: _run(config, say, report), say)
+
+
+def _run(config: Config, say: Callable[[str], None], report: Callable[[Progress, float, float], None]) -> Summary:
+    """Runs once.
+
+    The source is listed and the tower hashed while the engine's processes start, but for the first moment: what is
+    found wrong by then, or that nothing is left to do, costs no engine.
     """
     request = check_request(config)
     if request.place.decided:

@@ -23,6 +23,8 @@ MAX_TRIES: dict[Reason, int] = {
     "stillborn": 5,
     "death": 20,
 }  # in a row in one place, without a success
+MESSAGE_SECONDS = 15.0
+START_SECONDS = 600.0  # of a process, and twice as long each time that it was too short on its node
 
 
 class Staff:
@@ -51,6 +53,9 @@ class Staff:
         self._calls: dict[Process, dict[Call, None]] = {}
         self._numbers = {kind: itertools.count() for kind in KINDS}
         self._last_error: dict[Kind, BaseException] = {}
+        self._started: dict[Process, float] = {}  # those that are starting, the oldest first
+        self._late: Counter[tuple[Kind, str]] = Counter()
+        self._said = backend.now()
 
     def __iter__(self) -> Iterator[Process]:
         return iter(list(self._calls))
@@ -64,10 +69,25 @@ class Staff:
 
     def answered(self, call: Call) -> None:
         self._calls[call.process].pop(call, None)
+        if call.stage is None:
+            self._started.pop(call.process, None)
+
+    def late(self) -> list[Process]:
+        """Those that have not come for long: they hang, or another job holds their place for good.
+
+        The next start in the same place is given twice as long.
+        """
+        now, late = self._backend.now(), []
+        for process, started in self._started.items():
+            if now - started >= START_SECONDS * 2 ** self._late[process.kind, process.node]:
+                late.append(process)
+        self._late.update({(process.kind, process.node) for process in late})
+        return late
 
     def take_out(self, process: Process) -> list[Call]:
         """Ends a process that is gone or shall be; returns the calls that it leaves unanswered."""
         process.gone = True
+        self._started.pop(process, None)
         self._backend.kill(process.handle)  # an actor that is only unavailable must not go on beside its successor
         return list(self._calls.pop(process, {}))
 
@@ -86,6 +106,7 @@ class Staff:
         handle: Any = self._backend.start(kind, number, node.id, options)
         process = Process(kind=kind, number=number, node=node.id, handle=handle, ends=ends or Counter())
         self._calls[process] = {}
+        self._started[process] = self._backend.now()
         self._begin(process)
 
     def start_again(self, process: Process, reason: Reason, error: BaseException) -> None:
@@ -114,9 +135,16 @@ class Staff:
         self._say(f"node {self._places.name(node)} is left out, it gets no {kind}: {error}")
         return [process for process in self._calls if (process.kind, process.node) == (kind, node)]
 
-    def why_not(self, kind: Kind) -> str:
-        """What the last of a kind that could not be kept ended with, where its place was given up; or ""."""
-        return f"; the last ended with: {first_line(self._last_error[kind])}" if self._places.gave_up(kind) else ""
+    def say_awaited(self, kinds: list[Kind]) -> None:
+        """A line for whoever waits for them, now and then."""
+        now = self._backend.now()
+        if not kinds or now - self._said < MESSAGE_SECONDS:
+            return
+        self._said = now
+        for kind in kinds:
+            gave_up = self._places.gave_up(kind)
+            why = f"; the last ended with: {first_line(self._last_error[kind])}" if gave_up else ""
+            self._say(self._places.awaited(kind, self.count(kind)) + why)
 
     def check_some_are_left(self, kind: Kind) -> None:
         """Raises the RequestError that was the last reason, or RunFailed: no process of a kind can be kept."""

@@ -22,6 +22,7 @@ from conftest import config_for, encoded, files_of, make_folder, make_tar, noise
 from pipeline import EmbeddingDataset
 from pipeline.errors import OutputError
 from pipeline.output.shard_tar import member_key, read_tar_shard, true_key
+from pipeline.output.verify import Verifier
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,30 @@ def parquet(folder: Path, model_path: Path, tmp_path_factory: pytest.TempPathFac
 
 def tars(output: Path) -> list[str]:
     return sorted(str(path) for path in (output / "data").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_a_unit_of_rejects_alone(kind: str, model_path: Path, tmp_path: Path) -> None:
+    """Its shard is one that every reader opens, and finds nothing in; beside it are others."""
+    import webdataset
+
+    for name in ("a/0.jpg", "a/1.png", "b/2.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(encoded(noise(60, 70, 1)) if name[0] == "b" else b"no image")
+        (tmp_path / "in" / name).with_suffix(".txt").write_text(f"beside {name}")
+    for uri, rows in ((tmp_path / "in" / "a", 0), (tmp_path / "in", 1)):
+        output = tmp_path / f"out{rows}"
+        fields = {"output": {"format": kind, "shard_tokens": 2}, "source": {"uri": str(uri), "carry": ["txt"]}}
+        config = config_for(uri, output, model_path, limits={"max_rejected_fraction": 1.0}, **fields)
+        summary = run_here(config)
+        assert (summary.complete, summary.totals.rejected, summary.totals.rows) == (True, 2, rows)
+        if kind == "webdataset":
+            with tarfile.open(tars(output)[0]) as tar:
+                assert not [member for member in tar if member.isfile()]
+            assert len(list(webdataset.WebDataset(tars(output), shardshuffle=False, empty_check=False))) == rows
+        assert len(EmbeddingDataset(str(output))) == rows
+        assert Verifier(output).verify().proven
+        assert run_here(config).this_run.units == 0
 
 
 def test_read_back_by_webdataset(folder: Path, parquet: Path, model_path: Path, tmp_path: Path) -> None:

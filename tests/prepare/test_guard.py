@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY, config_for, connected, encoded, keys_of, noise, run_here
+from conftest import REPOSITORY, config_for, connected, encoded, noise, run_here
 
 import pipeline.prepare.guard as guard_module
 from pipeline import rejects
@@ -205,8 +205,7 @@ def test_inline(
     config = config_for(source, tmp_path / "out", model_path, limits={"sample_seconds": 0.7})
     assert run_here(config).complete
     assert fired.read_bytes() == b"." * (1 + ALONE)
-    found = statuses(tmp_path / "out")
-    assert found == {key: rejects.CRASH if key == VICTIM else rejects.OK for key in keys_of(source)}
+    assert statuses(tmp_path / "out") == statuses(undisturbed) | {VICTIM: rejects.CRASH}
     assert_the_others_are_as_ever(tmp_path / "out", undisturbed)
 
 
@@ -237,8 +236,7 @@ def test_on_ray(ray_nodes: dict[str, str], source: Path, model_path: Path, undis
     assert summary.retries == DEATHS_BEFORE_GUARD
     tries = DEATHS_BEFORE_GUARD + 1 + ALONE
     assert tries <= fired.stat().st_size <= tries + 1 + ALONE  # one that has nothing else to do tries as well
-    assert statuses(tmp_path / "out")[VICTIM] == rejects.CRASH
-    assert summary.totals.rejects == {rejects.CRASH: 1}
+    assert statuses(tmp_path / "out") == statuses(undisturbed) | {VICTIM: rejects.CRASH}
     assert_the_others_are_as_ever(tmp_path / "out", undisturbed)
 
 

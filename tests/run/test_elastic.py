@@ -19,7 +19,7 @@ from made_up import Holder, OnMadeUpGpu
 
 from pipeline.config import Config
 from pipeline.errors import RequestError
-from pipeline.run import engine_ray, ray_backend
+from pipeline.run import engine_ray, ray_backend, staff
 from pipeline.run.runner import run
 from pipeline.run.summary import Summary
 
@@ -65,7 +65,7 @@ def cluster() -> Iterator[Any]:
 @pytest.fixture
 def nodes(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     monkeypatch.setattr(ray_backend, "EncodeActor", OnMadeUpGpu)
-    monkeypatch.setattr(engine_ray, "MESSAGE_SECONDS", 1.0)
+    monkeypatch.setattr(staff, "MESSAGE_SECONDS", 1.0)
     monkeypatch.setattr(engine_ray, "RESIZE_SECONDS", 1.0)
     nodes = Nodes(cluster)
     nodes.address = cluster.address  # type: ignore[attr-defined]

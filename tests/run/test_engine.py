@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
+import pipeline
 from jobs.bench.cluster import SHARDS, UNIT_BYTES
 from jobs.bench.virtual_ray import Actor, Fate, VirtualRay
 from pipeline.config import Cluster
@@ -28,6 +33,7 @@ from pipeline.run.events import Stage
 from pipeline.run.progress import Progress
 from pipeline.run.work import DriverLimits, Observer, Work
 
+PACKAGE = str(Path(pipeline.__file__).parent)
 DEADLINE_SECONDS = 4 * 3600.0
 DIED = ProcessDied("The actor died.\nmore of it")
 Tell = Callable[[Actor, Call], Fate | None]
@@ -121,6 +127,35 @@ def test_a_cluster_is_kept_busy_and_patches_stay_near() -> None:
     assert progress.retries == 0
     assert ray.local / ray.encoded > 0.9
     assert ray.now() < 640 / 16 * 1.5 + 15  # seconds: a unit takes one; starting, the first units and the last ones
+
+
+def lines_for_a_unit(nodes: int) -> float:
+    """How many lines of the package run for each unit, once all encoders are at work."""
+    ray = Ray(8)
+    for _ in range(nodes - 1):
+        ray.add_node(8)
+    job, lines = Job(ray, parts=8 * nodes), 0
+
+    def count(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        lines += event == "line"
+        return count
+
+    ray.skip(10.0)
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        job.ends_whole()
+    finally:
+        sys.settrace(before)
+    return lines / job.driver.progress.totals.units
+
+
+def test_a_units_work_does_not_grow_with_the_cluster() -> None:
+    few, many = lines_for_a_unit(2), lines_for_a_unit(16)
+    assert many < 1.3 * few, (few, many)
 
 
 @pytest.mark.parametrize("at", [2.0, 4.9, 6.5, 20.0], ids=["starting", "half started", "beginning", "working"])
@@ -346,6 +381,10 @@ def cannot_start(when: Callable[[Actor], bool], error: BaseException) -> Fault:
     return Fault(lambda actor, call: (3.0, ProcessDied("init", error)) if starts(actor, call) and when(actor) else None)
 
 
+def never_starts(when: Callable[[Actor], bool]) -> Fault:
+    return Fault(lambda actor, call: (math.inf, None) if starts(actor, call) and when(actor) else None)
+
+
 @pytest.mark.parametrize("kind", ["preparer", "encoder"])
 def test_a_start_that_fails_once_is_tried_again(kind: str) -> None:
     fault = cannot_start(lambda actor: (actor.kind, actor.number) == (kind, 0), MemoryError("no memory"))
@@ -353,6 +392,28 @@ def test_a_start_that_fails_once_is_tried_again(kind: str) -> None:
     job.ends_whole()
     assert fault.fired.total() == 1
     assert job.said(f"a {kind} cannot start on node") == 1 and not job.said("fewer")
+
+
+@pytest.mark.parametrize("kind", ["preparer", "encoder"])
+def test_a_start_that_hangs_is_made_anew(kind: str) -> None:
+    ray = Ray(1)
+    fault = ray._fate = never_starts(lambda actor: actor.kind == kind and ray.now() < 500)
+    job = Job(ray)
+    job.ends_whole()
+    assert fault.fired.total() >= 1 and 600 < ray.now() < 2000
+    assert job.said("has not started for long: it is started anew") >= 1
+
+
+def test_a_gpu_that_another_job_holds_is_left_for_one_that_is_free() -> None:
+    """What is started where no GPU is free waits for it. A node joins whose GPU is free: it goes there."""
+    ray = Ray(1)
+    held = next(iter(ray.cluster))
+    ray.cluster[held].facts = replace(ray.cluster[held].facts, free_gpus=0)
+    ray._fate = never_starts(lambda actor: (actor.kind, actor.node) == ("encoder", held))
+    job = Job(ray, encoders=1)
+    ray.after(100.0, lambda: ray.add_node(1))
+    job.ends_whole()
+    assert 600 < ray.now() < 2000
 
 
 def test_the_only_gpu_is_not_given_up_because_a_replacement_does_not_start_at_once() -> None:

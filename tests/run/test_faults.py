@@ -41,7 +41,7 @@ def test_an_image_that_makes_the_tower_give_nan(
     source: Path, model_path: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Known by its first patch, in whatever pack it is; its neighbours keep the first forward's rows."""
-    victim = "1/0005.jpg"
+    victim, twin = "0/0004.jpg", "1/0005.jpg"  # the same bytes, in one unit
     index = rows_of(undisturbed, "samples")
     real, fired = Tower.forward_in_window_order, [0]
     marks: list[torch.Tensor] = []
@@ -66,9 +66,10 @@ def test_an_image_that_makes_the_tower_give_nan(
     summary = run_here(config_for(source, output, model_path))
     assert summary.complete
     assert fired[0] == 2  # in its pack, and alone
-    assert summary.totals.rejects == {rejects.NON_FINITE: 1}
+    assert summary.totals.rejects == {rejects.NON_FINITE: 2, rejects.TRUNCATED: 1, rejects.MISSING_IMAGE: 1}
     found, expected = rows_of(output, "data"), rows_of(undisturbed, "data")
-    assert found.keys() == index.keys() - {victim}
+    assert found.keys() == expected.keys() - {victim, twin}
+    assert rows_of(output, "samples").keys() == index.keys()
     assert all(row["embedding"] == expected[key]["embedding"] for key, row in found.items())
     assert Verifier(output).verify().proven
 
@@ -79,7 +80,7 @@ def test_a_device_that_is_too_small(
 ) -> None:
     """Packs are halved, which the records name; images that do not fit even alone fail by name, the others finish."""
     real, refused = Tower.forward_in_window_order, [0]
-    sizes = {key: row["num_patches"] for key, row in rows_of(undisturbed, "samples").items()}
+    sizes = {key: row["num_patches"] for key, row in rows_of(undisturbed, "data").items()}
     limit = sorted(sizes.values())[-3]
 
     def limited(self: Tower, patches_PC: torch.Tensor, *rest: Any) -> torch.Tensor:

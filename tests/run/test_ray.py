@@ -105,7 +105,7 @@ def test_prometheus_sees_a_run(ray_nodes: dict[str, str], source: Path, model_pa
 
     output = tmp_path / "out"
     (broken := tmp_path / "in").mkdir()
-    for path in source.rglob("*.jpg"):
+    for path in source.parent.rglob("*.jpg"):
         (broken / path.name).write_bytes(path.read_bytes())
     (broken / "broken.jpg").write_bytes(b"no image")
     with connected(ray_nodes):

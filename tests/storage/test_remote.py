@@ -132,7 +132,7 @@ def assert_whole(expected: list[bytes], place: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["writes", "all"])
+@pytest.mark.parametrize("what", ["start", "writes", "all", "end"])
 def test_storage_that_answers_503_for_a_while_is_waited_for(
     what: str,
     s3: S3Server,
@@ -143,16 +143,17 @@ def test_storage_that_answers_503_for_a_while_is_waited_for(
     model_path: Path,
     tmp_path: Path,
 ) -> None:
-    """From the first commit on, for longer than the client tries by itself."""
+    """From the first request, commit, or word of success on, for longer than the client tries by itself."""
+    first = {"start": "", "end": "_SUCCESS"}.get(what, "/samples/")
     began: list[float] = []
     lines: list[str] = []
 
     def fault(request: Request) -> str | None:
         writes = request.method in ("PUT", "POST")
-        if writes and "/samples/" in request.key and not began:
-            began.append(time.monotonic() + 0.5)
-        meant = writes or what == "all"
-        return "503" if began and meant and 0 < time.monotonic() - began[0] < 4 else None
+        if (writes or what == "start") and first in request.key and not began:
+            began.append(time.monotonic() + (0.0 if what in ("start", "end") else 0.5))
+        meant = writes or what != "writes"
+        return "503" if began and meant and 0 <= time.monotonic() - began[0] < 4 else None
 
     s3.fault = fault
     config = s3_config(source, model_path, limits={"attempts": 1, "max_rejected_fraction": 0.9})
