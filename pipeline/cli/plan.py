@@ -21,8 +21,8 @@ from ..estimate.extrapolate import extrapolated
 from ..estimate.sampling import draw
 from ..grid import Geometry, smart_resize_many
 from ..index.read import read_index_arrays
+from ..run.indexing import make_plan
 from ..run.request import check_request
-from ..run.runner import make_plan
 from ..source.plan import Plan
 from .console import add_config_arguments, bytes_text, ignored_text, number_text, print_json, say, write_page
 

@@ -35,5 +35,6 @@ settle         what became of planned files, before anything is planned
 resume         what is committed before a run
 folding        the ledger files of parts that are done, written meanwhile
 summary        what a run did, and what its output holds
+indexing       a source listed and indexed, and no more
 runner         the whole data flow on one screen
 """

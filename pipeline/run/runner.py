@@ -295,37 +295,3 @@ class Run:
             raise
         write_success(output, totals, skipped, scratch)
         return summary
-
-
-def make_plan(request: Request, say: Callable[[str], None]) -> tuple[Plan, list[str]]:
-    """Lists and indexes the source, and no more.
-
-    Returns:
-        The plan, and what is wrong with parts that could not be indexed.
-
-    Raises:
-        RequestError: as `run`.
-    """
-    config = request.config
-    if request.place.decided:
-        say(request.place.decided)
-    check_output(request.output, {})
-    plan, listing = Plan(request.output), request.listed()
-    settle(plan, request, listing, say)
-    new_files = plan.check_files(config.source, listing)
-    if not new_files and len(plan.indexed_parts()) == plan.num_parts:
-        return plan, []
-    with Scratch(request.output) as scratch:
-        engine = start_engine(request, scratch, say, encoding=False)
-        try:
-            plan.update(config.source, listing, scratch, new_files)
-            if plan.decided:
-                say(plan.decided)
-            indexed = plan.indexed_parts()
-            to_index = [part for part in range(plan.num_parts) if part not in indexed]
-            work = Work(parts=plan.num_parts, to_index=to_index, to_cut=[], units_of=lambda part: [])
-            limits = DriverLimits(attempts=config.limits.attempts)
-            driver = Driver(engine, work, limits, Observer(say=say))
-            return plan, list(driver.run().failed_parts.values())
-        finally:
-            engine.shutdown()

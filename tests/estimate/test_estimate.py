@@ -24,8 +24,8 @@ from pipeline.estimate.extrapolate import student
 from pipeline.grid import smart_resize
 from pipeline.index.read import hashes_of
 from pipeline.output.output_size import SCALED, VALUE_BYTES
+from pipeline.run.indexing import make_plan
 from pipeline.run.request import check_request
-from pipeline.run.runner import make_plan
 from pipeline.source.formats import FORMATS
 from pipeline.source.formats.parquet import Parquet
 from pipeline.source.named_image import NamedImage

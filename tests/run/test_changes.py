@@ -13,8 +13,9 @@ import pytest
 from conftest import assert_whole, config_for, encoded, files_of, make_folder, make_tar, noise, rows_of, run_here, stamp
 
 from pipeline.errors import RequestError
+from pipeline.run.indexing import make_plan
 from pipeline.run.request import check_request
-from pipeline.run.runner import make_plan, run
+from pipeline.run.runner import run
 from pipeline.source.formats import FORMATS, jsonl
 from pipeline.source.formats.parquet import Parquet
 

@@ -186,8 +186,8 @@ def test_an_image_file_that_vanishes_is_a_failure_and_one_that_changes_a_checksu
     images: dict[str, bytes], model_path: Path, tmp_path: Path
 ) -> None:
     from pipeline.cli import plan as plan_job
+    from pipeline.run.indexing import make_plan
     from pipeline.run.request import check_request
-    from pipeline.run.runner import make_plan
 
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(images["000.png"])

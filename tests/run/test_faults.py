@@ -28,8 +28,8 @@ from conftest import (
 
 from pipeline import rejects
 from pipeline.output.verify import Verifier
+from pipeline.run.indexing import make_plan
 from pipeline.run.request import check_request
-from pipeline.run.runner import make_plan
 from pipeline.tower.tower import Tower
 
 

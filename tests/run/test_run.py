@@ -291,8 +291,8 @@ def test_bytes_that_change_between_index_and_run(model_path: Path, tmp_path: Pat
     """The same size and mtime but another sha256 is a reject."""
     folder = make_folder(tmp_path / "in", 6)
     config = config_for(folder, tmp_path / "out", model_path)
+    from pipeline.run.indexing import make_plan
     from pipeline.run.request import check_request
-    from pipeline.run.runner import make_plan
 
     make_plan(check_request(config), say=lambda line: None)
     victim = folder / "1" / "0003.png"

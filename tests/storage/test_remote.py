@@ -45,8 +45,9 @@ from pipeline.errors import OutputError, RequestError
 from pipeline.output.verify import Verifier
 from pipeline.read.reader import EmbeddingDataset
 from pipeline.run import patience
+from pipeline.run.indexing import make_plan
 from pipeline.run.request import check_request
-from pipeline.run.runner import make_plan, run
+from pipeline.run.runner import run
 from pipeline.source.lister import list_files, list_source
 from pipeline.source.part import SourcePlace
 from pipeline.source.resolve import resolve_source
