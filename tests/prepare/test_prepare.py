@@ -70,6 +70,16 @@ def test_jpeg_variants_are_bit_equal(options: dict[str, object], tower: Tower) -
     assert_bit_equal(encoded(noise(321, 457), "JPEG", **options), tower)
 
 
+def test_a_turned_image_on_its_own_is_bit_equal(tower: Tower) -> None:
+    from PIL import ImageOps
+
+    data = oriented(noise(60, 150), 6, "JPEG")
+    upright = encoded(np.asarray(ImageOps.exif_transpose(_open(data)).convert("RGB")))
+    assert prepare_image(data, GEOMETRY)[1] == (1, 10, 4)
+    assert np.array_equal(prepare_image(data, GEOMETRY)[0], prepare_image(upright, GEOMETRY)[0])
+    assert_bit_equal(upright, tower)
+
+
 def oriented(pixels: np.ndarray, orientation: int, kind: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
