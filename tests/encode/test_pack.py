@@ -74,7 +74,8 @@ def test_packs_are_balanced_as_a_scan_would() -> None:
         generator = np.random.default_rng(seed)
         unit = 500 if seed % 2 else 20_000
         patches = (unit * generator.integers(1, 5, generator.integers(2, 40))).tolist()
-        sizes = sizes_of(patches)
+        frames = generator.integers(1, 6, len(patches)).tolist()
+        sizes = [Size(patches=p, frame_patches=p // t) for p, t in zip(patches, frames, strict=True)]
         packs = pack_images(sizes, 8 * unit)
         expected = naive_balance(len(first_fit_decreasing(patches, 8 * unit)), sizes, 8 * unit)
         balanced += expected is not None
