@@ -37,8 +37,9 @@ def store(tokens_MO: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
             values_MO = torch.nan_to_num(values_MO).round()
         return values_MO.to(STORED[name]), scale_M1.squeeze(-1)
     if name == "float16" and tokens_MO.dtype != torch.float16:
-        clamped = tokens_MO.clamp(-FLOAT16_MAX, FLOAT16_MAX)
-        return torch.where(torch.isfinite(tokens_MO), clamped, tokens_MO).to(torch.float16), None
+        wide_MO = tokens_MO.float()  # bfloat16 has no 65504: it would be clamped to 65536, and stored as infinite
+        clamped_MO = wide_MO.clamp(-FLOAT16_MAX, FLOAT16_MAX)
+        return torch.where(torch.isfinite(wide_MO), clamped_MO, wide_MO).to(torch.float16), None
     return tokens_MO.to(STORED[name]), None
 
 
@@ -50,4 +51,5 @@ def restore(values_MO: Tensor, scale_M: Tensor | None) -> Tensor:
 
 def overflows(tokens_MO: Tensor) -> Tensor:
     """How many values of each token are over float16's range; int64 [M]."""
-    return ((tokens_MO.abs() > FLOAT16_MAX) & torch.isfinite(tokens_MO)).sum(-1)
+    wide_MO = tokens_MO.float()
+    return ((wide_MO.abs() > FLOAT16_MAX) & torch.isfinite(wide_MO)).sum(-1)

@@ -154,10 +154,10 @@ class CachedProcessor:
         encoded = dict(self._processor.tokenizer(expanded, return_tensors=return_tensors, **options))
         ids = encoded["input_ids"]
         image_id = self._processor.image_token_id
-        if isinstance(ids, Tensor):
-            encoded["mm_token_type_ids"] = (ids == image_id).long()
-        else:
+        if isinstance(ids, list):
             encoded["mm_token_type_ids"] = [[int(number == image_id) for number in row] for row in ids]
+        else:
+            encoded["mm_token_type_ids"] = (ids == image_id) * 1  # of its own kind: a tensor or an array of int64
         return BatchFeature(encoded | (transformers_inputs(items) if items else {}))
 
     def apply_chat_template(

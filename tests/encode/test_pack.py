@@ -50,6 +50,39 @@ def test_balancing_leaves_no_small_last_pack() -> None:
     assert [len(pack) for pack in pack_images(sizes_of(patches), 1000)] == [7, 7, 7]
 
 
+def naive_balance(packs: int, sizes: list[Size], budget: int) -> list[list[int]] | None:
+    """By a scan over all packs: the dearest image first, onto the cheapest pack that has room for it."""
+    costs = [size.patches + size.patches * size.frame_patches / 63_000 for size in sizes]
+    result: list[list[int]] = [[] for _ in range(packs)]
+    for index in sorted(range(len(sizes)), key=lambda index: (-costs[index], index)):
+        fits = [
+            number
+            for number, pack in enumerate(result)
+            if sum(sizes[other].patches for other in [*pack, index]) <= budget
+        ]
+        if not fits:
+            return None
+        best = min(fits, key=lambda number: (sum(costs[other] for other in result[number]), number))
+        result[best].append(index)
+    return [sorted(pack) for pack in result]
+
+
+def test_packs_are_balanced_as_a_scan_would() -> None:
+    """Also where they are exactly full, and where attention, and not its patches, makes an image dear."""
+    balanced = 0
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        unit = 500 if seed % 2 else 20_000
+        patches = (unit * generator.integers(1, 5, generator.integers(2, 40))).tolist()
+        frames = generator.integers(1, 6, len(patches)).tolist()
+        sizes = [Size(patches=p, frame_patches=p // t) for p, t in zip(patches, frames, strict=True)]
+        packs = pack_images(sizes, 8 * unit)
+        expected = naive_balance(len(first_fit_decreasing(patches, 8 * unit)), sizes, 8 * unit)
+        balanced += expected is not None
+        assert packs == (expected or [sorted(pack) for pack in first_fit_decreasing(patches, 8 * unit)])
+    assert 10 < balanced < 40
+
+
 def test_an_image_over_the_budget_runs_alone() -> None:
     packs = pack_images(sizes_of([10, 5000, 20]), 100)
     assert [1] in packs

@@ -97,15 +97,14 @@ def test_out_of_memory_halves_the_pack_and_goes_on(tower: Tower, monkeypatch: py
     forward, refused = tower.forward_in_window_order, []
 
     def limited(patches_PC: torch.Tensor, *rest: object) -> torch.Tensor:
-        if len(patches_PC) > 120:
+        if len(patches_PC) > 100:
             refused.append(len(patches_PC))
             raise torch.OutOfMemoryError("CUDA out of memory (made by a test)")
         return forward(patches_PC, *rest)
 
     monkeypatch.setattr(tower, "forward_in_window_order", limited)
     unit = unit_encoder(tower, max_patches=10_000).encode(prepared)
-    assert refused
-    assert unit.halvings == len(refused)
+    assert unit.halvings == len(refused) > 1
     assert torch.allclose(unit.tokens_MO, expected.tokens_MO, atol=1e-5)
     monkeypatch.setattr(
         tower, "forward_in_window_order", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("made by a test"))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import PHOTOS, TINY, encoded, noise
+from conftest import PHOTOS, encoded, noise
 from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
@@ -68,6 +67,16 @@ def test_sizes_are_bit_equal_to_the_reference(height: int, width: int, tower: To
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 5}])
 def test_jpeg_variants_are_bit_equal(options: dict[str, object], tower: Tower) -> None:
     assert_bit_equal(encoded(noise(321, 457), "JPEG", **options), tower)
+
+
+def test_a_turned_image_on_its_own_is_bit_equal(tower: Tower) -> None:
+    from PIL import ImageOps
+
+    data = oriented(noise(60, 150), 6, "JPEG")
+    upright = encoded(np.asarray(ImageOps.exif_transpose(_open(data)).convert("RGB")))
+    assert prepare_image(data, GEOMETRY)[1] == (1, 10, 4)
+    assert np.array_equal(prepare_image(data, GEOMETRY)[0], prepare_image(upright, GEOMETRY)[0])
+    assert_bit_equal(upright, tower)
 
 
 def oriented(pixels: np.ndarray, orientation: int, kind: str) -> bytes:
@@ -247,5 +256,4 @@ def test_without_the_fast_decoder_the_bits_are_the_same(monkeypatch: pytest.Monk
 
 
 def test_the_geometry_is_the_checkpoints(checkpoint: Checkpoint) -> None:
-    assert (checkpoint.config.patch_size, checkpoint.config.merge_size) == (TINY.patch_size, TINY.merge_size)
-    assert Path(PHOTOS).is_dir()
+    assert (checkpoint.config.patch_size, checkpoint.config.merge_size) == (GEOMETRY.patch_size, GEOMETRY.merge_size)

@@ -18,7 +18,9 @@ from torch import Tensor
 from pipeline import CachedProcessor, EmbeddingDataset
 from pipeline.errors import RequestError
 from pipeline.read.adapters import (
+    base64_tensor,
     from_llava,
+    image_names,
     run_merger,
     sglang_image,
     transformers_inputs,
@@ -174,6 +176,53 @@ def test_the_processor_gives_the_same_ids_without_opening_an_image(
     assert torch.equal(whole["input_ids"], ours["input_ids"])
 
 
+@pytest.mark.parametrize("kind", [None, "np"])
+def test_lists_and_arrays_are_the_processors_own(
+    kind: str | None, processor: Any, photos: Path, cached: dict[str, EmbeddingDataset]
+) -> None:
+    """Without tensors too, token types say where the images are: without them positions are silently wrong."""
+    ours = CachedProcessor(processor, cached["merged"])
+    texts = [ours.apply_chat_template(chat(*names), tokenize=False) for names in CHATS]
+    images = [name for names in CHATS for name in names]
+    opened = [Image.open(photos / name) for name in images]
+    expected = processor(images=opened, text=texts, return_tensors=kind, padding=True, return_mm_token_type_ids=True)
+    found = ours(images=images, text=texts, return_tensors=kind, padding=True)
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        assert isinstance(found[name], type(expected[name])), name
+        assert np.array_equal(found[name], expected[name]), name
+    assert sum(map(sum, np.asarray(found["mm_token_type_ids"]).tolist())) == sum(
+        len(one) for one in found["mm_encoder_outputs"]["image"].pooler_output
+    )
+    ragged = ours(images=images, text=texts, return_tensors=kind) if kind is None else found
+    plain = processor(images=opened, text=texts, return_mm_token_type_ids=True) if kind is None else expected
+    for name in ("input_ids", "mm_token_type_ids"):
+        assert list(map(list, ragged[name])) == list(map(list, plain[name])), name
+
+
+def test_templates_are_the_processors_own(processor: Any, cached: dict[str, EmbeddingDataset]) -> None:
+    ours = CachedProcessor(processor, cached["merged"])
+    for asked in (True, False):
+        one = ours.apply_chat_template(chat("0.png")[:1], add_generation_prompt=asked)
+        assert one == processor.apply_chat_template(chat("0.png")[:1], tokenize=False, add_generation_prompt=asked)
+    several = ours.apply_chat_template([chat(*names) for names in CHATS])
+    assert several == [processor.apply_chat_template(chat(*names), tokenize=False) for names in CHATS]
+    ids = ours.apply_chat_template(chat("0.png"), tokenize=True)
+    assert torch.equal(ids, from_cache(processor, cached["merged"], CHATS[:1])["input_ids"])
+
+
+def test_an_image_part_names_its_image_in_three_ways() -> None:
+    by = [{"type": "image", field: field} for field in ("image", "path", "url")]
+    by += [{"type": "image_url", "url": "u"}, {"type": "text", "text": "x"}]
+    assert image_names([{"role": "system", "content": "x"}, {"role": "user", "content": by}]) == [
+        "image",
+        "path",
+        "url",
+        "u",
+    ]
+    with pytest.raises(RequestError, match="without image, path or url"):
+        image_names([{"role": "user", "content": [{"type": "image", "image": b"bytes"}]}])
+
+
 def test_logits_and_loss_without_the_tower(
     processor: Any, photos: Path, model_folder: Path, cached: dict[str, EmbeddingDataset]
 ) -> None:
@@ -305,6 +354,35 @@ def test_llava_records(processor: Any, cached: dict[str, EmbeddingDataset]) -> N
             from_llava(record | {"image": images})
 
 
+def test_llava_turns_of_several_images() -> None:
+    several = {
+        "image": ["a", "b"],
+        "conversations": [
+            {"from": "system", "value": "be kind"},
+            {"from": "human", "value": "this <image>\nand <image>"},
+        ],
+    }
+    assert from_llava(several) == [
+        {"role": "system", "content": [{"type": "text", "text": "be kind"}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "this "},
+                {"type": "image", "image": "a"},
+                {"type": "text", "text": "and "},
+                {"type": "image", "image": "b"},
+            ],
+        },
+    ]
+
+
+def test_a_view_is_sent_without_what_it_is_a_view_of() -> None:
+    whole = torch.zeros(100_000, 4)
+    sent = base64_tensor(whole[:2])
+    assert len(sent) < 10_000
+    assert torch.equal(torch.load(io.BytesIO(base64.b64decode(sent))), whole[:2])
+
+
 def test_vllm_and_sglang_shapes(cached: dict[str, EmbeddingDataset]) -> None:
     items = cached["merged"].get_many(["0.png", "1.png"])
     tokens = sum(len(item["image_embeds"]) for item in items)
@@ -315,6 +393,7 @@ def test_vllm_and_sglang_shapes(cached: dict[str, EmbeddingDataset]) -> None:
     part = vllm_message_part(items)
     read = torch.load(io.BytesIO(base64.b64decode(part["image_embeds"]["image_embeds"])))
     assert torch.equal(read, image["image_embeds"])
+    assert torch.equal(image["image_embeds"], torch.cat([item["image_embeds"] for item in items]))
     one = sglang_image(items)
     assert one["format"] == "precomputed_embedding"
     assert torch.equal(one["feature"], image["image_embeds"])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import RequestError
 from pipeline.tower.checkpoint import Checkpoint
-from pipeline.tower.config import INDEX_NAME
+from pipeline.tower.config import INDEX_NAME, tower_config
 from pipeline.tower.random_tower import write_random_checkpoint
 
 
@@ -46,6 +46,24 @@ def test_both_prefixes_and_any_sharding_are_the_same_tower(model_path: Path, tmp
     assert Checkpoint(str(tmp_path)).sha256() == first.sha256()
     write_random_checkpoint(tmp_path, TINY, seed=5)
     assert Checkpoint(str(tmp_path)).sha256() != first.sha256()
+
+
+def test_the_hash_is_of_all_that_decides_a_value(copy: Path) -> None:
+    before = Checkpoint(str(copy)).sha256()
+    name = "visual.blocks.1.mlp.up_proj.weight"
+    file = copy / json.loads((copy / INDEX_NAME).read_text())["weight_map"][name]
+    tensors = load_file(file)
+    save_file({"a": torch.zeros(99)} | tensors, file)  # the same tensors at other places of the file
+    assert Checkpoint(str(copy)).sha256() == before
+    hashes = [before]
+    for changed in (tensors[name].view(torch.float16), tensors[name].flip(0)):
+        save_file(tensors | {name: changed.contiguous()}, file)  # the same bytes as another dtype; other bytes
+        hashes.append(Checkpoint(str(copy)).sha256())
+    save_file(tensors, file)
+    for fields in ({"image_std": [0.5, 0.5, 0.5]}, {"vision_config__fullatt_block_indexes": [0, 3]}):
+        edit(copy / ("config.json" if "vision" in next(iter(fields)) else "preprocessor_config.json"), **fields)
+        hashes.append(Checkpoint(str(copy)).sha256())
+    assert len(set(hashes)) == 5
 
 
 def test_a_hash_under_way_does_not_keep_the_process_from_ending(copy: Path) -> None:
@@ -90,6 +108,9 @@ def test_defaults_of_what_old_checkpoints_leave_out(copy: Path) -> None:
     (copy / "preprocessor_config.json").unlink()
     edit(copy / "config.json", vision_config__window_size=None, vision_config__temporal_patch_size=None)
     assert Checkpoint(str(copy)).config == TINY
+    tree = json.loads((copy / "config.json").read_text())
+    del tree["vision_config"]["fullatt_block_indexes"]
+    assert tower_config(tree, {}, "old").full_attention_blocks == (7, 15, 23, 31)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +141,8 @@ def test_a_wrong_config_is_named(copy: Path, changes: dict[str, object], says: s
     [
         ({"resample": 2}, "resample"),
         ({"image_mean": [1, 2]}, "image_mean"),
+        ({"image_std": [0.2, 0, 0.2]}, "image_std.*divides"),
+        ({"patch_size": 16}, "patch_size"),
         ({"merge_size": 4}, "merge_size"),
         ({"do_normalize": False}, "do_normalize"),
         ({"rescale_factor": 1.0}, "rescale_factor"),
@@ -203,5 +226,6 @@ def test_a_hub_id_is_read_from_the_hubs_cache(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert Checkpoint("owner/name").sha256() == Checkpoint(str(model_path)).sha256()
+    assert Checkpoint("owner/name").revision == commit  # all processes of a run see the same one
     with pytest.raises(RequestError, match=r"owner/other.*cannot be fetched"):
         Checkpoint("owner/other")

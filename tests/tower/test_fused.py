@@ -60,7 +60,7 @@ def test_kernels_interpreted() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     tests = Path(__file__).with_name("fused_interpreted.py")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", str(tests)], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "pytest", "-x", "-v", str(tests)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout

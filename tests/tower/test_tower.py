@@ -107,6 +107,25 @@ def test_bf16_is_no_further_from_exact_than_the_reference(checkpoint: Checkpoint
     assert relative_rms(ours, exact) <= 1.05 * relative_rms(theirs, exact)
 
 
+def test_norm_and_rotary_in_bfloat16_have_the_references_bits() -> None:
+    """Computed in fp32 and rounded where the reference rounds: the comparison of whole towers would not show it."""
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm, apply_rotary_pos_emb_vision
+
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((300, 64), (64,)))
+    norm = Qwen2_5_VLRMSNorm(64, eps=1e-6).bfloat16()
+    norm.weight.data = weight
+    assert torch.equal(block_module.rms_norm(x, weight), norm(x))
+    tiny = x * 1e-3  # mean squares as small as epsilon
+    assert torch.equal(block_module.rms_norm(tiny, weight), norm(tiny))
+    queries_keys = torch.randn(300, 2, 2, 32, generator=generator).bfloat16()
+    angles = torch.rand(300, 16, generator=generator) * 40
+    turned = block_module.rotate(queries_keys, angles.cos(), angles.sin())
+    whole = torch.cat([angles, angles], -1)
+    expected = apply_rotary_pos_emb_vision(queries_keys[:, 0], queries_keys[:, 1], whole.cos(), whole.sin())
+    assert torch.equal(turned, torch.stack(expected, 1))
+
+
 def swap_height_and_width(monkeypatch: pytest.MonkeyPatch, tower: Tower) -> None:
     def swapped(*arguments: object) -> object:
         layout = grid_module.grid_layout(*arguments)
