@@ -610,6 +610,13 @@ def _not_finite(bench: Bench) -> ShardRows:
     return _rows(bench, Made(bench.made.prepared, replace(bench.made.encoded, tokens_MO=tokens_MO)))
 
 
+def _with_a_row_too_many(bench: Bench) -> ShardRows:
+    """Behind all of the unit's, of another one."""
+    prepared = bench.made.prepared
+    stranger = replace(prepared.samples[0], facts=replace(prepared.samples[0].facts, key="z.png"))
+    return _rows(bench, Made(replace(prepared, samples=(*prepared.samples, stranger)), bench.made.encoded))
+
+
 def _with_another_grid(bench: Bench) -> ShardRows:
     """As many patches in another form."""
 
@@ -624,6 +631,7 @@ def _with_another_grid(bench: Bench) -> ShardRows:
 DAMAGE: dict[str, Callable[[Bench], ShardRows]] = {
     "left out without a reason": _without_reason,
     "not finite": _not_finite,
+    "a row too many": _with_a_row_too_many,
     "another grid": _with_another_grid,
     "other norms": lambda bench: _rows(bench, bench.made, norm_max=lambda norms: [norm * 1.01 for norm in norms]),
     "another order": lambda bench: _rows(bench, bench.made, key=lambda keys: keys[::-1]),

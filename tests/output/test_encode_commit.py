@@ -272,9 +272,7 @@ def test_a_unit_of_rejects_has_a_data_shard_of_no_rows(tower: Tower, tmp_path: P
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
-def test_copies_keep_their_own_tokens_when_another_image_is_not_finite(
-    form: str, tower: Tower, tmp_path: Path
-) -> None:
+def test_copies_keep_their_own_tokens_when_another_image_is_not_finite(form: str, tower: Tower, tmp_path: Path) -> None:
     """As many rows as there are distinct images, and not the same ones."""
     prepared = prepared_unit([0, 1, 0])
     unit = unit_encoder(tower).encode(prepared)

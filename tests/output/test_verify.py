@@ -162,7 +162,9 @@ def a_reason_that_is_none(output: Path) -> None:
 def other_reasons_in_the_record(output: Path) -> None:
     """As many as there are."""
     unit = max(path.stem for path in (output / "samples").iterdir())
-    rewrite_samples(output, lambda rows, record: record.update(rejects={"crash": sum(record["rejects"].values())}), unit)
+    rewrite_samples(
+        output, lambda rows, record: record.update(rejects={"crash": sum(record["rejects"].values())}), unit
+    )
 
 
 def a_record_of_another_run(output: Path) -> None:
