@@ -159,6 +159,8 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def test_shipped_configurations_are_valid() -> None:
-    for path in CONFIGS.glob("*.yaml"):
-        if path.name != "rayjob.yaml":
-            load_config(str(path))
+    shipped = {path.name for path in CONFIGS.glob("*.yaml")} - {"rayjob.yaml"}
+    assert shipped >= {"demo.yaml", "qwen2_5_vl_3b.yaml", "qwen2_5_vl_7b.yaml"}
+    for name in sorted(shipped):
+        config = load_config(str(CONFIGS / name))
+        assert config.source.uri and config.output.uri and config.model.path

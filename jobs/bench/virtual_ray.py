@@ -306,7 +306,7 @@ class VirtualRay:
                 elif not call.process.handle.dead or isinstance(result, ProcessDied):
                     actor = call.process.handle
                     actor.calls.pop(call, None)
-                    if isinstance(result, Committed):
+                    if isinstance(result, Committed) and actor.seconds:  # else its fate was told
                         self.busy_seconds += actor.seconds.popleft()
                     found.append((call, result))
             if self.now() >= until:

@@ -148,7 +148,7 @@ def test_status_watches_a_run_that_goes_on(
     monkeypatch.setattr("pipeline.cli.status.time.sleep", come_back)
     code, out, _ = call(capsys, "status", output, "--watch")
     assert code == 0
-    assert out.count("committed") >= len(records)
+    assert out.count("committed") == len(records) + 1  # all units are there before the run has said so
     assert "tokens/s" in out
     assert "encoders busy" in out
     assert "complete" in out.splitlines()[-3]
@@ -310,7 +310,7 @@ def test_damaged_metadata_is_named(model_path: Path, tmp_path: Path, capsys: pyt
         for command in commands:
             code, _, err = call(capsys, command, output)
             assert code in (1, 2), (path, command)
-            assert path.name in err or path.parent.name in err, (path, command, err)
+            assert path.name in err, (path, command, err)
             listed = command == "verify" and path == index  # it goes on, and says all that is wrong
             assert err.count("\n") == 1 or (listed and err.startswith(("PROBLEM", "MISSING")))
         path.write_bytes(whole)

@@ -282,8 +282,6 @@ def test_units_hold_every_sample_once_and_close_before_their_limit(tmp_path: Pat
         assert unit.patches == 4 * unit.tokens
     assert row == 40
     for unit, following in itertools.pairwise(units):
-        first = read_index_rows(plan.index_path(0), following.first, 1)[0]
-        assert first.height is not None
         one = cut_units(0, index, GEOMETRY, shard_tokens=1)[following.first]
         assert unit.tokens + one.tokens > 60
     assert cut_units(0, index, GEOMETRY, 60) == units

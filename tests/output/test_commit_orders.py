@@ -291,6 +291,7 @@ def try_all(
         holder.clear()
         assert not turns.failures, turns.failures
         committed = {one.record.data_sha256 for one in turns.results}
+        assert sum(one.fresh for one in turns.results) <= 1 and (kills or any(one.fresh for one in turns.results))
         recovery = bench.commit(made[-1], output)
         assert committed <= {recovery.record.data_sha256}
         assert_one_record(bench, output)
@@ -416,6 +417,17 @@ def test_what_the_publisher_found_is_what_is_recorded(bench: Bench, tmp_path: Pa
     assert pq.read_table(samples_path(output, bench.unit.id)).select(names).equals(alone.select(names))
     assert alone.column("status").to_pylist()[1] == rejects.CRASH
     assert alone.column("error").to_pylist()[1] == "its decoder hangs"
+
+
+def test_a_record_of_another_shard_than_the_one_that_stands_is_told(bench: Bench, tmp_path: Path) -> None:
+    """A whole shard of the unit, and not the one that was committed."""
+    output, other = bench.output(tmp_path / "out"), bench.output(tmp_path / "other")
+    bench.commit(bench.made, output)
+    bench.commit(bench.made.nudged(), other)
+    bench.data(output).write_bytes(bench.data(other).read_bytes())
+    with pytest.raises(OutputError, match="does not hold what its committed record says"):
+        bench.commit(bench.made.nudged(), output)
+    assert bench.data(output).read_bytes() == bench.data(other).read_bytes()
 
 
 def test_only_rejects_of_the_moment_are_in_a_shards_metadata(bench: Bench, tmp_path: Path) -> None:
@@ -598,6 +610,13 @@ def _not_finite(bench: Bench) -> ShardRows:
     return _rows(bench, Made(bench.made.prepared, replace(bench.made.encoded, tokens_MO=tokens_MO)))
 
 
+def _with_a_row_too_many(bench: Bench) -> ShardRows:
+    """Behind all of the unit's, of another one."""
+    prepared = bench.made.prepared
+    stranger = replace(prepared.samples[0], facts=replace(prepared.samples[0].facts, key="z.png"))
+    return _rows(bench, Made(replace(prepared, samples=(*prepared.samples, stranger)), bench.made.encoded))
+
+
 def _with_another_grid(bench: Bench) -> ShardRows:
     """As many patches in another form."""
 
@@ -612,6 +631,7 @@ def _with_another_grid(bench: Bench) -> ShardRows:
 DAMAGE: dict[str, Callable[[Bench], ShardRows]] = {
     "left out without a reason": _without_reason,
     "not finite": _not_finite,
+    "a row too many": _with_a_row_too_many,
     "another grid": _with_another_grid,
     "other norms": lambda bench: _rows(bench, bench.made, norm_max=lambda norms: [norm * 1.01 for norm in norms]),
     "another order": lambda bench: _rows(bench, bench.made, key=lambda keys: keys[::-1]),

@@ -8,14 +8,16 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.errors import RequestError
-from pipeline.output.dataset import check_output
-from pipeline.output.info import read_dataset
+from pipeline.errors import OutputError, RequestError
+from pipeline.output.dataset import check_output, write_dataset, write_success
+from pipeline.output.info import DatasetInfo, read_dataset
 from pipeline.output.layout import OUTPUT_NAMES, PLAN_NAMES
+from pipeline.output.totals import Totals
 from pipeline.output.verify import Verifier
 from pipeline.read.reader import EmbeddingDataset
 from pipeline.source.plan import Plan
 from pipeline.storage.remote import RemotePath
+from pipeline.storage.scratch import Scratch
 
 NAMES = [*OUTPUT_NAMES, *(f"plan/{name}" for name in PLAN_NAMES)]
 FOLDERS = [name.rstrip("/") for name in NAMES if name.endswith("/")]
@@ -119,3 +121,29 @@ def test_a_description_that_is_none_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(RequestError, match=r"is not an output of visionbake: dataset\.json"):
         read_dataset(tmp_path)
+
+
+def test_success_is_the_last_word(described: dict[str, object], tmp_path: Path) -> None:
+    """Whatever cannot be written before it: then there is none."""
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    (tmp_path / "README.md").mkdir()
+    with Scratch(tmp_path) as scratch:
+        with pytest.raises(OutputError, match=r"README\.md"):
+            write_success(tmp_path, Totals(), [], scratch)
+        assert not (tmp_path / "_SUCCESS").exists()
+        (tmp_path / "README.md").rmdir()
+        write_success(tmp_path, Totals(), ["a.tar"], scratch)
+    success = json.loads((tmp_path / "_SUCCESS").read_text())
+    assert (success["fingerprint"], success["skipped_parts"]) == (described["fingerprint"], ["a.tar"])
+
+
+def test_of_two_runs_that_begin_at_once_the_second_must_agree(described: dict[str, object], tmp_path: Path) -> None:
+    """Both have found an empty output."""
+    info = DatasetInfo.from_json(described)
+    other = DatasetInfo.from_json(described | {"fingerprint_facts": info.fingerprint_facts | {"output.dtype": "int8"}})
+    with Scratch(tmp_path) as scratch:
+        write_dataset(tmp_path, info, scratch)
+        write_dataset(tmp_path, info, scratch)
+        with pytest.raises(RequestError, match=r"output\.dtype is 'float32' there and 'int8' here"):
+            write_dataset(tmp_path, other, scratch)
+    assert read_dataset(tmp_path) == info

@@ -31,6 +31,7 @@ from pipeline.output.ledger import (
 )
 from pipeline.output.ledger_file import WHOLE, ledger_path, write_ledger
 from pipeline.output.record import CommitRecord, read_record
+from pipeline.output.totals import Totals
 from pipeline.storage.scratch import Scratch
 
 
@@ -78,6 +79,30 @@ def assert_same_as_footers(output: Path, folded: set[int]) -> None:
 def test_records_and_totals_are_the_same_whatever_is_folded(parts: list[int], output: Path) -> None:
     fold(output, parts)
     assert_same_as_footers(output, set(parts))
+
+
+def test_totals_are_the_sums_of_the_records_in_any_order(output: Path) -> None:
+    records = [replace(record, rows_in=7, halvings=index % 3) for index, record in enumerate(footers(output))]
+    totals, backwards = Totals(), Totals()
+    for record in records:
+        totals.add(record)
+    for record in reversed(records):
+        backwards.add(record)
+    reasons = {reason for record in records for reason in record.rejects}
+    assert totals.as_dict() == {
+        "units": PARTS * UNITS,
+        "samples": 7 * PARTS * UNITS,
+        "rows": sum(record.rows_out for record in records),
+        "rejected": sum(sum(record.rejects.values()) for record in records),
+        "rejects": {reason: sum(one.rejects.get(reason, 0) for one in records) for reason in sorted(reasons)},
+        "tokens": sum(record.tokens for record in records),
+        "embedding_bytes": sum(record.embedding_bytes for record in records),
+        "data_bytes": sum(record.data_size for record in records),
+        "halvings": sum(record.halvings for record in records),
+    }
+    assert totals.seconds == backwards.seconds
+    assert totals.seconds["encode"] == pytest.approx(sum(record.seconds["encode"] for record in records))
+    assert Totals.from_json(json.loads(json.dumps(totals.to_json()))) == totals
 
 
 def test_three_examples_of_a_reason_are_the_first_three_in_unit_order(output: Path) -> None:

@@ -261,16 +261,20 @@ def test_tar_members_are_carried_whole(images: dict[str, bytes], model_path: Pat
             ("a.json", b'{"x": 1}'),
             ("a.png", images["000.png"]),
             ("a.npy", array.getvalue()),
-            ("b.png", images["001.png"]),
-            ("c.png", b"broken"),
-            ("c.json", b"{}"),
+            ("b.png", b"broken"),
+            ("b.json", b"{}"),
+            ("c.png", images["001.png"]),
+            ("d.png", images["002.png"]),
+            ("d.json", b"[2]"),
         ],
     )
     run_here(config_for(source, tmp_path / "out", model_path, source={"carry": ["json", "npy"]}))
+    carried = {"a": ('{"x": 1}', array.getvalue()), "b": ("{}", None), "c": (None, None), "d": ("[2]", None)}
     rows = samples(tmp_path / "out")
-    assert [(row["key"], row["json"]) for row in rows] == [("a", '{"x": 1}'), ("b", None), ("c", "{}")]
-    assert rows[0]["npy"] == array.getvalue()
-    assert [row["key"] for row in pq.read_table(tmp_path / "out" / "data").to_pylist()] == ["a", "b"]
+    assert [row["status"] for row in rows] == ["ok", "unidentified", "ok", "ok"]
+    assert {row["key"]: (row["json"], row["npy"]) for row in rows} == carried
+    data = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    assert [(row["key"], row["json"], row["npy"]) for row in data] == [(key, *carried[key]) for key in "acd"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from jobs.bench.driver import NullEngine, drive_nothing
 from pipeline.errors import DamagedPart, OutputBusy, OutputError, RunFailed, SourceBusy, SourceError
 from pipeline.index.units import Unit
+from pipeline.run.actors import _introduction
 from pipeline.run.calls import Call
 from pipeline.run.driver import Driver
 from pipeline.run.events import Blame, CallFailed, Event, NodeLost, ProcessLost, Stage
@@ -147,6 +150,59 @@ def test_ten_failures_in_a_row_stop() -> None:
     }
     with pytest.raises(RunFailed, match="10 failures in a row"):
         drive(Faulty(faults))
+
+
+def test_scattered_failures_do_not_stop_a_run() -> None:
+    """Every other unit, in the order in which they come."""
+    gone = [failure(SourceError("gone"))]
+    faults = {(Stage.PREPARE, unit.id): gone * 3 for part in range(12) for unit in units_of(part)[::2]}
+    progress = drive(Faulty(faults, processes=1), parts=12)
+    assert (len(progress.set_aside), progress.totals.units) == (36, 24)
+
+
+class Rejecting(Faulty):
+    """Commits units of a hundred samples of which some are rejects."""
+
+    def __init__(self, rejected: int) -> None:
+        super().__init__({}, processes=1)
+        self.rejected, self.committed = rejected, 0
+
+    def judged(self, event: Any) -> Event:
+        event = super().judged(event)
+        if not hasattr(event, "committed"):
+            return event
+        self.committed += 1
+        sums = {"rows_in": 100, "rows_out": 100 - self.rejected, "rejects": {"corrupt": self.rejected}}
+        record = replace(event.committed.record, **sums, reject_examples={"corrupt": ["a", "b", "c"]})
+        return replace(event, committed=replace(event.committed, record=record))  # type: ignore[no-any-return, arg-type]
+
+
+def test_a_source_of_rejects_is_stopped_after_a_thousand_samples() -> None:
+    engine = Rejecting(100)
+    with pytest.raises(RunFailed, match=r"1000 of 1000 samples are rejects.*corrupt 1000 \(such as a, b, c\)"):
+        drive(engine, max_rejected_fraction=0.9)
+    assert engine.committed >= 10
+
+
+def test_as_many_rejects_as_are_allowed_stop_nothing() -> None:
+    assert drive(Rejecting(25), max_rejected_fraction=0.25).totals.units == 15
+    with pytest.raises(RunFailed, match="260 of 1000 samples are rejects"):
+        drive(Rejecting(26), max_rejected_fraction=0.25)
+
+
+def test_a_process_sees_the_output_where_it_sees_the_drivers_file(tmp_path: Path) -> None:
+    """On a node that does not share the output's file system the file is not there, whatever its name is."""
+
+    class Stage:
+        def identity(self) -> dict[str, object]:
+            return {"device": "x"}
+
+    probe = tmp_path / "probe"
+    said = [_introduction(Stage(), str(name)) for name in ("", probe)]  # type: ignore[arg-type]
+    probe.write_text("")
+    said.append(_introduction(Stage(), str(probe)))  # type: ignore[arg-type]
+    assert [one.sees_output for one in said] == [True, False, True]
+    assert said[0].identity == {"device": "x"}
 
 
 def test_prepared_bytes_are_bounded() -> None:

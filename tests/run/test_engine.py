@@ -20,10 +20,12 @@ import pytest
 
 import pipeline
 from jobs.bench.cluster import SHARDS, UNIT_BYTES
+from jobs.bench.driver import RECORD
 from jobs.bench.virtual_ray import Actor, Fate, VirtualRay
 from pipeline.config import Cluster
 from pipeline.errors import OutputBusy, RequestError, RunFailed, SourceBusy, SourceError
 from pipeline.index.units import Unit
+from pipeline.output.committed import Committed
 from pipeline.run.actors import Introduction
 from pipeline.run.backend import ProcessDied
 from pipeline.run.calls import Call
@@ -532,6 +534,92 @@ def test_a_node_that_differs_may_work_where_devices_may_be_mixed() -> None:
     job.ends_whole()
     assert job.engine.fleet.count("encoder") == 6
     assert job.admitted == [{"device": "mixed"}]
+
+
+@pytest.mark.parametrize(
+    "identity", [{"device": "x", "torch": "2.0"}, {"device": "x", "torch": "2.1", "pyarrow": "9"}, {}]
+)
+def test_what_is_no_matter_of_the_device_may_differ_nowhere(identity: dict[str, object]) -> None:
+    """Another version, and one that only one of them states."""
+    ray = Ray(4)
+    other = ray.add_node(2)
+    usual: dict[str, object] = {"device": "x", "torch": "2.1"}
+    ray._fate = fault = Fault(
+        lambda actor, call: (
+            (6.0, Introduction(sees_output=True, identity=identity))
+            if starts(actor, call) and (actor.kind, actor.node) == ("encoder", other)
+            else introduced(usual)
+            if starts(actor, call) and actor.kind == "encoder"
+            else None
+        )
+    )
+    job = Job(ray, mixed_devices=len(identity) > 0)
+    job.ends_whole()
+    assert fault.fired[other]
+    assert job.said(f"node {other} is left out, it gets no encoder: the encoders differ in") == 1
+    assert job.engine.fleet.count("encoder") == 4
+
+
+def test_an_encoders_word_about_itself_counts_for_more_than_a_preparers() -> None:
+    """It has loaded what the other only reads the version of."""
+    ray = Ray(2)
+    ray._fate = Fault(
+        lambda actor, call: (
+            introduced({"torch": f"as the {actor.kind} says", actor.kind: True}) if starts(actor, call) else None
+        )
+    )
+    job = Job(ray)
+    job.ends_whole()
+    assert job.admitted == [{"torch": "as the encoder says", "encoder": True, "preparer": True}]
+
+
+def test_killed_for_memory_is_no_attempt() -> None:
+    """Of one unit, again and again: by Ray's own monitor, and in its encoder and its preparer alike."""
+    fates: Counter[Stage | None] = Counter()
+
+    def tell(actor: Actor, call: Call) -> Fate | None:
+        if call.unit is None or call.unit.id != "000003-0004" or fates[call.stage] == 6:
+            return None
+        fates[call.stage] += 1
+        return 0.5, ProcessDied("out of memory", by_world=True)
+
+    ray = Ray(4, fate=tell)
+    progress = Job(ray, attempts=1).ends_whole()
+    assert fates == {Stage.PREPARE: 6, Stage.ENCODE: 6}
+    assert progress.retries >= 12
+
+
+class Told(Ray):
+    """The stand-in, which counts how often each unit was committed."""
+
+    def __init__(self, gpus: int, **options: Any) -> None:
+        super().__init__(gpus, **options)
+        self.answered: Counter[str] = Counter()
+
+    def wait(self, timeout_seconds: float) -> list[tuple[Call, Any]]:
+        found = super().wait(timeout_seconds)
+        self.answered.update(call.unit.id for call, result in found if isinstance(result, Committed) and call.unit)
+        return found
+
+
+def test_the_answer_of_an_encoder_that_was_overtaken_is_not_counted_again() -> None:
+    """Two units are late at the end. The first is answered by both who try it, while the second goes on."""
+    tries: Counter[str] = Counter()
+
+    def tell(actor: Actor, call: Call) -> Fate | None:
+        if call.stage is not Stage.ENCODE or call.unit is None or call.unit.id not in slow:
+            return None
+        tries[call.unit.id] += 1
+        record = replace(RECORD, unit=call.unit.id)
+        seconds = slow[call.unit.id][tries[call.unit.id] - 1]
+        return seconds, Committed(unit=call.unit, record=record, fresh=True)
+
+    slow = {"000000-0003": [120.0, 20.0], "000001-0005": [300.0, 300.0]}
+    ray = Told(8, fate=tell)
+    job = Job(ray, parts=4)
+    job.ends_whole()
+    assert tries == dict.fromkeys(slow, 2)
+    assert ray.answered["000000-0003"] == 2 and ray.now() > 120
 
 
 def test_a_node_that_joins_and_differs_is_sent_away() -> None:

@@ -8,17 +8,19 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pipeline.errors import DamagedPart, OutputBusy, OutputError, RunFailed, SourceBusy
+from pipeline.errors import DamagedPart, EncodeError, OutputBusy, OutputError, RunFailed, SourceBusy
 from pipeline.index.units import Unit
+from pipeline.output.totals import Totals
 from pipeline.run.board import Board
 from pipeline.run.calls import SHORTEST_LIMIT_SECONDS, Started, UnderWay
 from pipeline.run.cutting import Cutter
 from pipeline.run.events import Blame, CallFailed, Stage
-from pipeline.run.failures import DEATHS_BEFORE_GUARD, MAX_LOSSES, Failures, Verdict
+from pipeline.run.failures import DEATHS_BEFORE_GUARD, MAX_LOSSES, Failures, Verdict, check_rejected_fraction
 from pipeline.run.fleet import Fleet, Process
 from pipeline.run.health import FAILURES_OF_A_NODE, Health, NodeHealth
 from pipeline.run.leases import RUN, Leases
@@ -547,6 +549,7 @@ def passed_until_off(guard: Guard) -> int:
     while guard.is_on:
         guard.passed("x")
         count += 1
+        assert count <= GUARDED_AT_MOST, "it is never off again"
     return count
 
 
@@ -688,6 +691,53 @@ def test_a_unit_that_kills_twice_is_suspect_by_itself() -> None:
         assert not failures.is_suspect("unit 000000-0000")
         failures.judge(failed(processes["a"][0], Stage.PREPARE, RuntimeError(), blame=Blame.PROCESS), 0.0)
     assert failures.is_suspect("unit 000000-0000") and not failures.is_suspect("unit 000000-0001")
+
+
+def test_the_second_death_of_a_unit_is_the_last_without_guard_and_a_success_forgives_it() -> None:
+    failures, processes, _ = failing()
+    preparer, encoder = processes["a"]
+    for deaths, suspect in ((1, False), (2, True)):
+        failures.judge(failed(preparer, Stage.PREPARE, RuntimeError(), blame=Blame.PROCESS), 0.0)
+        assert failures.is_suspect("unit 000000-0000") is suspect, deaths
+    failures.worked(Stage.ENCODE, "unit 000000-0000", encoder, 1.0)  # says nothing of its images
+    assert failures.is_suspect("unit 000000-0000")
+    failures.worked(Stage.PREPARE, "unit 000000-0000", preparer, 1.0)
+    assert not failures.is_suspect("unit 000000-0000")
+
+
+def test_ten_units_in_a_row_that_come_to_nothing_stop_the_run_and_nine_do_not() -> None:
+    failures, processes, progress = failing(attempts=1)
+    preparer, encoder = processes["a"]
+    for start in (0, 100):
+        for number in range(start, start + 9):
+            assert failures.judge(failed(preparer, Stage.PREPARE, EncodeError("x"), number), 0.0) is Verdict.SET_ASIDE
+        failures.worked(Stage.ENCODE, "unit 000000-0099", encoder, 0.0)
+    for number in range(200, 209):
+        failures.judge(failed(preparer, Stage.PREPARE, EncodeError("x"), number), 0.0)
+        failures.worked(Stage.PREPARE, "unit 000000-0300", preparer, 0.0)  # is not committed yet
+    with pytest.raises(RunFailed, match="10 failures in a row, the last: unit 000000-0209: x"):
+        failures.judge(failed(preparer, Stage.PREPARE, EncodeError("x"), 209), 0.0)
+    assert len(progress.set_aside) == 28
+
+
+def test_a_unit_that_fails_again_where_it_failed_is_no_attempt_while_there_are_others() -> None:
+    failures, processes, _ = failing(attempts=2, a=(1, 2))
+    _, one, other = processes["a"]
+    same = [failures.judge(failed(one, Stage.ENCODE, RuntimeError("x")), 0.0) for _ in range(3)]
+    assert same == [Verdict.AGAIN_LAST, Verdict.AGAIN_FIRST, Verdict.AGAIN_FIRST]
+    assert failures.judge(failed(replace(other, number=7), Stage.ENCODE, RuntimeError("x")), 0.0) is Verdict.SET_ASIDE
+    alone, processes, _ = failing(attempts=2)
+    only = processes["a"][1]
+    verdicts = [alone.judge(failed(only, Stage.ENCODE, RuntimeError("x")), 0.0) for _ in range(2)]
+    assert verdicts == [Verdict.AGAIN_LAST, Verdict.SET_ASIDE]
+
+
+def test_just_as_many_rejects_as_are_allowed_are_allowed() -> None:
+    totals = Totals(samples=1000, rejects=Counter(corrupt=60, truncated=40), reject_examples={"corrupt": ["a", "b"]})
+    check_rejected_fraction(totals, 0.1)
+    totals.rejects["truncated"] += 1
+    with pytest.raises(RunFailed, match=r"101 of 1000 .*corrupt 60 \(such as a, b\); truncated 41"):
+        check_rejected_fraction(totals, 0.1)
 
 
 def test_losses_have_an_end_and_are_no_attempts() -> None:

@@ -61,9 +61,15 @@ def test_a_killed_actor_is_replaced_and_its_work_done_again(
 def test_in_flight_bytes_are_bounded_and_one_unit_still_passes(
     ray_nodes: dict[str, str], source: Path, model_path: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
-    with connected(ray_nodes):
-        assert run_here(on_ray(source, output, model_path, in_flight=1)).complete
+    """Encoders are slow, so that units would wait for them."""
+    output, fired = tmp_path / "out", tmp_path / "fired"
+    seen: list[int] = []
+    with connected(ray_nodes, VISIONBAKE_FAULT=f"before_encode:sleep=0.3@+{fired}"):
+        config = on_ray(source, output, model_path, in_flight=1)
+        summary = run(config, say=lambda line: None, report=lambda progress, *_: seen.append(progress.prepared))
+    assert summary.complete
+    assert fired.stat().st_size >= summary.totals.units > 5
+    assert len(seen) > 3 and max(seen) <= 1  # without a bound they are all prepared by then
     assert files_of(output / "data") == files_of(undisturbed / "data")
 
 

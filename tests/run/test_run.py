@@ -259,11 +259,19 @@ def test_odd_images_are_rows_or_rejects(model_path: Path, tmp_path: Path) -> Non
     assert all(row["error"] for row in rows_of(output) if row["status"] != "ok")
 
 
-def test_too_many_rejects_stop_the_run_with_their_reasons(model_path: Path, tmp_path: Path) -> None:
+def test_too_many_rejects_stop_the_run_with_their_reasons(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so before it could say that all is well: a reader may look at any moment."""
+    from pipeline.run import runner
+
+    said: list[object] = []
+    monkeypatch.setattr(runner, "write_success", lambda *words: said.append(words))
     folder = make_folder(tmp_path / "in", 4)
     (folder / "bad.jpg").write_bytes(b"bad")
     with pytest.raises(RunFailed, match=r"1 of 5 samples are rejects.*unidentified 1 \(such as bad\.jpg\)"):
         run_here(config_for(folder, tmp_path / "out", model_path, limits={"max_rejected_fraction": 0.1}))
+    assert not said
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 

@@ -562,6 +562,7 @@ def test_a_remote_file_system_without_whole_objects(
     [
         ("s3://me:secret@bucket/x", "credentials; they belong into the environment"),
         ("s3://me:sec/ret@bucket/x", "credentials; they belong into the environment"),
+        ("s3://secret@bucket/x", "credentials; they belong into the environment"),
         ("s3://bucket//x", "an empty name"),
         ("s3://bucket/a/../x", "an empty name or .."),
         ("s3://[x/a", "Invalid"),
