@@ -206,7 +206,8 @@ def check_rejected_fraction(totals: Totals, limit: float) -> None:
             f"{reason} {count} (such as {', '.join(totals.reject_examples.get(reason, []))})"
             for reason, count in totals.rejects.most_common()
         )
+        aside = f" ({totals.no_image} without an image aside)" if totals.no_image else ""
         raise RunFailed(
-            f"{totals.rejected} of {totals.images} images are rejects, over limits.max_rejected_fraction {limit}: "
-            f"{reasons}"
+            f"{totals.rejected} of {totals.images} samples are rejects, over limits.max_rejected_fraction "
+            f"{limit}{aside}: {reasons}"
         )
