@@ -203,7 +203,8 @@ class Failures:
 def check_rejected_fraction(totals: Totals, limit: float) -> None:
     """Raises RunFailed, with the reasons counted and three examples each, if too many samples are rejects."""
     if totals.rejected > limit * totals.images:
+        aside = f" ({totals.no_image} without an image aside)" if totals.no_image else ""
         raise RunFailed(
-            f"{totals.rejected} of {totals.images} images are rejects, over limits.max_rejected_fraction {limit}: "
-            f"{'; '.join(totals.reject_lines())}"
+            f"{totals.rejected} of {totals.images} samples are rejects, over limits.max_rejected_fraction "
+            f"{limit}{aside}: {'; '.join(totals.reject_lines())}"
         )

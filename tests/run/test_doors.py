@@ -402,7 +402,7 @@ def test_the_share_of_rejects_is_one_of_images(images: dict[str, bytes], model_p
     for number, (name, data) in enumerate(images.items()):
         (tmp_path / name).write_bytes(data if number > 2 else b"broken")
     source = text_only(60, tmp_path, 6)
-    with pytest.raises(RunFailed, match="3 of 6 images are rejects"):
+    with pytest.raises(RunFailed, match=r"3 of 6 samples are rejects.*54 without an image aside"):
         run_here(config_for(source, tmp_path / "out", model_path, limits={"max_rejected_fraction": 0.4}))
     config = config_for(source, tmp_path / "out", model_path, limits={"max_rejected_fraction": 0.5})
     assert run_here(config).totals.no_image == 54

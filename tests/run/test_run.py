@@ -384,7 +384,7 @@ def test_an_index_of_another_output_is_shared(
 
 
 @pytest.mark.parametrize(
-    "kind", ["bad name", "no source", "empty", "no image", "tars only", "file", "foreign", "empty tar"]
+    "kind", ["bad name", "no source", "empty", "no image", "mixture", "file", "foreign", "empty tar"]
 )
 def test_bad_requests_write_nothing(kind: str, source: Path, model_path: Path, tmp_path: Path) -> None:
     output, uri, says = tmp_path / "out", source, ""
@@ -402,9 +402,10 @@ def test_bad_requests_write_nothing(kind: str, source: Path, model_path: Path, t
     elif kind == "no image":
         (place / "a.txt").write_text("x")
         uri, says = place, "it holds 1 .txt"
-    elif kind == "tars only":
+    elif kind == "mixture":
         make_tar(place / "a.tar", [("a.jpg", b"x")])
-        uri, says = place, "for its tars write"
+        (place / "a.jpg").write_bytes(b"x")
+        uri, says = place, "say which are meant"
     elif kind == "empty tar":
         uri, says = make_tar(place / "a.tar", [("a.txt", b"x")]), "holds no image"
     elif kind == "file":
