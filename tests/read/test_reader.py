@@ -149,8 +149,9 @@ def test_what_is_kept_of_many_units_is_bounded(
         names = (os.readlink(link) for link in links if link.is_symlink())
         return {Path(name).stem for name in names if name.startswith(str(output / "data"))}
 
-    tables = []
-    read_table = pq.read_table
+    tables, opened = [], []
+    read_table, open_file = pq.read_table, os.open
+    monkeypatch.setattr(os, "open", lambda path, *a, **k: opened.append(path) or open_file(path, *a, **k))
     monkeypatch.setattr(pq, "read_table", lambda *a, **k: tables.append(a) or read_table(*a, **k))
     monkeypatch.setattr(reader_module, "TABLES_KEPT", 3)
     monkeypatch.setattr(reader_module, "FILES_KEPT", 2)
@@ -162,6 +163,7 @@ def test_what_is_kept_of_many_units_is_bounded(
         dataset.read(0, 0)  # used again, so kept
         assert open_shards() == {f"part-000000-{number:04d}" for number in {0, unit}}
     assert len(tables) == units
+    assert len([path for path in opened if str(path).startswith(str(output / "data"))]) == units
     assert len(dataset._tables) == 3
     dataset.read(1, 0)
     assert len(tables) == units + 1  # let go, so read again
