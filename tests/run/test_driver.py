@@ -60,6 +60,7 @@ class Faulty(NullEngine):
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         self.seconds += 1
+        assert self.seconds < 20_000, "it waits for ever"
         return [self.judged(event) for event in super().wait(timeout_seconds)]
 
     def judged(self, event: Any) -> Event:
@@ -88,7 +89,9 @@ def failure(error: BaseException, blame: Blame = Blame.CALL) -> Fault:
 def test_every_unit_is_done_once() -> None:
     assert drive(NullEngine()).totals.units == 15
     assert drive_nothing(4, units_of) == 20
-    assert drive(NullEngine(), committed=lambda part, number: number != 2).totals.units == 3
+    engine = Faulty({})
+    assert drive(engine, committed=lambda part, number: number != 2).totals.units == 3
+    assert sorted(engine.prepared) == [f"{part:06d}-0002" for part in range(3)]
 
 
 def test_what_was_lost_with_the_only_process_waits_for_its_successor() -> None:

@@ -336,6 +336,23 @@ def test_processes_that_die_while_they_start_end_the_run_though_the_other_kind_a
     assert job.said("fewer: 5 in a row came to nothing") == places
 
 
+def test_each_that_dies_has_one_successor() -> None:
+    """Whenever that is: also while it is not known yet whether its node is gone, and others are looked for."""
+    ray = Ray(8)
+    job = Job(ray, parts=40, attempts=20)
+
+    def kill_the_oldest() -> None:
+        actor = next(actor for actor in ray._actors if actor.kind == "encoder")
+        ray._die(actor, ProcessDied("the worker died"))
+
+    for number in range(10):
+        ray.after(12.0 + 0.7 * number, kill_the_oldest)
+    job.ends_whole()
+    assert job.said("a encoder process died and is replaced") == 10
+    assert len(ray.started_by_kind("encoder")) == 8 + 10
+    assert job.engine.fleet.count("encoder") == 8
+
+
 def test_many_that_die_at_once_on_a_node_that_lives_on_set_nothing_aside() -> None:
     """A container's memory limit, say: no unit has to do with it."""
     ray = Ray(8)
@@ -660,6 +677,33 @@ def test_where_one_node_is_refused_those_that_have_come_elsewhere_are_asked() ->
     job.ends_whole()
     assert len(job.admitted) == 2
     assert job.engine.fleet.count("encoder") == 4
+
+
+def test_where_the_first_node_is_refused_the_next_may_be_another_kind() -> None:
+    """The refused one sets no measure for those that come later."""
+    ray = Ray(4)
+    first, later = next(iter(ray.cluster)), ray.add_node(4)
+    said = {first: (4.0, "a"), later: (12.0, "b")}
+    ray._fate = Fault(
+        lambda actor, call: (
+            (said[actor.node][0], Introduction(sees_output=True, identity={"device": said[actor.node][1]}))
+            if starts(actor, call) and actor.kind == "encoder"
+            else (3.0, Introduction(sees_output=True, identity={}))
+            if starts(actor, call)
+            else None
+        )
+    )
+    job = Job(ray)
+    real = job.admit
+
+    def admit(identity: dict[str, object]) -> Any:
+        job.refuse = "is another run's" if identity["device"] == "a" else None
+        return real(identity)
+
+    job.admit = admit  # type: ignore[method-assign]
+    job.ends_whole()
+    assert [identity["device"] for identity in job.admitted] == ["a", "b"]
+    assert job.engine.fleet.count("encoder", later) == job.engine.fleet.count("encoder") == 4
 
 
 def test_a_node_that_does_not_see_the_output_is_left_out() -> None:

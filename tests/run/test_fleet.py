@@ -221,6 +221,14 @@ def test_who_finds_nothing_takes_from_the_open_part_of_another_then_from_the_end
     assert len(leases) == RUN - 4
 
 
+def test_half_of_what_a_node_has_open_is_left_to_it() -> None:
+    leases, (_, processes) = Leases(), fleet_of(a=(2, 0), b=(1, 0))
+    leases.add(units_of(0, RUN + 4))
+    (here, neighbour), there = processes["a"], processes["b"][0]
+    assert (taken(leases, here), taken(leases, there)) == (unit(0), unit(RUN))
+    assert (taken(leases, neighbour), taken(leases, there)) == (unit(RUN + 2), unit(RUN + 1))
+
+
 def test_the_run_of_a_process_that_is_gone_and_the_part_of_a_node_go_to_others() -> None:
     leases, (_, processes) = Leases(), fleet_of(a=(1, 0), b=(1, 0))
     leases.add(units_of(0, 2 * RUN))
@@ -241,7 +249,9 @@ def test_what_was_lost_comes_first_and_what_failed_comes_last() -> None:
     leases.add(units_of(0, 2))
     leases.add_last(unit(9))
     leases.add_first(unit(8))
-    assert [taken(leases, processes["a"][0]) for _ in range(5)] == [unit(8), unit(0), unit(1), unit(9), None]
+    leases.add([unit(5)])
+    order = [unit(8), unit(0), unit(1), unit(5), unit(9), None]
+    assert [taken(leases, processes["a"][0]) for _ in range(6)] == order
     assert len(leases) == 0
 
 

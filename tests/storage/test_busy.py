@@ -135,6 +135,7 @@ def test_a_client_says_that_waiting_may_help(error: Exception) -> None:
         NoCredentialsError(),
         ValueError("wrong"),
         caused(OSError("TLS"), ssl.SSLCertVerificationError(1, "certificate verify failed")),
+        caused(ConnectionError("TLS"), ssl.SSLCertVerificationError(1, "certificate verify failed")),
         OSError(errno.EROFS, "read-only"),
         OSError(errno.EDQUOT, "quota"),
     ],
