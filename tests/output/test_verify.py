@@ -284,7 +284,7 @@ DAMAGES = {
     a_record_of_another_unit: "its record is of another unit or another run",
     more_tokens_in_the_record: "its tokens or bytes are not those of its record",
     more_bytes_in_the_record: "its tokens or bytes are not those of its record",
-    fewer_rows_in_the_record: " rejects; its record says ",
+    fewer_rows_in_the_record: " rows; its record says ",
     exchange_two_keys_of_the_data: "are not those of the accepted samples",
     data_of_another_run: "is of another unit or another run",
     a_token_that_is_not_finite: "its tokens are not finite",
