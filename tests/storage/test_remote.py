@@ -36,7 +36,7 @@ from conftest import (
     run_here,
     write_config,
 )
-from doors import as_bytes, as_csv, as_jsonl, as_lists, as_paths, as_saved, as_tar, fields_of
+from doors import as_bytes, as_csv, as_feather, as_jsonl, as_lists, as_paths, as_tar, fields_of
 from s3_server import BUCKET, Request, S3Server
 
 from pipeline.cli import main
@@ -71,7 +71,7 @@ def fetched(uri: str, place: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", [None, as_bytes, as_paths, as_lists, as_jsonl, as_tar, as_csv, as_saved])
+@pytest.mark.parametrize("door", [None, as_bytes, as_paths, as_lists, as_jsonl, as_tar, as_csv, as_feather])
 def test_every_door_in_object_storage_gives_the_same_embeddings(
     door: Any,
     images: dict[str, bytes],
