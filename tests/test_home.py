@@ -32,7 +32,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_a_tilde_without_a_home_is_refused_by_name(homeless: Path) -> None:
     for function in (expand_home, absolute, absolute_uri, is_relative, Checkpoint):
-        with pytest.raises(RequestError, match=r"^~/x: .*no home folder"):
+        with pytest.raises(RequestError, match=r"~/x: .*no home folder"):
             function("~/x")
     assert expand_home("~x/y") == "~x/y"  # a name like any other
 

@@ -149,7 +149,7 @@ class _Judge:
             return self._digests(number).get(listed.path) == digest_of(path, 0, listed.size)
         part = self._plan.part(number)
         (file,) = part.files
-        metadata = pq.read_schema(small_file(self._plan.index_path(number))).metadata
+        metadata = pq.ParquetFile(small_file(self._plan.index_path(number))).metadata.metadata
         if digest := json.loads(metadata[b"visionbake.index"]).get("digest"):
             return bool(digest == digest_of(path, file.from_byte, file.to_byte))
         state = replace(file, size=listed.size, mtime_ns=listed.mtime_ns, etag=listed.etag, fate="")

@@ -78,8 +78,6 @@ def _read(path: AnyPath, columns: list[str]) -> pa.Table:
 
 
 def _arrays_of(table: pa.Table) -> IndexArrays:
-    facts = json.loads(table.schema.metadata[b"visionbake.index"])
-
     def numbers(name: str) -> npt.NDArray[np.int64]:
         return table.column(name).fill_null(0).cast(pa.int64()).to_numpy()
 

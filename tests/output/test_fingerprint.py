@@ -38,6 +38,8 @@ FREE: dict[str, tuple[Any, Any]] = {
     "source.uri": ("in", "elsewhere"),
     "source.format": ("auto", "parquet"),
     "source.on_damaged": ("fail", "skip"),
+    "source.on_changed": ("fail", "reject"),
+    "source.members": ("grouped", "each"),
     # Its tensors count, by their sha256.
     "model.path": ("m", "n"),
     "model.revision": (None, "main"),

@@ -98,6 +98,8 @@ def test_totals_are_the_sums_of_the_records_in_any_order(output: Path) -> None:
         "rows": sum(record.rows_out for record in records),
         "rejected": sum(sum(record.rejects.values()) for record in records),
         "rejects": {reason: sum(one.rejects.get(reason, 0) for one in records) for reason in sorted(reasons)},
+        "no_image": 0,
+        "carried_nulled": {},
         "tokens": sum(record.tokens for record in records),
         "embedding_bytes": sum(record.embedding_bytes for record in records),
         "data_bytes": sum(record.data_size for record in records),

@@ -16,7 +16,8 @@ from pipeline.errors import RequestError
 from pipeline.run.indexing import make_plan
 from pipeline.run.request import check_request
 from pipeline.run.runner import run
-from pipeline.source.formats import FORMATS, jsonl
+from pipeline.source import manifest
+from pipeline.source.formats import FORMATS
 from pipeline.source.formats.parquet import Parquet
 
 IMAGES = [encoded(noise(60, 60 + 30 * number, number)) for number in range(6)]
@@ -77,7 +78,7 @@ def partly(
     request: pytest.FixtureRequest, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Callable[..., object], Path, Path]:
     """How to run again, the file that changes, and an output of which its last units are not committed."""
-    monkeypatch.setattr(jsonl, "LINES_PER_PART", 2)
+    monkeypatch.setattr(manifest, "RECORDS_PER_PART", 2)
     monkeypatch.setitem(FORMATS, "parquet", Parquet(rows_per_part=2))
     uri = make_source(request.param, tmp_path / "in")
 

@@ -36,7 +36,7 @@ from conftest import (
     run_here,
     write_config,
 )
-from doors import as_bytes, as_csv, as_feather, as_jsonl, as_lists, as_paths, as_tar, fields_of
+from doors import as_bytes, as_csv, as_json, as_jsonl, as_lists, as_paths, as_tar, fields_of
 from s3_server import BUCKET, Request, S3Server
 
 from pipeline.cli import main
@@ -71,7 +71,7 @@ def fetched(uri: str, place: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", [None, as_bytes, as_paths, as_lists, as_jsonl, as_tar, as_csv, as_feather])
+@pytest.mark.parametrize("door", [None, as_bytes, as_paths, as_lists, as_jsonl, as_tar, as_csv, as_json])
 def test_every_door_in_object_storage_gives_the_same_embeddings(
     door: Any,
     images: dict[str, bytes],
@@ -697,8 +697,9 @@ def test_a_broken_read_of_a_gzipped_tar_is_tried_again(
     real, calls = remote_read.RemoteFile.read, [0]
 
     def flaky(self: Any, size: int | None = -1) -> bytes:
-        calls[0] += 1
+        calls[0] += self._uri.endswith("a.tar.gz")
         if calls[0] == 12:
+            calls[0] += 1
             raise OSError(5, "made by the test")
         return real(self, size)
 
