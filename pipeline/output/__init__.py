@@ -6,6 +6,7 @@ record       CommitRecord: what a samples shard's footer says
 statistics   the facts about a unit's images that `stats` needs
 settings     what every shard says about itself
 fingerprint  exactly what decides a byte
+carried      carried columns behind a shard's own, read again once written
 shard        a data shard as Parquet; the samples shard
 shard_tar    a data shard as WebDataset
 committed    what a commit tells the driver

@@ -24,6 +24,7 @@ from ..errors import DamagedShard, OutputError
 from ..grid import offsets
 from ..storage.publish import sync_file
 from ..storage.scratch import writing_scratch
+from .carried import check_carried, with_carried
 from .metadata import METADATA_KEY, read_metadata, reading_shard
 from .record import CommitRecord
 from .statistics import statistics_of
@@ -258,6 +259,7 @@ def write_data_shard(path: Path, rows: ShardRows, row_group_bytes: int) -> DataS
         os.fsync(stream.fileno())
     if os.path.getsize(path) != sink.size:
         raise OutputError(f"{path} holds {os.path.getsize(path)} bytes, {sink.size} were written")
+    check_carried(path, rows.carried)
     offsets_N = embedding_offsets(path, lengths_N)
     return DataShard(path=path, size=sink.size, sha256=sink.hexdigest(), offsets_N=offsets_N, lengths_N=lengths_N)
 
@@ -291,14 +293,6 @@ def embedding_offsets(path: Path, lengths_N: Sequence[int] | npt.NDArray[np.int6
     return starts
 
 
-def with_carried(table: pa.Table, carried: pa.Table | None) -> pa.Table:
-    """The table with the carried columns behind its own."""
-    if carried is not None:
-        for field in carried.schema:
-            table = table.append_column(field, carried.column(field.name))
-    return table
-
-
 def write_samples_shard(
     path: Path, columns: dict[str, list[Any]], record: CommitRecord, carried: pa.Table | None = None
 ) -> CommitRecord:
@@ -317,4 +311,5 @@ def write_samples_shard(
     with writing_scratch(path):
         pq.write_table(table, path, compression="ZSTD", use_dictionary=["source", "status", "clamped", "shard"])
         sync_file(path)
+    check_carried(path, carried)
     return record

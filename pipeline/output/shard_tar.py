@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..errors import DamagedShard, OutputError
+from ..source.carried_values import same
 from ..source.tar import TarStream, walk
 from ..storage.scratch import writing_scratch
 from .metadata import parse_metadata, reading_shard
@@ -114,13 +115,16 @@ def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
                 start = _add(tar, f"{name}.safetensors", data)
                 offsets.append(start + len(head))
                 facts = {field: columns[field][row] for field in DATA_SCHEMA.names if field not in (EMBEDDING, "scale")}
+                told: dict[str, Any] = {}
                 for field, value in carried[row].items():
                     if isinstance(value, str | bytes):
                         raw = value.encode() if isinstance(value, str) else value
                         _add(tar, f"{name}.{field}", _Joined([raw]))
                     else:
-                        facts[field] = value
-                text = json.dumps(facts, ensure_ascii=False) + "\n"
+                        told[field] = value
+                text = json.dumps(facts | told, ensure_ascii=False) + "\n"
+                if told and not same(told, {field: json.loads(text)[field] for field in told}):
+                    raise OutputError(f"{path}: what is carried of {name} does not come back as it was written")
                 _add(tar, f"{name}.json", _Joined([text.encode()]))
             if not len(embedding):  # tarfile, and so every reader, takes a header that nothing follows for damage
                 folder = tarfile.TarInfo(".")

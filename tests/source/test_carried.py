@@ -22,7 +22,8 @@ from conftest import config_for, encoded, noise, rows_of, run_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import RequestError, SourceError
+from pipeline.errors import OutputError, RequestError, SourceError
+from pipeline.output.carried import check_carried
 from pipeline.source import row_cursor
 from pipeline.source.carried_types import schema_of_records, schema_of_tables
 from pipeline.source.carried_values import carried_of_rows, carried_of_table
@@ -296,6 +297,17 @@ def test_webdataset_carries_what_its_json_holds(photos: Path, model_path: Path, 
                 run_here(config)
         else:
             assert run_here(config).complete
+
+
+def test_a_shard_that_was_written_is_read_again(tmp_path: Path) -> None:
+    """And holds what it was given, numbers that are none included."""
+    given = pa.table({"n": [1.5, math.nan, None], "t": ["a", None, "b"], "l": [[1], None, []]})
+    pq.write_table(given, tmp_path / "a.parquet")
+    check_carried(tmp_path / "a.parquet", given)
+    for name, values in (("n", [1.5, math.nan, 0.0]), ("t", ["a", "", "b"]), ("l", [[1], [], []])):
+        other = given.set_column(given.column_names.index(name), name, pa.array(values, given.column(name).type))
+        with pytest.raises(OutputError, match=f"what is carried as {name} does not come back"):
+            check_carried(tmp_path / "a.parquet", other)
 
 
 # Parquet as it is written.
