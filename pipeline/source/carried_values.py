@@ -17,10 +17,12 @@ import pyarrow.compute as pc
 
 from ..errors import SourceError
 
+UNREADABLE = object()  # a value that is there and can never be read
+
 
 @dataclass(frozen=True, kw_only=True)
 class Carried:
-    """A row of carried values for each sample. `nulled`: by column, values that are no text and became null."""
+    """A row of carried values for each sample. `nulled`: by column, what is no text or cannot be read, and is null."""
 
     table: pa.Table
     nulled: dict[str, int] = field(default_factory=dict)
@@ -60,6 +62,9 @@ class _Cleaner:
         self.count = 0
 
     def cleaned(self, value: Any, kind: pa.DataType) -> Any:
+        if value is UNREADABLE:
+            self.count += 1
+            return None
         if isinstance(value, dict) and pa.types.is_struct(kind):
             types = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
             return {name: self.cleaned(one, types[name]) if name in types else one for name, one in value.items()}

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 
 from ..errors import reading
-from ..storage.files import as_path, lists_by_prefix, read_input, source_names
+from ..storage.files import as_path, lists_by_prefix, read_input, source_names, why_unreadable
+from .carried_values import UNREADABLE
+from .columns import refuse_missing
+from .image_formats import EXTENSIONS
 
 TEXT_SUFFIXES = ("txt", "text", "caption", "json", "jsonl", "html", "md", "csv", "url", "cls", "id", "transcript")
 
@@ -21,6 +23,18 @@ TEXT_SUFFIXES = ("txt", "text", "caption", "json", "jsonl", "html", "md", "csv",
 def members_schema(suffixes: Sequence[str]) -> pa.Schema:
     """The types of carried members, by their suffixes alone."""
     return pa.schema([(suffix, pa.string() if _is_text(suffix) else pa.binary()) for suffix in suffixes])
+
+
+def refuse_absent(names: Sequence[str], endings: Collection[str], what: str) -> None:
+    """Raises RequestError: a carried member whose last extension nothing of the source has, with those that there are.
+
+    Args:
+        endings: the extensions of what is no image, in lower case, without a dot; `what`: has them.
+    """
+    there = {*endings, *(extension.removeprefix(".") for extension in EXTENSIONS)}
+    for name in names:
+        if name.lower().rpartition(".")[2] not in there:
+            refuse_missing("source.carry", name, sorted(endings), f"no {what} ends in", "they end in")
 
 
 def _is_text(suffix: str) -> bool:
@@ -48,13 +62,14 @@ class FilesBeside:
         self.names = tuple(names)
         self._listed: tuple[str, dict[str, str]] = ("", {})
 
-    def read(self, image: str) -> dict[str, bytes]:
+    def read(self, image: str) -> dict[str, Any]:
         """The files beside an image, by the columns' names. Raises SourceError: one is there and cannot be read."""
         stem = os.path.splitext(image)[0]
-        found: dict[str, bytes] = {}
+        found: dict[str, Any] = {}
         for name in self.names:
-            with reading(f"{stem}.{name}"):
-                data = _read_if_there(f"{stem}.{name}")
+            path = f"{stem}.{name}"
+            with reading(path):
+                data = _read_if_there(path)
                 if data is None and (alike := self._alike(stem, name)):
                     data = _read_if_there(alike)
             if data is not None:
@@ -77,7 +92,13 @@ class FilesBeside:
         return None if other is None else folder + slash + other
 
 
-def _read_if_there(path: str) -> bytes | None:
-    with suppress(FileNotFoundError, IsADirectoryError):
+def _read_if_there(path: str) -> Any:
+    """A file's bytes, None where there is none, `UNREADABLE` where it can never be read. Raises OSError."""
+    try:
         return read_input(path)
-    return None
+    except (FileNotFoundError, IsADirectoryError):
+        return None
+    except OSError:
+        if why_unreadable(path):
+            return UNREADABLE
+        raise

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import config_for, encoded, noise, rows_of, run_here
+from conftest import config_for, encoded, make_tar, noise, rows_of, run_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -200,6 +200,30 @@ def test_a_name_that_never_occurs_is_refused_with_the_nearest() -> None:
         schema_of_records([({"caption": "x", "v": 1}, str)], ["captoin"])
     with pytest.raises(RequestError, match=r"no column 'captoin'; it has caption \(did you mean 'caption'\?\)"):
         schema_of_tables([("a", pa.schema([("caption", pa.string())]))], ["captoin"], lambda *_: iter(()))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz"])
+def test_a_member_that_nothing_has_is_refused_with_those_that_there_are(
+    kind: str, photos: Path, model_path: Path, tmp_path: Path
+) -> None:
+    source = photos
+    (photos / "0.txt").write_text("x")
+    if kind != "folder":
+        members = [("0.png", (photos / "0.png").read_bytes()), ("0.TXT", b"x")]
+        source = make_tar(tmp_path / f"a.{kind}", members, "w:gz" if kind == "tar.gz" else "w")
+    with pytest.raises(RequestError, match=r"ends in 'txtt'; they end in .*txt.*did you mean 'txt'"):
+        run_here(config_for(source, tmp_path / "out", model_path, source={"carry": ["txtt"]}))
+    assert not (tmp_path / "out").exists()
+    assert run_here(config_for(source, tmp_path / "out", model_path, source={"carry": ["txt"]})).complete
+    assert rows_of(tmp_path / "out")[0]["txt"] == "x"
+
+
+def test_a_caption_that_can_never_be_read_becomes_null(photos: Path, model_path: Path, tmp_path: Path) -> None:
+    (photos / "0.txt").write_text("x")
+    (photos / "1.txt").symlink_to("1.txt")
+    summary = run_here(config_for(photos, tmp_path / "out", model_path, source={"carry": ["txt"]}))
+    assert (summary.complete, summary.totals.nulled) == (True, {"txt": 1})
+    assert [row["txt"] for row in rows_of(tmp_path / "out")] == ["x", None, None]
 
 
 def test_integers_and_fractions_in_two_files_are_looked_at() -> None:

@@ -19,7 +19,7 @@ from ..drawing import DRAWS, Draw, Drawing, Draws
 from ..format import Columns, Facts, SourceFormat, UnitBytes
 from ..image_formats import EXTENSIONS
 from ..listing import Listing
-from ..members import FilesBeside, members_schema
+from ..members import FilesBeside, members_schema, refuse_absent
 from ..part import Part, SourceFile
 from ..planned import check_unchanged, read_planned
 from ..sample import IndexedSample
@@ -66,6 +66,8 @@ class Folder(SourceFormat):
         return FolderReader()
 
     def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
+        if decided is None:
+            refuse_absent(names, {one.removeprefix(".") for one in listing.ignored if " " not in one}, "file")
         return members_schema(names)
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:

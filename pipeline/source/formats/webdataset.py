@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -14,16 +15,18 @@ from ..drawing import DRAWS, Draw, Drawing, Draws, wrapped
 from ..format import Columns, Facts, MembersRule, SourceFormat, UnitBytes
 from ..image_formats import EXTENSIONS
 from ..listing import Listing
-from ..members import members_schema, wanted_members
+from ..members import members_schema, refuse_absent, wanted_members
 from ..part import Part, SourceFile
 from ..planned import check_unchanged, read_planned
 from ..sample import IndexedSample
-from ..tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES, TarStream
+from ..tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES, TarStream, walk
 from ..tar_rule import first_images, members_rule
 from ..tar_samples import TarRule, samples_in_range, samples_of_tar
 
 # How far from a unit's images a carried member may stand to be read in one range with them.
 BESIDE_BYTES = 16 << 20
+# Of tars that are looked at for a carried member that none of them may have.
+MEMBERS_LOOKED_AT, BYTES_LOOKED_AT = 10_000, 1 << 30
 # How much of a tar is looked at to learn how large its samples are; and the least that is then read at a time.
 PILOT_BYTES, MIN_WINDOW_BYTES = 4 << 20, 64 << 10
 
@@ -60,6 +63,8 @@ class WebDataset(SourceFormat):
         return TarReader(self._beside_bytes)
 
     def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
+        if decided is None:
+            _refuse_absent(names, [os.path.join(listing.place.root, file.path) for file in listing])
         return members_schema(names)
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
@@ -68,6 +73,22 @@ class WebDataset(SourceFormat):
         Wherever a window starts, a byte of any file is in it with the same probability: it goes on at the start.
         """
         return Draws(draws=tuple(_draws(listing, drawing)), files=listing.count)
+
+
+def _refuse_absent(names: Sequence[str], paths: Sequence[str]) -> None:
+    """Raises RequestError: no member ends so, of all that there are; of very many one that is rare is believed."""
+    endings: set[str] = set()
+    count = 0
+    for path in paths:
+        with suppress(OSError, SourceError), TarStream(path) as stream:  # for the index to report
+            for member, _ in walk(stream, wanted=()):
+                endings.add(member.name.lower().rpartition(".")[2])
+                count += 1
+                if endings.issuperset(name.lower().rpartition(".")[2] for name in names):
+                    return
+                if count >= MEMBERS_LOOKED_AT or member.offset > BYTES_LOOKED_AT:
+                    return
+    refuse_absent(names, endings, "member")
 
 
 def _window_bytes(path: str, file: SourceFile, drawing: Drawing) -> int:
