@@ -302,7 +302,7 @@ def test_a_tar_is_read_in_one_range_with_what_is_carried(
     assert rows == {name.removesuffix(".png"): f"of {name}" for name in images} | {"late": "far before"}
     units = len(list((tmp_path / "near" / "samples").iterdir()))
     assert units > 4
-    assert len(opened) <= 3  # to see that what is carried is there, to read, and one step back: the last text stands first
+    assert len(opened) <= 3  # for the names that there are, to read, and one step back: the last text stands first
     monkeypatch.setitem(FORMATS, "webdataset", webdataset_module.WebDataset(beside_bytes=100))
     run_here(config_for(source, tmp_path / "far", model_path, source={"carry": ["txt", "cls"]}))
     found = {row["key"]: (row["txt"], row["cls"]) for row in samples(tmp_path / "far")}
