@@ -36,8 +36,8 @@ from pipeline.estimate.written import EqualImages, Written, read_written
 from pipeline.grid import Geometry
 from pipeline.output.info import read_dataset
 from pipeline.output.ledger import CommittedUnits, folded_parts
+from pipeline.run.indexing import make_plan
 from pipeline.run.request import check_request
-from pipeline.run.runner import make_plan
 from pipeline.source.drawing import Draw, Drawn, Draws
 from pipeline.source.formats import FORMATS
 from pipeline.source.formats.folder import Folder

@@ -11,8 +11,9 @@ from conftest import config_for, make_tar
 from s3_server import BUCKET, S3Server
 
 from pipeline.errors import RequestError
+from pipeline.run.indexing import make_plan
 from pipeline.run.request import check_request
-from pipeline.run.runner import make_plan, run
+from pipeline.run.runner import run
 
 
 def s3_files() -> Any:
