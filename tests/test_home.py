@@ -70,7 +70,8 @@ def test_compilers_find_a_name_and_a_folder(homeless: Path) -> None:
 def test_the_hubs_cache_that_cannot_be_used_is_the_cause(
     home: str | None, homeless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+    import huggingface_hub
+
     refused = (
         RuntimeError("Could not determine home directory.") if home is None else NotADirectoryError(20, "no", home)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +52,18 @@ def _of_an_image(kind: pa.DataType) -> pa.DataType:
     if any(check(kind) for check in lists):
         kind = kind.value_type
     return kind.value_type if types.is_dictionary(kind) else kind
+
+
+def spans_of(file: SourceFile, rows_by_group: Sequence[int], rows_per_part: int) -> list[SourceFile]:
+    """Cuts a file at its row groups, or record batches, into ranges of so many rows, or a little more."""
+    spans: list[SourceFile] = []
+    first = row = start = 0
+    for group, rows in enumerate(rows_by_group):
+        row += rows
+        if row - start >= rows_per_part or group == len(rows_by_group) - 1:
+            spans.append(replace(file, first=first, last=group + 1, row=start))
+            first, start = group + 1, row
+    return spans or [file]
 
 
 def images_of_batch(

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +26,7 @@ from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
 from ..row_keys import values_of
 from ..sample import IndexedSample
-from ..table import check_columns, holds_text, images_of_batch
+from ..table import check_columns, holds_text, images_of_batch, spans_of
 
 ROWS_PER_PART = 65_536
 STATE = "state.json"  # of a saved data set: which files are its own, of all that lie there
@@ -73,14 +72,7 @@ class Arrow(SourceFormat):
         path = os.path.join(place.root, file.path)
         with _planning(path), ArrowFile(path) as opened:
             rows_by_batch = [batch.rows for batch in opened.batches]
-        spans: list[SourceFile] = []
-        first = row = start = 0
-        for number, rows in enumerate(rows_by_batch):
-            row += rows
-            if row - start >= self._rows_per_part or number == len(rows_by_batch) - 1:
-                spans.append(replace(file, first=first, last=number + 1, row=start))
-                first, start = number + 1, row
-        return spans or [file]
+        return spans_of(file, rows_by_batch, self._rows_per_part)
 
     def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
         (file,) = part.files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from ..planned import check_unchanged
 from ..row_cursor import Batches, RowCursor, open_parquet
 from ..row_keys import keys_of_rows, values_of
 from ..sample import IndexedSample
-from ..table import check_columns, holds_text, images_of_batch
+from ..table import check_columns, holds_text, images_of_batch, spans_of
 
 ROWS_PER_PART = 65_536
 FOOTERS_READ = 512  # of more files only those that are drawn are opened
@@ -59,14 +59,7 @@ class Parquet(SourceFormat):
             rows_by_group = _rows_by_group(path)
         except (OSError, pa.ArrowException) as error:
             raise listing_error(f"source: {path}: cannot be read as parquet: {error}", error) from error
-        spans: list[SourceFile] = []
-        first = row = start = 0
-        for group, rows in enumerate(rows_by_group):
-            row += rows
-            if row - start >= self._rows_per_part or group == len(rows_by_group) - 1:
-                spans.append(replace(file, first=first, last=group + 1, row=start))
-                first, start = group + 1, row
-        return spans or [file]
+        return spans_of(file, rows_by_group, self._rows_per_part)
 
     def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
         (file,) = part.files
