@@ -210,11 +210,38 @@ def as_text(images: dict[str, bytes], folder: Path, place: Path) -> Path:
     return place / "images.txt"
 
 
+def as_plain_tar(images: dict[str, bytes], folder: Path, place: Path) -> Path:
+    """As tar packs a folder: what stands before the first dot is one camera, and no sample."""
+    members: list[tuple[str, bytes]] = []
+    for (name, data), told in zip(images.items(), captions(images), strict=True):
+        members += [(f"cam/photo.{name}", data), (f"cam/photo.{name.replace('.png', '.caption')}", told.encode())]
+    return make_tar(place / "plain.tar", members)
+
+
+def as_views(images: dict[str, bytes], folder: Path, place: Path) -> Path:
+    values = pa.array(images.values(), pa.binary_view())
+    told = pa.array(captions(images), pa.string_view())
+    pq.write_table(pa.table({"id": list(images), "image": values, "caption": told}), place / "images.parquet")
+    return place / "images.parquet"
+
+
+def as_categories(images: dict[str, bytes], folder: Path, place: Path) -> Path:
+    """As pandas writes what it calls categories."""
+    values, told = (pa.array(column).dictionary_encode() for column in (list(images.values()), captions(images)))
+    pq.write_table(pa.table({"id": list(images), "image": values, "caption": told}), place / "images.parquet")
+    return place / "images.parquet"
+
+
 Door = Callable[[dict[str, bytes], Path, Path], Path]
 DOORS: list[Door] = [as_bytes, as_large_bytes, as_hugging_face, as_paths, as_lists, as_jsonl, as_tar]
 DOORS += [as_folder, as_tars, as_data_values, as_lists_of_structs, as_table_folder, as_saved, as_feather, as_json]
-DOORS += [as_json_of_values, as_csv, as_tsv_of_values, as_text]
-BY_MEMBERS = (as_folder, as_tar, as_tars)  # what stands beside an image is carried, and there is no key column
+DOORS += [as_json_of_values, as_csv, as_tsv_of_values, as_text, as_plain_tar, as_views, as_categories]
+BY_MEMBERS = (
+    as_folder,
+    as_tar,
+    as_tars,
+    as_plain_tar,
+)  # what stands beside an image is carried, and there is no key column
 
 
 def fields_of(door: Door) -> dict[str, object]:
@@ -234,6 +261,8 @@ def rows_of(door: Door, images: dict[str, bytes]) -> list[tuple[str, str | None]
     keys, told = list(images), [*captions(images)]
     if door in (as_tar, as_tars):
         keys = [key.removesuffix(".png") for key in keys]
+    if door is as_plain_tar:
+        keys = [f"cam/photo.{key}" for key in keys]
     if door in (as_lists_of_structs, as_json_of_values):
         keys = [f"{key}/0" for key in keys]
     if door is as_lists:
