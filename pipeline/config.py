@@ -1,129 +1,21 @@
-"""The configuration file: what may stand in it, and one clear line when something else does.
+"""The configuration: read from a file or from a command's words, with one clear line when something is wrong.
 
-Everything is checked before anything is read or written. Field names and defaults are the public contract.
+Everything is checked before anything is read or written. What may stand in it is in `config_fields`.
 """
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
+from .config_fields import Cluster, Config, Source
 from .errors import RequestError
 
-
-def _auto_or_positive(value: object) -> object:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-        return value
-    raise ValueError("must be auto or a positive integer")
-
-
-def _auto_or_seconds(value: object) -> object:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value == "auto" or (number and 0 < float(str(value)) < float("inf")):
-        return float(value) if isinstance(value, int) else value
-    raise ValueError("must be auto or a positive number of seconds")
-
-
-def _on_off(value: object) -> object:
-    # YAML 1.1 reads a bare `on` as true and `off` as false.
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-
-
-def _uri(value: object) -> object:
-    if isinstance(value, str) and not value.strip():
-        raise ValueError("must not be empty")
-    return value
-
-
-AutoOrPositive = Annotated[int | str, BeforeValidator(_auto_or_positive)]
-Uri = Annotated[str, BeforeValidator(_uri)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-
-
-class Source(_Section):
-    uri: Uri
-    format: Literal["auto", "folder", "webdataset", "parquet", "arrow", "jsonl", "json", "csv", "text"] = "auto"
-    image_column: str = "image"
-    key_column: str | None = None
-    members: Literal["auto", "grouped", "each"] = "auto"
-    carry: list[str] = Field(default_factory=list)
-    on_damaged: Literal["fail", "skip", "salvage"] = "fail"
-    on_changed: Literal["fail", "reject"] = "fail"
-
-
-class Preprocess(_Section):
-    min_pixels: int = Field(default=3136, ge=1)
-    max_pixels: int = Field(default=12_845_056, ge=784)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Preprocess:
-        if self.max_pixels < self.min_pixels:
-            raise ValueError(f"max_pixels ({self.max_pixels}) must be at least min_pixels ({self.min_pixels})")
-        return self
-
-
-class Model(_Section):
-    path: Uri
-    revision: str | None = None
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    linear: Literal["exact", "fp8"] = "exact"
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = "auto"
-
-    @model_validator(mode="after")
-    def _fp8_in_bfloat16(self) -> Model:
-        if self.linear == "fp8" and self.dtype != "bfloat16":
-            raise ValueError(f"linear fp8 needs dtype bfloat16, not {self.dtype}")
-        return self
-
-
-class Pack(_Section):
-    max_patches: int = Field(default=32_768, ge=4)
-    deduplicate: bool = True
-
-
-class Output(_Section):
-    uri: Uri
-    format: Literal["parquet", "webdataset"] = "parquet"
-    stage: Literal["merged", "pre_merger"] = "merged"
-    dtype: Literal["bfloat16", "float16", "float32", "int8", "fp8"] = "bfloat16"
-    on_overflow: Literal["fail", "clamp"] = "fail"
-    shard_tokens: int = Field(default=65_536, ge=1)
-    row_group_bytes: int = Field(default=33_554_432, ge=1, le=1 << 30)
-
-
-class Cluster(_Section):
-    engine: Literal["ray", "inline"] = "ray"
-    address: Uri = "auto"
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    encoders: AutoOrPositive = "auto"
-    preprocessors: AutoOrPositive = "auto"
-    threads_per_encoder: int = Field(default=1, ge=1, le=1024)
-    mixed_devices: bool = False
-    in_flight: AutoOrPositive = "auto"
-
-
-class Limits(_Section):
-    max_image_pixels: int = Field(default=178_956_970, ge=1)
-    max_rejected_fraction: float = Field(default=0.1, ge=0, le=1)
-    attempts: int = Field(default=3, ge=1)
-    sample_seconds: float = Field(default=60.0, gt=0, le=86_400, allow_inf_nan=False)
-    unit_seconds: Annotated[float | str, BeforeValidator(_auto_or_seconds)] = "auto"
-
-
-class Config(_Section):
-    source: Source
-    preprocess: Preprocess = Preprocess()
-    model: Model
-    pack: Pack = Pack()
-    output: Output
-    cluster: Cluster = Cluster()
-    limits: Limits = Limits()
+__all__ = ["Cluster", "Config", "Source", "config_of", "load_config", "parse_config"]
 
 
 def _read_yaml(text: str) -> Any:
@@ -193,9 +85,14 @@ def load_config(path: str, overrides: list[str] | None = None) -> Config:
         raise RequestError(f"configuration {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise RequestError(f"configuration {path}: must be a mapping with source, model and output")
+    return config_of(tree, overrides, where=f"configuration {path}")
+
+
+def config_of(tree: dict[str, Any], overrides: list[str] | None = None, where: str = "configuration") -> Config:
+    """Validates a tree with `a.b=value` strings put over it. Raises RequestError as `load_config` does."""
     for override in overrides or []:
         _set(tree, override)
-    return parse_config(tree, where=f"configuration {path}")
+    return parse_config(tree, where)
 
 
 def parse_config(tree: dict[str, Any], where: str = "configuration") -> Config:
@@ -243,7 +140,17 @@ def _one_line(where: str, error: ValidationError) -> str:
 
 
 def _known_fields(location: tuple[int | str, ...]) -> str:
+    """The nearest field, and those that there are."""
     model: Any = Config
     for part in location[:-1]:
         model = model.model_fields[str(part)].annotation
-    return "known here: " + ", ".join(model.model_fields)
+    known, given = list(model.model_fields), str(location[-1])
+    if near := difflib.get_close_matches(given, known, n=1):
+        return f"did you mean {near[0]}? Known here: {', '.join(known)}"
+    elsewhere = [
+        f"{section}.{given}"
+        for section, field in Config.model_fields.items()
+        if given in getattr(field.annotation, "model_fields", {})
+    ]
+    there = f"there is {' and '.join(elsewhere)}; " if elsewhere else ""
+    return f"{there}known here: {', '.join(known)}"

@@ -1,8 +1,9 @@
 """The commands: `visionbake COMMAND`.
 
 commands   their list; errors to exit codes
-console    what they share: signals, printing, arguments
-run, plan, status, stats, verify, encode, bench   one each
+console    what they share: signals, printing
+requested  the configuration that a command's words stand for
+run, plan, init, config, status, stats, verify, encode, bench, completion   one each
 calibrate  what one device of this machine encodes in a second
 report/    the pages of `plan --html` and `stats --html`
 """

@@ -6,23 +6,35 @@ Exit codes: 0 done; 1 the run failed or is incomplete; 2 the request itself is w
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import DamagedPart, EncodeError, OutputError, RequestError, RunFailed, SourceError
+from ..output.fingerprint import version_of
 from .console import Interrupted, catch_signals, print_any_text
 
 COMMANDS = {
-    "plan": "index the source and say what a run would cost",
-    "run": "encode what is not committed yet",
+    "run": "encode a source into an output; given again, it goes on where it stopped",
+    "plan": "what a run would take: tokens, bytes, hours",
+    "init": "print a commented configuration for a source",
+    "config": "every field of the configuration: type, default, meaning",
     "status": "how far a run is",
-    "stats": "token statistics of an output",
-    "verify": "check an output against its records",
+    "stats": "token statistics of an output, and SQL over it",
+    "verify": "check an output against its records and its source",
     "encode": "the tower on its own: images in, tokens out",
     "bench": "measure against the reference implementation, side by side (in a checkout)",
+    "completion": "print the completion of these words for bash or zsh",
 }
+WHAT = """\
+visionbake runs the vision tower of a vision-language model once over a data set of images, and keeps its tokens.
+
+    visionbake run photos/ out/ --model Qwen/Qwen2.5-VL-7B-Instruct
+    visionbake plan photos/              what that would take, asked before
+    visionbake COMMAND --help            what a command takes
+"""
 
 
 class Command(Protocol):
@@ -35,19 +47,27 @@ class Command(Protocol):
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console script."""
-    parser = argparse.ArgumentParser(prog="visionbake", description="visionbake COMMAND: errors to exit codes")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=_list_commands())
     words = sys.argv[1:] if arguments is None else arguments
-    if not words:
-        parser.print_usage(sys.stderr)
-        print(_list_commands(), file=sys.stderr)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"visionbake {version_of('visionbake') or 'of a checkout'}")
+        return 0
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"visionbake: there is no command {words[0]}{hint}\n\n{_list_commands()}", file=sys.stderr)
         return 2
-    chosen = parser.parse_args(words[:1])
-    return run_command(chosen.command, words[1:])
+    return run_command(words[0], words[1:])
+
+
+def _help() -> str:
+    return f"{WHAT}\n{_list_commands()}"
 
 
 def _list_commands() -> str:
-    return "; ".join(f"{name}: {what}" for name, what in COMMANDS.items())
+    return "\n".join(f"  {name:<11} {what}" for name, what in COMMANDS.items())
 
 
 def run_command(name: str, arguments: list[str] | None = None) -> int:
@@ -56,7 +76,13 @@ def run_command(name: str, arguments: list[str] | None = None) -> int:
         from .bench import run_bench
 
         return run_bench(sys.argv[1:] if arguments is None else arguments)
-    return run_module(name, importlib.import_module(f".{name}", __package__), arguments)
+    return run_module(name, load_command(name), arguments)
+
+
+def load_command(name: str) -> Command:
+    """The module of one of COMMANDS but `bench`."""
+    module: Command = importlib.import_module(f".{name}", __package__)
+    return module
 
 
 def run_module(name: str, command: Command, arguments: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -41,7 +42,11 @@ def print_any_text() -> None:
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    """Prints a line. Where nobody reads any more (`… | head`) the command goes on, and is silent."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def output_of(text: str) -> AnyPath:
@@ -62,7 +67,7 @@ def ignored_text(ignored: Mapping[str, int]) -> str:
 
 
 def print_json(tree: object, indent: int | None = 2) -> None:
-    print(json.dumps(tree, indent=indent), flush=True)
+    say(json.dumps(tree, indent=indent))
 
 
 def write_page(path: str, text: str) -> None:
@@ -92,14 +97,6 @@ def seconds_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a YAML configuration")
-    parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override one field"
-    )
-    add_json_argument(parser)
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:

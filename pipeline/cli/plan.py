@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import tempfile
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import rejects
-from ..config import Config, load_config
+from ..config import Config
 from ..errors import RequestError, RunFailed
 from ..estimate.estimate import Rates, Writing
 from ..estimate.estimate_plan import estimate_plan
@@ -24,14 +25,16 @@ from ..index.read import read_index_arrays
 from ..run.indexing import make_plan
 from ..run.request import check_request
 from ..source.plan import Plan
-from .console import add_config_arguments, bytes_text, ignored_text, number_text, print_json, say, write_page
+from .console import add_json_argument, bytes_text, ignored_text, number_text, print_json, say, write_page
+from .requested import add_request_arguments, is_config, requested_config
 
 COLUMN = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser)
-    parser.add_argument("--max-pixels", metavar="A,B,C", help="compare budgets, from the index alone")
+    add_request_arguments(parser)
+    add_json_argument(parser)
+    parser.add_argument("--max-pixels", dest="budgets", metavar="A,B,C", help="compare budgets, from the index alone")
     parser.add_argument("--tokens-per-second", type=float, metavar="R", help="of one device, for the device hours")
     parser.add_argument("--price-per-hour", type=float, metavar="P", help="of one device")
     parser.add_argument(
@@ -56,10 +59,10 @@ def budgets_of(config: Config, text: str | None) -> list[int]:
 class Planner:
     """One `plan` command: the estimates for its budgets, from an index or from a sample."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, config: Config) -> None:
         self._arguments = arguments
-        self.config = config = load_config(arguments.config, arguments.overrides)
-        self.budgets = budgets_of(config, arguments.max_pixels)
+        self.config = config
+        self.budgets = budgets_of(config, arguments.budgets)
         self.request = check_request(config, weights=arguments.calibrate)
         self.writing = Writing.of(config, self.request.checkpoint.config.width_of(config.output.stage))
         self.measured: dict[str, Any] = {}  # what calibration found out beside the rates
@@ -131,7 +134,14 @@ def check_numbers(arguments: argparse.Namespace) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     check_numbers(arguments)
-    planner = Planner(arguments)
+    if is_config(arguments.source) or arguments.output is not None:
+        return _answer(arguments, requested_config(arguments, "plan"))
+    with tempfile.TemporaryDirectory(prefix="visionbake-plan-") as folder:  # the index is not kept
+        return _answer(arguments, requested_config(arguments, "plan", folder))
+
+
+def _answer(arguments: argparse.Namespace, config: Config) -> int:
+    planner = Planner(arguments, config)
     tree = planner.estimate()
     if arguments.json:
         print_json(tree)

@@ -8,17 +8,19 @@ import time
 
 from tqdm import tqdm
 
-from ..config import load_config
 from ..run.progress import Progress
 from ..run.runner import run
 from ..run.summary import Summary
-from .console import add_config_arguments, bytes_text, catch_signals, ignored_text, print_json, say, seconds_text
+from .console import add_json_argument, bytes_text, catch_signals, ignored_text, print_json, say, seconds_text
+from .requested import add_request_arguments, requested_config
 
 LINE_EVERY_SECONDS = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser)
+    add_request_arguments(parser)
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="budget of one image (preprocess.max_pixels)")
+    add_json_argument(parser)
 
 
 class Reporter:
@@ -33,8 +35,10 @@ class Reporter:
         # Ray sets handlers of its own when it starts, which is when it has things to say.
         if self._bar is not None:
             self._bar.write(line)
+        elif self._quiet:
+            print(line, file=sys.stderr, flush=True)
         else:
-            print(line, file=sys.stderr if self._quiet else sys.stdout, flush=True)
+            say(line)
 
     def __call__(self, progress: Progress, seconds: float, encoder_seconds: float) -> None:
         catch_signals()
@@ -107,7 +111,7 @@ def print_summary(summary: Summary) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, arguments.overrides)
+    config = requested_config(arguments, "run")
     reporter = Reporter(quiet=arguments.json)
     try:
         summary = run(config, say=reporter.say, report=reporter)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import Config
+from ..config_fields import Config
 from ..grid import Geometry, smart_resize_many
 from ..index.read import IndexArrays
 from ..output.output_size import FORMATS, VALUE_BYTES, data_bytes

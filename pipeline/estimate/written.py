@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..config import Config
+from ..config_fields import Config
 from ..errors import OutputError
 from ..index.units import UnitId
 from ..output.layout import samples_path

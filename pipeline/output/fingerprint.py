@@ -6,7 +6,7 @@ import hashlib
 import json
 from importlib import metadata
 
-from ..config import Config
+from ..config_fields import Config
 from .layout import SCHEMA_VERSION
 
 

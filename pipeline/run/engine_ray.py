@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..config import Cluster
+from ..config_fields import Cluster
 from ..errors import RequestError, RunFailed
 from ..output.settings import ShardSettings
 from .actors import Introduction

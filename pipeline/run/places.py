@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from ..config import Cluster
+from ..config_fields import Cluster
 from .fleet import KINDS, Kind, Process
 from .sizing import ALL, Device, NodeFacts, Present, Share, shares_of
 

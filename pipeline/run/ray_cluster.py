@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ..config import Cluster
+from ..config_fields import Cluster
 from ..errors import RequestError
 from ..storage.files import is_on_a_disk
 from ..storage.publish import write_text

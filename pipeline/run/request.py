@@ -9,7 +9,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from ..config import Config, Source
+from ..config_fields import Config, Source
 from ..errors import RequestError
 from ..grid import Geometry
 from ..output.dataset import stored_carry

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from ..config import Config
+from ..config_fields import Config
 from ..errors import DamagedPart, RequestError, RunFailed
 from ..index.read import read_index_arrays
 from ..index.units import Unit, cut_units

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..config import Cluster
+from ..config_fields import Cluster
 from .fleet import SLOTS, Kind
 
 Device = Literal["cuda", "cpu"]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from ..config import Cluster
+from ..config_fields import Cluster
 from ..errors import RequestError, RunFailed, is_busy
 from .backend import Backend
 from .calls import Call

@@ -39,7 +39,7 @@ from .planned_source import PlannedSource
 from .states import States
 
 if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
-    from ..config import Source
+    from ..config_fields import Source
 
 ROWS_AT_ONCE = 8192
 FILES_PER_LIST = 64 * ROWS_AT_ONCE

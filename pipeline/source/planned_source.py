@@ -11,7 +11,7 @@ from ..storage.files import AnyPath
 from .part import SourcePlace
 
 if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
-    from ..config import Source
+    from ..config_fields import Source
 
 PLAN_VERSION = 4
 

@@ -17,7 +17,7 @@ from .part import SourcePlace
 from .tar import COMPRESSED_ELSEWHERE
 
 if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
-    from ..config import Source
+    from ..config_fields import Source
 
 OUTPUT_FOLDERS = ("data", "samples", "ledger", "plan/index", "plan/parts")
 
