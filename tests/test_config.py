@@ -36,7 +36,8 @@ def test_defaults_are_the_contracts() -> None:
         ("preprocess.max_pixels", 3000, "at least min_pixels"),
         ("preprocess.max_pixels", "1000000", "integer"),
         ("preprocess.max_pixels", True, "integer"),
-        ("preprocess.maxpixels", 5000, "unknown field; known here: min_pixels, max_pixels"),
+        ("preprocess.maxpixels", 5000, "unknown field; did you mean max_pixels? Known here: min_pixels, max_pixels"),
+        ("output.max_pixels", 5000, "unknown field; there is preprocess.max_pixels; known here: uri, format"),
         ("pack.max_patches", -1, "greater than or equal"),
         ("output.shard_tokens", 0, "greater than or equal"),
         ("output.dtype", "float64", "bfloat16"),
@@ -52,7 +53,7 @@ def test_defaults_are_the_contracts() -> None:
         ("limits.unit_seconds", True, "auto or a positive number of seconds"),
         ("limits.unit_seconds", "60", "auto or a positive number of seconds"),
         ("limits.max_rejected_fraction", 1.5, "less than or equal to 1"),
-        ("sourc.uri", "x", "unknown field; known here: source,"),
+        ("sourc.uri", "x", "unknown field; did you mean source? Known here: source,"),
     ],
 )
 def test_an_impossible_value_names_its_field(name: str, value: object, says: str) -> None:

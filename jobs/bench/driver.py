@@ -23,6 +23,7 @@ from pipeline.run.calls import Call
 from pipeline.run.driver import Driver
 from pipeline.run.events import Event, Stage
 from pipeline.run.fleet import Fleet, Process
+from pipeline.run.progress import Listen
 from pipeline.run.work import DriverLimits, Work
 
 RECORD = CommitRecord(
@@ -52,6 +53,7 @@ class NullEngine:
 
     def __init__(self, processes: int = 8, budget_bytes: int = 1000) -> None:
         self._events: list[Event] = []
+        self.listen: Listen = lambda counts: None
         self.fleet = Fleet()
         self.fleet.see("", budget_bytes)
         for number in range(processes):

@@ -313,6 +313,9 @@ class VirtualRay:
                 break
         return found
 
+    def watch(self, handle: Any, tell: Callable[[dict[str, int]], None]) -> None:
+        """No images are encoded here."""
+
     def kill(self, handle: Any) -> None:
         self._die(handle, None)
 

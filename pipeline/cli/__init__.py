@@ -2,6 +2,7 @@
 
 commands   their list; errors to exit codes
 console    what they share: signals, printing
+reporter   how a run goes, while it goes
 requested  the configuration that a command's words stand for
 run, plan, init, config, status, stats, verify, encode, bench, completion   one each
 calibrate  what one device of this machine encodes in a second

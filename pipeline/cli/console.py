@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,15 @@ from ..storage.files import AnyPath, absolute, is_folder
 from ..storage.location import check_location
 
 IGNORED_SAID = 8
+
+
+def seconds_since_start() -> float:
+    """Since this process began, which is when its command was typed."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):  # no Linux
+        return time.process_time()
 
 
 class Interrupted(BaseException):

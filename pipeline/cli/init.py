@@ -6,6 +6,7 @@ import argparse
 import json
 
 from ..config import config_of
+from ..source.formats import format_named
 from ..source.lister import list_source
 from ..source.resolve import resolve_source
 from .console import ignored_text, say
@@ -45,7 +46,8 @@ def main(arguments: argparse.Namespace) -> int:
     config = config_of(tree | {"output": {"uri": arguments.output}}, where="the command")
     place = resolve_source(config.source)
     listing = list_source(place)
-    found = f"{listing.count:,} {'images' if place.format == 'folder' else 'files'} of format {place.format}"
+    kind = "images" if format_named(place.format).is_of_images else "files"
+    found = f"{listing.count:,} {kind} of format {place.format}"
     if listing.ignored:
         found += f"; {ignored_text(listing.ignored)}"
     say(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,8 +72,8 @@ class UnitEncoder:
         self._download = torch.cuda.Stream(tower.device) if on_gpu else None
         self._ahead: deque[torch.cuda.Event] = deque()
 
-    def encode(self, prepared: PreparedUnit) -> EncodedUnit:
-        """Encodes the distinct images of one unit.
+    def encode(self, prepared: PreparedUnit, on_pack: Callable[[int], None] = lambda images: None) -> EncodedUnit:
+        """Encodes the distinct images of one unit; tells `on_pack`, forward by forward, how many it took.
 
         Raises:
             EncodeError: one image does not fit on the device alone, or a value does not fit the stored dtype.
@@ -90,6 +90,7 @@ class UnitEncoder:
             state = self._state(prepared, sizes, tokens, ends_N)
             for pack in packs:
                 self._encode_pack(pack, state)
+                on_pack(len(pack))
             launched = self._mark()
         norms_M = self._fetch([state.norms_M], launched)[0]
         finite_N = _all_of(torch.isfinite(norms_M).numpy(), state, len(sizes))

@@ -6,6 +6,7 @@ prepare_stage  what a process on a CPU does: index a part, prepare a unit
 encode_stage   what a process with a device does: encode a unit and commit it
 fleet          the processes that can be given work, by node and kind
 events         what can come of a call
+engine         what a driver asks of whatever carries its calls out
 calls          what each process has not answered yet, and since when
 progress       the driver's account, and which parts are done
 work           what a driver is given to do, and within which bounds
@@ -21,6 +22,7 @@ engine_inline  the stages in this process
 sizing         how many processes each node gets, and what each asks of Ray
 backend        what an engine asks of whatever runs actors
 places         the nodes that live, and what each of them lacks
+watch          how many images of their units encoders have encoded
 deaths         processes that have died, until it can be said why
 staff          the processes that were started, ready or not
 admission      which processes may work on one output

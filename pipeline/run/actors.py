@@ -62,6 +62,10 @@ class EncodeActor:
         """Encodes and commits one unit."""
         return self._stage.encode(prepared, shards)
 
+    def under_way(self) -> dict[str, int]:
+        """How many images of each unit are encoded so far; answered beside `encode`."""
+        return dict(self._stage.under_way)
+
 
 def _introduction(stage: PrepareStage | EncodeStage, probe: str) -> Introduction:
     return Introduction(sees_output=not probe or os.path.exists(probe), identity=stage.identity())

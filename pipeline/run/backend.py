@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from .calls import Call
@@ -41,6 +42,8 @@ class Backend(Protocol):
     def submit(self, call: Call, method: str, *arguments: Any) -> Any: ...
 
     def wait(self, timeout_seconds: float) -> list[tuple[Call, Any]]: ...
+
+    def watch(self, handle: Any, tell: Callable[[dict[str, int]], None]) -> None: ...
 
     def kill(self, handle: Any) -> None: ...
 

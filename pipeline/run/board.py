@@ -52,6 +52,9 @@ class Board:
     def get(self, unit: Unit) -> Opened | None:
         return self._opened.get(unit.id)
 
+    def is_open(self, unit_id: str) -> bool:
+        return unit_id in self._opened
+
     # Nodes where there may be something to hand out
 
     def touch(self, node: str) -> None:

@@ -10,13 +10,14 @@ that one of each kind, or one CPU in all, is enough to finish. An event costs th
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import DamagedPart
 from ..index.units import Unit
 from .board import Board, Opened
 from .calls import Call, Started, UnderWay
 from .cutting import Cutter
+from .engine import Engine
 from .events import (
     CallFailed,
     Event,
@@ -30,7 +31,7 @@ from .events import (
     name_of,
 )
 from .failures import Failures, Verdict, check_rejected_fraction
-from .fleet import Fleet, Kind, Process
+from .fleet import Kind, Process
 from .progress import PartTally, Progress
 from .work import SILENT, DriverLimits, Observer, Work
 
@@ -40,23 +41,6 @@ WAIT_SECONDS = 1.0
 CUT_SECONDS = 0.05  # that an answer is waited for while parts are being cut
 PARTS_AHEAD = 8  # that are cut before a node asks for one; at least two a node
 WORKERS: dict[Stage, Kind] = {Stage.INDEX: "preparer", Stage.PREPARE: "preparer", Stage.ENCODE: "encoder"}
-
-
-class Engine(Protocol):
-    """Where stages run. Calls return at once; what came of them is in `wait`.
-
-    `replace` ends a process and starts another in its place; it answers with what came of its calls.
-    """
-
-    fleet: Fleet
-
-    def now(self) -> float: ...
-
-    def submit(self, call: Call) -> None: ...
-
-    def wait(self, timeout_seconds: float) -> list[Event]: ...
-
-    def replace(self, process: Process, reason: str) -> list[Event]: ...
 
 
 class Driver:
@@ -76,6 +60,7 @@ class Driver:
         self.progress = Progress(parts=work.parts, parts_indexed=indexed, parts_cut=indexed - len(work.to_cut))
         self._failures = Failures(self.progress, self._fleet, limits.attempts, observer.say)
         self._ticked = engine.now()
+        engine.listen = self._listen
 
     def run(self) -> Progress:
         """Works until nothing is left that can be done.
@@ -116,6 +101,10 @@ class Driver:
         if not self._indexing and not self._work_left() and not len(self._board.waiting):
             self._try_twice(Stage.ENCODE, now)
             self._try_twice(Stage.PREPARE, now)
+        self._tell()
+
+    def _listen(self, counts: dict[str, int]) -> None:
+        self.progress.encoding |= {unit: images for unit, images in counts.items() if self._board.is_open(unit)}
         self._tell()
 
     def _tell(self) -> None:
@@ -200,6 +189,7 @@ class Driver:
             left = [unit for unit in units if not self._work.committed(part, unit.number)]
             self.progress.units_known += len(units)
             self.progress.units_before += len(units) - len(left)
+            self.progress.samples_to_do += sum(unit.count for unit in left)
             self.progress.parts_cut += 1
             self._tally.cut(part, units, len(left))
             self._board.leases.add(left)
@@ -280,6 +270,7 @@ class Driver:
     def _committed(self, event: UnitCommitted) -> None:
         committed, totals = event.committed, self.progress.totals
         totals.add(committed.record)
+        self.progress.encoding.pop(event.unit.id, None)
         self._tally.committed(event.unit, committed.record)
         self.progress.peak_memory_bytes = max(self.progress.peak_memory_bytes, committed.peak_memory_bytes)
         if totals.images >= REJECTS_CHECKED_AFTER:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pyarrow
@@ -36,6 +37,8 @@ class EncodeStage:
     def __init__(self, settings: StageSettings, device: str = "auto", number: int = 0) -> None:
         self._settings = settings
         self._number = number
+        self.under_way: dict[str, int] = {}  # images encoded so far, by unit
+        self.on_pack: Callable[[], None] = lambda: None
         self._scratch = Scratch(settings.output, settings.nonce)
         self._scratch.remove_stale()
         chosen = choose_device(device)
@@ -89,7 +92,17 @@ class EncodeStage:
     def encode(self, prepared: PreparedUnit, shard_settings: ShardSettings) -> Committed:
         """Encodes, writes and commits one unit. Raises EncodeError, OutputError (OutputBusy: waiting may help)."""
         fault_point("before_encode")
-        encoded = self._encoder.encode(prepared)
+        unit = prepared.unit.id
+        self.under_way[unit] = 0
+
+        def count(images: int) -> None:
+            self.under_way[unit] += images
+            self.on_pack()
+
+        try:
+            encoded = self._encoder.encode(prepared, count)
+        finally:
+            del self.under_way[unit]
         encoded_at = time.time()
         if self._warm_up_seconds:  # shown beside the stages, once, and no part of their rates
             encoded = replace(encoded, seconds=encoded.seconds | {"warm_up": self._warm_up_seconds})

@@ -15,7 +15,7 @@ from .encode_stage import EncodeStage
 from .events import Event, Stage, blame_for
 from .fleet import Fleet, Process
 from .prepare_stage import PrepareStage
-from .progress import Progress
+from .progress import Listen, Progress
 from .settings import StageSettings
 
 BUDGET_BYTES = 1  # so that there is one unit at a time
@@ -36,6 +36,9 @@ class InlineEngine:
         self._encode = EncodeStage(settings, device) if encoding else None
         self._shards: ShardSettings | None = None
         self._events: list[Event] = []
+        self.listen: Listen = lambda counts: None
+        if self._encode is not None:
+            self._encode.on_pack = self._on_pack
         self._began: float | None = None
         self.fleet = Fleet()
         self.fleet.see("", BUDGET_BYTES)
@@ -75,6 +78,10 @@ class InlineEngine:
             return None
         assert self._shards is not None and self._encode is not None
         return self._encode.encode(call.prepared, self._shards)
+
+    def _on_pack(self) -> None:
+        assert self._encode is not None
+        self.listen(dict(self._encode.under_way))
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         events, self._events = self._events, []

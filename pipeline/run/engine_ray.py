@@ -25,9 +25,10 @@ from .deaths import Death
 from .events import Blame, Event, FleetChanged, NodeLost, ProcessLost, Stage, blame_for
 from .fleet import KINDS, Fleet, Kind, Process
 from .places import Places
-from .progress import Progress
+from .progress import Listen, Progress
 from .sizing import Device
 from .staff import Reason, Staff, first_line
+from .watch import Watch
 
 RESIZE_SECONDS = 5.0
 DOUBTFUL_SECONDS = 60.0
@@ -67,6 +68,8 @@ class RayEngine:
         self._deaths = self._staff.deaths
         self._doubtful: dict[str, float] = {}  # nodes that were lost, and until when it is not asked whether they are
         self._resized = self._counted = backend.now()
+        self.listen: Listen = lambda counts: None
+        self._watch = Watch(backend)
         self._missed = self._resize()
 
     def now(self) -> float:
@@ -74,7 +77,6 @@ class RayEngine:
 
     @property
     def encoders(self) -> int:
-        """How many are at work."""
         return self.fleet.count("encoder")
 
     def submit(self, call: Call) -> None:
@@ -125,6 +127,7 @@ class RayEngine:
             events += self._resize()
         events += self._admit()
         self._say_what_is_awaited()
+        self._watch.look(now, self._staff, self.listen)
         return events
 
     # Nodes
@@ -244,9 +247,8 @@ class RayEngine:
 
     def _leave_out(self, process: Process, error: RequestError) -> list[Event]:
         """Starts no process of its kind on its node any more."""
-        events: list[Event] = []
-        for one in self._staff.leave_out(process.kind, process.node, error):
-            events += self._end(one, error)
+        left_out = self._staff.leave_out(process.kind, process.node, error)
+        events = [event for one in left_out for event in self._end(one, error)]
         with self._encoding_has_begun():
             self._staff.check_some_are_left(process.kind)
         return events
@@ -309,7 +311,6 @@ class RayEngine:
         self._staff.say_awaited(missing)
 
     def observe(self, progress: Progress, seconds: float) -> None:
-        """Passes the progress on to metrics."""
         self._backend.observe(progress, seconds, self.encoders)
 
     def shutdown(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ..output.dataset import check_output
 from ..source.plan import Plan
+from ..storage.publish import check_publishing
 from ..storage.scratch import Scratch
 from .driver import Driver
 from .request import Request
@@ -33,13 +34,15 @@ def make_plan(request: Request, say: Callable[[str], None]) -> tuple[Plan, list[
     if not new_files and len(plan.indexed_parts()) == plan.num_parts:
         return plan, []
     with Scratch(request.output) as scratch:
-        engine = start_engine(request, scratch, say, encoding=False)
+        check_publishing(request.output, scratch)
+        plan.update(config.source, listing, scratch, new_files)
+        if plan.decided:
+            say(plan.decided)
+        indexed = plan.indexed_parts()
+        to_index = [part for part in range(plan.num_parts) if part not in indexed]
+        # A part is read by one process: no cluster would be done with a single one sooner.
+        engine = start_engine(request, scratch, say, encoding=False, inline=len(to_index) == 1)
         try:
-            plan.update(config.source, listing, scratch, new_files)
-            if plan.decided:
-                say(plan.decided)
-            indexed = plan.indexed_parts()
-            to_index = [part for part in range(plan.num_parts) if part not in indexed]
             work = Work(parts=plan.num_parts, to_index=to_index, to_cut=[], units_of=lambda part: [])
             limits = DriverLimits(attempts=config.limits.attempts)
             driver = Driver(engine, work, limits, Observer(say=say))

@@ -9,10 +9,16 @@ from ..index.units import Unit
 from ..output.record import CommitRecord
 from ..output.totals import Totals
 
+Listen = Callable[[dict[str, int]], None]
+
 
 @dataclass(kw_only=True)
 class Progress:
-    """The driver's account of its work."""
+    """The driver's account of its work.
+
+    Attributes:
+        samples_to_do: of this run, in the parts cut so far; `encoding`: images of units under way that are encoded.
+    """
 
     totals: Totals = field(default_factory=Totals)
     parts: int = 0
@@ -27,6 +33,13 @@ class Progress:
     retries: int = 0
     encoders: int = 0
     peak_memory_bytes: int = 0
+    samples_to_do: int = 0
+    encoding: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def samples_done(self) -> int:
+        """Samples of this run that are committed, and images of other units that are encoded."""
+        return min(self.totals.samples + sum(self.encoding.values()), self.samples_to_do)
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -35,6 +36,7 @@ from .sizing import Device, NodeFacts, Options
 # Of Ray's message when its memory monitor ends a process. (Its message for any death speaks of memory.)
 MEMORY_MONITOR_WORDS = "running low on memory"
 REACHABLE_SECONDS = 1.0
+WATCH = "watch"  # calls that are answered beside an encoder's work
 ACCELERATOR = "accelerator_type:"
 
 
@@ -104,7 +106,8 @@ class RayBackend:
         if "max_concurrency" in asked:
             asked["max_concurrency"] = int(asked["max_concurrency"])
         if kind == "encoder":
-            actor: Any = ray.remote(EncodeActor).options(scheduling_strategy=pinned, **asked)
+            made = ray.remote(concurrency_groups={WATCH: 1})(EncodeActor)
+            actor: Any = made.options(scheduling_strategy=pinned, **asked)
             return actor.remote(self._settings, number, self._device)
         actor = ray.remote(PrepareActor).options(scheduling_strategy=pinned, **asked)
         return actor.remote(self._settings)
@@ -131,6 +134,16 @@ class RayBackend:
                 call, future = self._answers.get_nowait()
         except queue.Empty:
             return found
+
+    def watch(self, handle: Any, tell: Callable[[dict[str, int]], None]) -> None:
+        """Asks an encoder how far it is with its units; `tell` is called by another thread, if it answers."""
+
+        def answered(future: Future[Any]) -> None:
+            if future.exception() is None:
+                tell(future.result())
+
+        with suppress(RayError):
+            handle.under_way.options(concurrency_group=WATCH).remote().future().add_done_callback(answered)
 
     def kill(self, handle: Any) -> None:
         with suppress(RayError, ValueError):

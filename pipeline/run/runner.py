@@ -49,7 +49,13 @@ CUTTING_THREADS = 16
 PARTS_LOOKED_AT = 256  # of a plan, for work, before an engine is started
 
 
-def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progress, float, float], None]) -> Summary:
+def run(
+    config: Config,
+    *,
+    say: Callable[[str], None],
+    report: Callable[[Progress, float, float], None],
+    doing: Callable[[str], None] = lambda what: None,
+) -> Summary:
     """Indexes what is not indexed, encodes what is not committed.
 
     Storage that does not answer at either end, where nothing else can be done meanwhile, is waited for: a run that
@@ -58,20 +64,27 @@ def run(config: Config, *, say: Callable[[str], None], report: Callable[[Progres
     Args:
         say: prints a line.
         report: called with the progress, the seconds since encoding could begin, and those of encoders at work.
+        doing: called with what is begun, before there is any progress.
 
     Raises:
         RequestError: before anything is encoded.
         OutputError, RunFailed, SourceError: the run stopped; what is committed stays.
     """
-    return until_storage_answers(lambda: _run(config, say, report), say)
+    return until_storage_answers(lambda: _run(config, say, report, doing), say)
 
 
-def _run(config: Config, say: Callable[[str], None], report: Callable[[Progress, float, float], None]) -> Summary:
+def _run(
+    config: Config,
+    say: Callable[[str], None],
+    report: Callable[[Progress, float, float], None],
+    doing: Callable[[str], None],
+) -> Summary:
     """Runs once.
 
     The source is listed and the tower hashed while the engine's processes start, but for the first moment: what is
     found wrong by then, or that nothing is left to do, costs no engine.
     """
+    doing(f"looking at {config.source.uri} and {config.model.path}")
     request = check_request(config)
     if request.place.decided:
         say(request.place.decided)
@@ -81,6 +94,7 @@ def _run(config: Config, say: Callable[[str], None], report: Callable[[Progress,
         return summary
     with Scratch(request.output) as scratch:
         folder = Folder(request.output, scratch, say)
+        doing("loading the tower" if config.cluster.engine == "inline" else "starting the processes of the run")
         engine = start_engine(request, scratch, say)
         try:
             progress = whole.go(engine, scratch, folder)

@@ -9,7 +9,7 @@ from ..errors import RequestError
 from ..output.settings import ShardSettings
 from ..storage.publish import check_publishing
 from ..storage.scratch import Scratch
-from .driver import Engine
+from .engine import Engine
 from .progress import Progress
 from .request import Request, stage_settings
 
@@ -34,16 +34,19 @@ class StartedEngine(Engine, Protocol):
 
 
 def start_engine(
-    request: Request, scratch: Scratch, say: Callable[[str], None], *, encoding: bool = True
+    request: Request, scratch: Scratch, say: Callable[[str], None], *, encoding: bool = True, inline: bool = False
 ) -> StartedEngine:
     """Starts the configured engine; without encoders where only indexing is to be done.
+
+    Args:
+        inline: that engine, whatever is configured.
 
     Raises:
         RequestError: it cannot be had, or nothing can be published in the output.
     """
     check_publishing(request.output, scratch)
     settings, cluster = stage_settings(request, scratch.nonce), request.config.cluster
-    if cluster.engine == "inline":
+    if inline or cluster.engine == "inline":
         from .engine_inline import InlineEngine
 
         return InlineEngine(settings, cluster.device, encoding=encoding)

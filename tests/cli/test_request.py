@@ -1,0 +1,206 @@
+"""A command's words, and what they stand for. Catches: a way in that is not there, or that means something else."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import PHOTOS, REPOSITORY, make_folder
+
+from pipeline.cli import main
+from pipeline.cli.config import fields, markdown
+from pipeline.cli.reporter import Reporter
+from pipeline.config import load_config
+from pipeline.errors import RequestError
+from pipeline.output.info import read_dataset
+from pipeline.run.progress import Progress
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_source_an_output_and_a_model_are_enough(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = make_folder(tmp_path / "in", 3), tmp_path / "out {1}"
+    words = ("run", source, output, "--model", model_path, "--dtype", "fp32", "--max-pixels", 20000)
+    code, out, err = call(capsys, *words, "--set", "cluster.engine=inline")
+    assert code == 0, err
+    assert "3 in = 3 rows" in out
+    config = read_dataset(output).config
+    assert (config["preprocess"]["max_pixels"], config["model"]["dtype"]) == (20000, "float32")
+    code, out, _ = call(capsys, "config", output)
+    assert (code, yaml.safe_load(out)) == (0, config)
+    (tmp_path / "again.yaml").write_text(out)
+    assert load_config(str(tmp_path / "again.yaml")).model_dump() == config
+
+
+def test_plan_of_a_source_leaves_nothing_behind(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_folder(tmp_path / "in", 3)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = call(capsys, "plan", source, "--model", model_path, "--max-pixels", "20000,5000")
+    assert code == 0, err
+    assert out.count("max_pixels ") == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ("run", "photos"),
+            "photos is no configuration (*.yaml); to encode what lies there: visionbake run photos OUTPUT",
+        ),
+        (("run", "photos", "out"), "--model is missing: visionbake run photos out --model"),
+        (("run", "my.yaml", "out"), "out is left over; to change a field: --set output.uri=out"),
+        (("run", "in", "out", "--model", "random:tiny", "--dtype", "float8"), "model.dtype"),
+        (("plan", "in"), "--model is missing"),
+    ],
+)
+def test_half_a_request_is_told_what_it_lacks(
+    words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(capsys, *words)
+    assert code == 2
+    assert says in err
+    assert len(err.splitlines()) == 1
+
+
+def test_the_commands_say_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    assert out.count("\n  ") >= 10
+    assert call(capsys)[0] == 2
+    assert re.fullmatch(r"visionbake \d+\.\d+.*\n", call(capsys, "--version")[1])
+    code, _, err = call(capsys, "verfy")
+    assert code == 2
+    assert "did you mean verify?" in err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_completion_knows_every_option(shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = call(capsys, "completion", shell)
+    assert code == 0
+    for word in ("run", "plan", "--max-pixels", "--price-per-terabyte", "--watch"):
+        assert word in out
+    if shell == "bash":
+        (tmp_path / "words").write_text(out)
+        subprocess.run(["bash", "-n", tmp_path / "words"], check=True)
+
+
+def test_every_field_is_described_and_the_page_is_made_of_that(capsys: pytest.CaptureFixture[str]) -> None:
+    names = {name: text for name, _, _, text in fields()}
+    assert len(names) > 35
+    assert [name for name, text in names.items() if len(text) < 15] == []
+    assert (REPOSITORY / "docs/configuration.md").read_text(encoding="utf-8") == markdown()
+    code, out, _ = call(capsys, "config")
+    assert code == 0
+    assert all(f"  {name.partition('.')[2]} " in out for name in names)
+
+
+def test_init_prints_a_configuration_of_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "init", PHOTOS, tmp_path / "o ut: 1", "--model", "random:tiny")
+    assert code == 0
+    assert "10 images of format folder" in out
+    (tmp_path / "my.yaml").write_text(out)
+    config = load_config(str(tmp_path / "my.yaml"))
+    assert (config.source.uri, config.output.uri, config.model.path) == (
+        str(PHOTOS),
+        str(tmp_path / "o ut: 1"),
+        "random:tiny",
+    )
+    code, _, err = call(capsys, "init", tmp_path / "none", tmp_path / "o")
+    assert code == 2
+    assert "does not exist" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"), [("model.dtpye=float32", "dtype"), ("output.shard_token=5", "shard_tokens")]
+)
+def test_a_misspelt_field_is_answered_with_the_nearest(given: str, nearest: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("source: {uri: a}\nmodel: {path: b}\noutput: {uri: c}\n")
+    with pytest.raises(RequestError, match=f"did you mean {nearest}"):
+        load_config(str(tmp_path / "c.yaml"), [given])
+
+
+@pytest.mark.parametrize("spelt", ["fp16", "FP16", "torch.float16", "half", "float16"])
+def test_a_dtype_may_be_spelt_as_people_spell_it(spelt: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("source: {uri: a}\nmodel: {path: b}\noutput: {uri: c}\n")
+    assert load_config(str(tmp_path / "c.yaml"), [f"output.dtype={spelt}"]).output.dtype == "float16"
+
+
+def test_nobody_reads_to_the_end(tmp_path: Path) -> None:
+    """`visionbake config | head -1`."""
+    command = f"{sys.executable} -m pipeline config | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+WATCHED = """
+import sys, time
+from pipeline.cli.reporter import Reporter
+from pipeline.run.progress import Progress
+reporter = Reporter(quiet=False)
+reporter.doing("loading the tower")
+time.sleep(1.2)
+progress = Progress(parts=1, parts_indexed=1, parts_cut=1, units_known=1, encoders=1, samples_to_do=164)
+for done in (41, 82, 123):
+    progress.encoding["000000-0000"] = done
+    reporter(progress, 10.0, 10.0)
+    time.sleep(0.8)
+reporter.close()
+"""
+
+
+def test_the_bar_counts_images_while_they_are_encoded() -> None:
+    """On a terminal, before any unit is committed."""
+    process, terminal = pty.fork()
+    if not process:
+        os.environ["COLUMNS"] = "120"
+        os.chdir(REPOSITORY)
+        os.execv(sys.executable, [sys.executable, "-c", WATCHED])
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    seen = b""
+    while True:
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        seen += piece
+    os.waitpid(process, 0)
+    text = seen.decode()
+    assert "loading the tower" in text
+    for share in ("25%", "50%", "75%"):
+        assert share in text, text
+
+
+def test_where_there_is_no_terminal_lines_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Reporter(quiet=False)
+    reporter.doing("loading the tower")
+    progress = Progress(parts=1, parts_indexed=1, parts_cut=1, units_known=1, encoders=1, samples_to_do=164)
+    progress.encoding["000000-0000"] = 82
+    reporter(progress, 10.0, 10.0)
+    reporter._said -= 60
+    time.sleep(0.7)
+    reporter.close()
+    out = capsys.readouterr().out
+    assert "0:00:00 loading the tower" in out
+    assert "82/164 images (50%)" in out
