@@ -121,7 +121,6 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
         from ..tower.reference import reference_processor, reference_tower, run_reference
 
         config = verifier.dataset.config
-        processor = reference_processor(config["preprocess"]["min_pixels"], config["preprocess"]["max_pixels"])
     except ImportError as error:
         raise RequestError(f"--sample: {error}; pip install 'visionbake[bench]'") from error
     if config["output"]["stage"] != "merged":
@@ -129,6 +128,8 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
     checkpoint = Checkpoint(config["model"]["path"], config["model"]["revision"])
     if checkpoint.sha256() != verifier.dataset.fingerprint_facts["tower_sha256"]:
         raise RequestError(f"--sample: {config['model']['path']} holds other weights than this output was made with")
+    preprocess = config["preprocess"]
+    processor = reference_processor(checkpoint.config, preprocess["min_pixels"], preprocess["max_pixels"])
     tower = reference_tower(checkpoint, torch.float32, torch.device("cpu"))
     dataset = EmbeddingDataset(str(verifier.output))
     assert verifier.plan.planned is not None

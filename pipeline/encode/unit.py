@@ -82,7 +82,7 @@ class UnitEncoder:
         sizes = [Size(patches=t * h * w, frame_patches=h * w) for t, h, w in prepared.grids]
         tokens = np.array([size.patches // config.merge_size**2 for size in sizes], np.int64)
         ends_N = np.cumsum(tokens)
-        packs = pack_images(sizes, self.max_patches)
+        packs = pack_images(sizes, self.max_patches, config.linear_patches)
         with self._turn:
             started = time.perf_counter()
             torch.set_num_threads(self.threads)  # here, because it is a property of the calling thread
