@@ -58,12 +58,12 @@ class Source(_Section):
 
 
 class Preprocess(_Section):
-    min_pixels: int = Field(default=3136, ge=1)
-    max_pixels: int = Field(default=12_845_056, ge=784)
+    min_pixels: int | None = Field(default=None, ge=1)  # None: the checkpoint's own
+    max_pixels: int | None = Field(default=None, ge=784)
 
     @model_validator(mode="after")
     def _ordered(self) -> Preprocess:
-        if self.max_pixels < self.min_pixels:
+        if self.max_pixels is not None and self.min_pixels is not None and self.max_pixels < self.min_pixels:
             raise ValueError(f"max_pixels ({self.max_pixels}) must be at least min_pixels ({self.min_pixels})")
         return self
 
@@ -91,6 +91,7 @@ class Output(_Section):
     uri: Uri
     format: Literal["parquet", "webdataset"] = "parquet"
     stage: Literal["merged", "pre_merger"] = "merged"
+    deepstack: bool = True
     dtype: Literal["bfloat16", "float16", "float32", "int8", "fp8"] = "bfloat16"
     on_overflow: Literal["fail", "clamp"] = "fail"
     shard_tokens: int = Field(default=65_536, ge=1)

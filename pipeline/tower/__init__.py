@@ -1,6 +1,7 @@
 """Tower: packed images in, merged vision tokens out.
 
 config        a checkpoint's dimensions and preprocessing, from its JSON files alone
+geometry      a checkpoint's factor and budgets of pixels
 checkpoint    its tensors, whatever files they lie in
 random_tower  checkpoints of seeded random weights in the real format
 pack_plan     what the grids of a pack decide: order, rotary positions, segments
