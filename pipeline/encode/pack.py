@@ -2,7 +2,8 @@
 
 First-fit-decreasing fills packs to the budget; the same number of packs is then balanced by cost (longest first onto
 the cheapest pack that still has room), so that no unit ends in one small pack that leaves the device idle. Cost of a
-frame of N patches is N + N² / `LINEAR_PATCHES`: the linear layers against full attention.
+frame of N patches is N + N² / L: the linear layers against full attention, where L (`TowerConfig.linear_patches`) is
+the number of patches at which both cost the same.
 
 First-fit is found through a tree of free room, O(N log N) for N images.
 """
@@ -12,20 +13,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
 
-# Patches at which one frame's full attention costs as much as everything else: 1.294 GF / 20 480 F for the 7B tower.
-LINEAR_PATCHES = 63_000
+from ..tower.config import LINEAR_PATCHES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """An image's size to the packer: patches in all, and patches of one frame."""
+    """An image's size to the packer: patches in all, and of one frame; `linear_patches` of the tower."""
 
     patches: int
     frame_patches: int
+    linear_patches: int = LINEAR_PATCHES
 
     @property
     def cost(self) -> float:
-        return self.patches * (1 + self.frame_patches / LINEAR_PATCHES)
+        return self.patches * (1 + self.frame_patches / self.linear_patches)
 
 
 def first_fit_decreasing(sizes: list[int], budget: int) -> list[list[int]]:

@@ -24,6 +24,8 @@ from ..tower.linear import openblas_version
 from ..tower.tower import Tower
 from .settings import StageSettings
 
+WARM_UP_MERGED = 4  # merged tokens along the side of what a tower without windows is warmed up on, halved
+
 
 class EncodeStage:
     """Encodes and commits units. Two calls may run at once: one encodes while the other writes.
@@ -65,7 +67,7 @@ class EncodeStage:
     def _warm_up(self, tower: Tower) -> float:
         """Loads and compiles kernels before the first unit comes; returns how long that took."""
         started = time.perf_counter()
-        side = 2 * tower.config.window_merged * tower.config.merge_size
+        side = 2 * (tower.config.window_merged or WARM_UP_MERGED) * tower.config.merge_size
         values = tower.patch_weight_still.shape[1]
         patches_PC = torch.zeros(side**2, values, dtype=torch.uint8, device=tower.device)
         tower.forward(patches_PC, tower.plan([(1, side, side)]), self._settings.stage)
