@@ -195,8 +195,12 @@ class CachedProcessor:
             for piece in rest:
                 pieces += [token * len(next(remaining)[EMBEDS]), piece]
             expanded.append("".join(pieces))
-        options.pop("return_mm_token_type_ids", None)
+        typed = options.pop("return_mm_token_type_ids", getattr(self._processor, "return_mm_token_type_ids", True))
+        # The Omnis' processors pad on the left, whatever their tokenizer would do.
+        options = {**getattr(self._processor, "text_kwargs", {}), **options}
         encoded = dict(self._processor.tokenizer(expanded, return_tensors=return_tensors, **options))
+        if not typed:  # the Omnis find their images by their tokens
+            return BatchFeature(encoded | (transformers_inputs(items) if items else {}))
         ids = encoded["input_ids"]
         image_id = self._processor.image_token_id
         if isinstance(ids, list):
