@@ -25,9 +25,9 @@ def pixel_values(tower: Tower, patches_PC: Tensor) -> Tensor:
 class RayDataProcessor:
     """The recipe's first stage: encoded bytes to `pixel_values`, 8 images a batch."""
 
-    def __init__(self, min_pixels: int, max_pixels: int) -> None:
+    def __init__(self, model: str, min_pixels: int, max_pixels: int) -> None:
         torch.set_num_threads(1)
-        self._processor = reference_processor(min_pixels, max_pixels)
+        self._processor = reference_processor(Checkpoint(model, weights=False).config, min_pixels, max_pixels)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         rows: dict[str, Any] = {"path": list(batch["path"]), "pixel_values": [], "grid_thw": []}
@@ -65,7 +65,7 @@ def run_ray_data_recipe(photos: Path, output: Path, model: str, min_pixels: int,
     data = ray.data.read_binary_files(str(photos), include_paths=True, ray_remote_args={"num_cpus": 0.5})
     data = data.map_batches(
         RayDataProcessor,
-        fn_constructor_kwargs={"min_pixels": min_pixels, "max_pixels": max_pixels},
+        fn_constructor_kwargs={"model": model, "min_pixels": min_pixels, "max_pixels": max_pixels},
         batch_size=8,
         concurrency=1,
         num_cpus=0.5,

@@ -29,11 +29,12 @@ def bench_prepare(arguments: argparse.Namespace) -> dict[str, object]:
     from pipeline.prepare.unit import Preparation, prepare_into
     from pipeline.source.formats.folder import FolderReader
     from pipeline.source.sample import IndexedSample
+    from pipeline.tower.random_tower import SIZES
     from pipeline.tower.reference import reference_processor
 
     torch.set_num_threads(1)
     photos = [path.read_bytes() for path in photos_of(arguments.photos)]
-    processor = reference_processor(MIN_PIXELS, MAX_PIXELS)
+    processor = reference_processor(SIZES["7b"], MIN_PIXELS, MAX_PIXELS)
 
     def reference(data: bytes) -> object:
         return processor(images=[Image.open(io.BytesIO(data)).convert("RGB")], return_tensors="pt")

@@ -16,18 +16,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SILU_BLOCK = 1024
+from .block import NormWeights
+from .families.family import Activation
+
+ACTIVATION_BLOCK = 1024
 
 
 @triton.jit
-def _add_rms_norm(
+def _add_norm(
     x_ptr,
     y_ptr,
     weight_ptr,
+    bias_ptr,
     out_ptr,
     width,
     eps,
     ADD: tl.constexpr,
+    LAYER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -40,9 +45,14 @@ def _add_rms_norm(
         rounded = x.to(x_ptr.dtype.element_ty)
         tl.store(x_ptr + place, rounded, mask=inside)
         x = rounded.to(tl.float32)  # the norm is of the residual stream as it is kept
+    if LAYER:
+        x = tl.where(inside, x - tl.sum(x, 0) / width, 0.0)
     scale = tl.rsqrt(tl.sum(x * x, 0) / width + eps)
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + place, (x * scale * weight).to(out_ptr.dtype.element_ty), mask=inside)
+    value = x * scale * weight
+    if LAYER:
+        value += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + place, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -83,6 +93,18 @@ def _silu_mul(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _gelu(x_ptr, width, TANH: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    place = x_ptr + row * width + columns
+    x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    # 0.5 · (1 + tanh(z)) is the logistic function of 2·z, z = √(2/π) · (x + 0.044715 · x³).
+    steep = 1.5957691216057308 * x * (1.0 + 0.044715 * x * x) if TANH else 1.702 * x
+    tl.store(place, (x / (1.0 + tl.exp(-steep))).to(x_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _normalize(
     patches_ptr,
     mean_ptr,
@@ -104,18 +126,20 @@ def _normalize(
     tl.store(out_ptr + row * padded + columns, normal.to(out_ptr.dtype.element_ty), mask=columns < padded)
 
 
-def add_rms_norm(x_PD: Tensor, y_PD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:
-    """Adds `y` to the residual stream `x` in place, if given; returns its RMS norm, [P, D], rounded once at the end."""
+def add_norm(x_PD: Tensor, y_PD: Tensor | None, norm: NormWeights, eps: float) -> Tensor:
+    """Adds `y` to the residual stream `x` in place, if given; returns its norm, [P, D], rounded once at the end."""
     rows, width = x_PD.shape
     out_PD = torch.empty_like(x_PD)
-    _add_rms_norm[(rows,)](
+    _add_norm[(rows,)](
         x_PD,
         x_PD if y_PD is None else y_PD,
-        weight_D,
+        norm.weight,
+        norm.weight if norm.bias is None else norm.bias,
         out_PD,
         width,
         eps,
         ADD=y_PD is not None,
+        LAYER=norm.bias is not None,
         BLOCK=triton.next_power_of_2(width),
         num_warps=4,
     )
@@ -138,11 +162,23 @@ def rotate_(qkv_PX: Tensor, cos_PE: Tensor, sin_PE: Tensor, num_heads: int) -> N
     )
 
 
+def activate(x_PI: Tensor, activation: Activation) -> Tensor:
+    """The MLP's activation, `block.activate`: gated [P, 2·I] to [P, I], else in place."""
+    if activation == "silu_gated":
+        return silu_mul(x_PI)
+    rows, width = x_PI.shape
+    grid = (rows, triton.cdiv(width, ACTIVATION_BLOCK))
+    _gelu[grid](x_PI, width, TANH=activation == "gelu_tanh", BLOCK=ACTIVATION_BLOCK, num_warps=4)
+    return x_PI
+
+
 def silu_mul(gate_up_PX: Tensor) -> Tensor:
     """silu(gate) · up: [P, 2·I] in, [P, I] out."""
     rows, width = gate_up_PX.shape[0], gate_up_PX.shape[1] // 2
     out_PI = torch.empty(rows, width, dtype=gate_up_PX.dtype, device=gate_up_PX.device)
-    _silu_mul[(rows, triton.cdiv(width, SILU_BLOCK))](gate_up_PX, out_PI, width, BLOCK=SILU_BLOCK, num_warps=4)
+    _silu_mul[(rows, triton.cdiv(width, ACTIVATION_BLOCK))](
+        gate_up_PX, out_PI, width, BLOCK=ACTIVATION_BLOCK, num_warps=4
+    )
     return out_PI
 
 

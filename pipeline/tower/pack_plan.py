@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..grid import grid_layout, offsets
-from .config import TowerConfig
+from .config import ROPE_THETA, TowerConfig
+from .positions import Interpolation, interpolate_positions, to_device
 
-ROPE_THETA = 10_000.0
+WHOLE_FRAME = 1 << 20  # merged tokens along the side of a window that holds any frame
 # On a CPU, rows go through a windowed block in chunks whose intermediates stay in cache, instead of through memory.
 CPU_CHUNK_ROWS = 512
 Grid = tuple[int, int, int]
@@ -58,6 +59,7 @@ class PackPlan:
         order_M: int64 [M], input token of each computed token.
         cos_PE, sin_PE: float32 [P, E/2], of the computed order.
         chunks: of all rows; a single one but on a CPU.
+        learned: how the learned positions are interpolated, in the computed order; None for a tower without.
     """
 
     order_M: Tensor
@@ -65,6 +67,7 @@ class PackPlan:
     sin_PE: Tensor
     chunks: tuple[Chunk, ...]
     frames: Segments
+    learned: Interpolation | None = None
 
 
 def plan_pack(
@@ -73,10 +76,11 @@ def plan_pack(
     """Lays out one pack of images, in the order in which their patches follow each other.
 
     For varlen, images stay together and windows lie in order within them. For dense, windows are sorted by length over
-    the whole pack, so that windowed attention, most of the blocks, runs over views and gathers nothing.
+    the whole pack, so that windowed attention, most of the blocks, runs over views and gathers nothing. Where there are
+    no windows, a window is a frame, and the same holds for every block.
     """
     unit = config.merge_size**2
-    layouts = [grid_layout(grid, config.merge_size, config.window_merged) for grid in grids]
+    layouts = [grid_layout(grid, config.merge_size, config.window_merged or WHOLE_FRAME) for grid in grids]
     tokens = [len(layout.window_order_M) for layout in layouts]
     starts = offsets(tokens)
     order = np.concatenate([layout.window_order_M + start for layout, start in zip(layouts, starts, strict=False)])
@@ -91,13 +95,22 @@ def plan_pack(
         ends = np.cumsum(sorted_lengths // unit)
         within = np.arange(len(order)) - np.repeat(ends - sorted_lengths // unit, sorted_lengths // unit)
         order = order[np.repeat(window_starts[by_length], sorted_lengths // unit) + within]
-        chunks = _chunks(sorted_lengths, chunk_rows if device.type == "cpu" else len(order) * unit)
-        frames = Segments(runs=_runs_gathered(frame_lengths, order, unit, device))
+        max_rows = chunk_rows if device.type == "cpu" else len(order) * unit
+        if config.window_pixels:
+            chunks = _chunks(sorted_lengths, max_rows)
+            frames = Segments(runs=_runs_gathered(frame_lengths, order, unit, device))
+        else:
+            chunks = _slices(len(order) * unit, max_rows)
+            frames = Segments(runs=_runs(sorted_lengths))
     else:
         chunks = (Chunk(rows=slice(0, len(order) * unit), windows=_cu_seqlens(lengths, device)),)
         frames = _cu_seqlens(frame_lengths, device)
 
     computed = positions.reshape(-1, unit, 2)[order].reshape(-1, 2)
+    learned = None
+    if config.positions:
+        sides = np.repeat([grid[1:] for grid in grids], tokens, axis=0)[order].repeat(unit, axis=0)
+        learned = interpolate_positions(computed, sides, config.positions, device)
     frequencies = 1.0 / ROPE_THETA ** (
         torch.arange(0, config.head_dim // 2, 2, dtype=torch.float32) / (config.head_dim // 2)
     )
@@ -113,13 +126,8 @@ def plan_pack(
         sin_PE=of_patches(table.sin()),
         chunks=chunks,
         frames=frames,
+        learned=learned,
     )
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy that neither waits for the device nor makes it wait: through pinned memory, which torch keeps until it is
-    read."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _chunks(lengths: np.ndarray, max_rows: int) -> tuple[Chunk, ...]:
@@ -129,15 +137,29 @@ def _chunks(lengths: np.ndarray, max_rows: int) -> tuple[Chunk, ...]:
     first, start = 0, 0
     while first < len(lengths):
         last = max(first + 1, int(np.searchsorted(ends, start + max_rows, side="right")))
-        runs: list[Run] = []
-        size = 0
-        negative, counts = np.unique(-lengths[first:last], return_counts=True)  # longest first, as they are sorted
-        for length, count in zip((-negative).tolist(), counts.tolist(), strict=True):
-            runs.append(Run(start=size, count=count, length=length))
-            size += length * count
-        chunks.append(Chunk(rows=slice(start, start + size), windows=Segments(runs=tuple(runs))))
+        runs = _runs(lengths[first:last])
+        size = sum(run.length * run.count for run in runs)
+        chunks.append(Chunk(rows=slice(start, start + size), windows=Segments(runs=runs)))
         first, start = last, start + size
     return tuple(chunks)
+
+
+def _runs(lengths: np.ndarray) -> tuple[Run, ...]:
+    """Sorted segments that lie one after the other, as runs of equal length."""
+    runs: list[Run] = []
+    start = 0
+    negative, counts = np.unique(-lengths, return_counts=True)  # longest first, as they are sorted
+    for length, count in zip((-negative).tolist(), counts.tolist(), strict=True):
+        runs.append(Run(start=start, count=count, length=length))
+        start += length * count
+    return tuple(runs)
+
+
+def _slices(rows: int, max_rows: int) -> tuple[Chunk, ...]:
+    """Chunks of rows that have no windows."""
+    return tuple(
+        Chunk(rows=slice(first, min(first + max_rows, rows)), windows=Segments()) for first in range(0, rows, max_rows)
+    )
 
 
 def _runs_gathered(lengths: np.ndarray, order: np.ndarray, unit: int, device: torch.device) -> tuple[Run, ...]:

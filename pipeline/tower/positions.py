@@ -1,7 +1,7 @@
 """Learned positions: a square table, interpolated to the grid of each image, the same for each of its frames.
 
-Bilinear, with corners aligned: row i of h rows lies at i · (side − 1) / (h − 1) in the table. In fp32, and rounded where
-the reference rounds, which a tower in bfloat16 shows.
+Bilinear, with corners aligned: row i of h rows lies at i · (side - 1) / (h - 1) in the table. Summed in fp32 and
+rounded where the reference rounds, which a tower in bfloat16 shows.
 
 Source: transformers 5.23, `vision_utils.py` (`get_vision_interpolation_indices_and_weights`).
 """

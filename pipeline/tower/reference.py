@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,33 +14,54 @@ from torch import Tensor
 
 from ..prepare.decode import CHANNELS
 from .checkpoint import Checkpoint
+from .config import TowerConfig, read_json
 from .pack_plan import Grid
 
+# transformers' module, its configuration and its tower.
+CLASSES = {
+    "qwen2_vl": ("Qwen2VLVisionConfig", "Qwen2VisionTransformerPretrainedModel"),
+    "qwen2_5_vl": ("Qwen2_5_VLVisionConfig", "Qwen2_5_VisionTransformerPretrainedModel"),
+    "qwen2_5_omni": ("Qwen2_5OmniVisionEncoderConfig", "Qwen2_5OmniVisionEncoder"),
+    "qwen3_vl": ("Qwen3VLVisionConfig", "Qwen3VLVisionModel"),
+    "qwen3_vl_moe": ("Qwen3VLMoeVisionConfig", "Qwen3VLMoeVisionModel"),
+    "qwen3_omni_moe": ("Qwen3OmniMoeVisionEncoderConfig", "Qwen3OmniMoeVisionEncoder"),
+    "qwen3_5": ("Qwen3_5VisionConfig", "Qwen3_5VisionModel"),
+    "qwen3_5_moe": ("Qwen3_5MoeVisionConfig", "Qwen3_5MoeVisionModel"),
+    "qwen4_exp": ("Qwen4ExpVisionConfig", "Qwen4ExpVisionModel"),
+}
 
-def reference_processor(min_pixels: int, max_pixels: int) -> Any:
-    """transformers' Qwen2VLImageProcessor with its torchvision backend."""
+
+def reference_processor(config: TowerConfig, min_pixels: int, max_pixels: int) -> Any:
+    """transformers' Qwen2VLImageProcessor with its torchvision backend, as the checkpoint sets it up."""
     from transformers import Qwen2VLImageProcessor
 
-    return Qwen2VLImageProcessor(min_pixels=min_pixels, max_pixels=max_pixels)
+    return Qwen2VLImageProcessor(
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        patch_size=config.patch_size,
+        temporal_patch_size=config.temporal_patch_size,
+        merge_size=config.merge_size,
+        image_mean=list(config.image_mean),
+        image_std=list(config.image_std),
+    )
 
 
 def reference_tower(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, attention: str = "sdpa") -> Any:
-    """transformers' tower with the checkpoint's weights.
+    """transformers' tower with the checkpoint's weights, without further streams where the checkpoint is read so.
 
     Its rotary frequencies stay float32, as `from_pretrained` leaves them: `.to(bfloat16)` alone would round them.
     """
     from transformers.initialization import no_init_weights
-    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-    tree = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))["vision_config"]
-    tree["in_channels"] = tree.pop("in_chans", CHANNELS)
-    config = Qwen2_5_VLVisionConfig(**tree)
+    model_type = checkpoint.config.model_type
+    config_class, tower_class = CLASSES[model_type]
+    module = f"transformers.models.{model_type}"
+    config = getattr(import_module(f"{module}.configuration_{model_type}"), config_class)(**_vision_tree(checkpoint))
     config._attn_implementation = attention
     with no_init_weights():  # every weight is loaded below, strictly
-        tower: Any = Qwen2_5_VisionTransformerPretrainedModel(config)
+        tower: Any = getattr(import_module(f"{module}.modeling_{model_type}"), tower_class)(config)
     frequencies = tower.rotary_pos_emb.inv_freq.clone()
-    tower.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors()})
+    tower.load_state_dict({name: tensor.float() for name, tensor in checkpoint.stored_tensors()})
     tower = tower.to(dtype=dtype, device=device).eval().requires_grad_(False)
     tower.rotary_pos_emb.inv_freq = frequencies.to(device)
     if tower.rotary_pos_emb.inv_freq.dtype != torch.float32:
@@ -48,7 +69,20 @@ def reference_tower(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.de
     return tower
 
 
+def _vision_tree(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The tower's part of config.json, as it stands there, under the names that transformers' class has."""
+    tree = read_json(checkpoint.folder / "config.json", checkpoint.path)
+    tree = dict(tree.get("thinker_config", tree).get("vision_config", tree))
+    tree.pop("model_type", None)
+    tree["in_channels"] = tree.pop("in_chans", tree.get("in_channels", CHANNELS))
+    if "deepstack_visual_indexes" in tree and not checkpoint.config.streams:
+        tree["deepstack_visual_indexes"] = []
+    return tree
+
+
 @torch.inference_mode()
 def run_reference(reference: Any, pixels_PC: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """Merged tokens [M, O] in input order."""
-    return reference(pixels_PC, torch.tensor(grids, device=pixels_PC.device)).pooler_output
+    """Merged tokens [M, O] in input order: the main stream, then the further ones, in width."""
+    out = reference(pixels_PC, torch.tensor(grids, device=pixels_PC.device))
+    streams = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
+    return torch.cat(streams, 1) if len(streams) > 1 else streams[0]

@@ -1,37 +1,41 @@
-"""The Qwen2.5-VL vision tower: packed images in, merged vision tokens out.
+"""The vision tower of every family: packed images in, merged vision tokens out.
 
-    P patches, C values of a patch, M merged tokens (P / merge_size²), D width of the tower, O width of the output,
-    H heads, E width of a head. Tensors carry these letters as a suffix.
+    P patches, C values of a patch, M merged tokens (P / merge_size²), D width of the tower, O width of a row of the
+    output, H heads, E width of a head, I width of the MLP. Tensors carry these letters as a suffix.
 
 One forward runs over the patches of many images, one after the other. Inside, merged tokens are permuted so that every
-attention window is a run of rows; the merger's output is put back in input order. What grids decide is computed
-beforehand (`plan_pack`), so that the forward itself never waits for the device.
+attention window (or frame, where there are none) is a run of rows; the merger's output is put back in input order. What
+grids decide is computed beforehand (`plan_pack`), so that the forward itself never waits for the device.
 
-Source: transformers 5.23, `models/qwen2_5_vl/modeling_qwen2_5_vl.py` (Qwen2_5_VisionTransformerPretrainedModel).
+    patches ─▶ patch embedding (+ learned positions) ─▶ blocks ─▶ merger ─▶ main stream
+                                                          └─ after some of them ─▶ a merger each ─▶ further streams
+
+Source: transformers 5.23; `families/` names the file of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from .attention import attend, choose_kernel
-from .block import RMS_NORM_EPS, BlockWeights, project_and_mlp, queries_keys_values, rms_norm, take_block
+from .block import NORM_EPS, BlockKind, BlockWeights, project_and_mlp, queries_keys_values, take_block
 from .checkpoint import Checkpoint
 from .config import Stage
-from .linear import LinearKernel, choose_linear, laid_out, linear_of
+from .linear import LinearKernel, choose_linear, linear_of
+from .merger import Merger, merge, merge_normed, take_merger
 from .pack_plan import CPU_CHUNK_ROWS, Chunk, Grid, Kernel, PackPlan, plan_pack
+from .positions import learned_positions
 
 
 class Tower:
     """The tower's weights on one device.
 
     Args:
-        checkpoint: whose `visual.*` tensors are loaded.
+        checkpoint: whose tower's tensors are loaded.
         dtype: of weights and computation, bfloat16 or float32.
         compile_blocks: on a GPU, whether what lies between matrix products is fused into Triton kernels; on a CPU,
             whether the two halves of a block around attention go through torch.compile.
@@ -66,12 +70,12 @@ class Tower:
         # A still image fills both frames of a patch with the same values: their weights can be summed, rounded once.
         self.patch_weight_still = patch_weight.sum(2).flatten(1).to(device=device, dtype=dtype)
         self.patch_weight_frames = patch_weight.flatten(1).to(device=device, dtype=dtype)
+        self.patch_bias = weights.pop("patch_embed.proj.bias", None)
+        self.positions_ND = weights.pop("pos_embed.weight", None)
+        self.kind = BlockKind(self.config.num_heads, self.config.activation)
         self.blocks = [take_block(weights, number, self.linear_kernel) for number in range(self.config.depth)]
-        self.merger_norm = weights.pop("merger.ln_q.weight")
-        self.merger: list[Any] = []
-        for layer in (0, 2):
-            self.merger.append(laid_out(weights.pop(f"merger.mlp.{layer}.weight"), exact))
-            self.merger.append(weights.pop(f"merger.mlp.{layer}.bias"))
+        self.merger = take_merger(weights, "merger", exact)
+        self.stream_mergers = [take_merger(weights, f"deepstack.{n}", exact) for n in range(self.config.streams)]
         self.mean = torch.tensor(self.config.image_mean, device=device) * (1 / (1 / 255))
         self.std = torch.tensor(self.config.image_std, device=device) * (1 / (1 / 255))
         self._before, self._after = queries_keys_values, project_and_mlp
@@ -95,7 +99,7 @@ class Tower:
         weight = self.patch_weight_still
         if patches_PC.shape[1] != weight.shape[1]:
             weight = self.patch_weight_frames
-        return self._exact(self.normalize(patches_PC).to(self.dtype), weight, None)
+        return self._exact(self.normalize(patches_PC).to(self.dtype), weight, self.patch_bias)
 
     @torch.inference_mode()
     def forward(self, patches_PC: Tensor, plan: PackPlan, stage: Stage = "merged") -> Tensor:
@@ -104,10 +108,10 @@ class Tower:
         Args:
             patches_PC: uint8 [P, C], on the device, of the pack's images in order.
             plan: of the same images' grids.
-            stage: `pre_merger` for what the merger would get, before its norm: [M, merge_size² · D].
+            stage: `pre_merger` for what the mergers would get, before their norms: [M, merge_size² · D] each.
 
         Returns:
-            Merged tokens [M, O] in the compute dtype, in input order.
+            Merged tokens [M, O] in the compute dtype, in input order: the main stream, then the further ones.
         """
         computed_MO = self.forward_in_window_order(patches_PC, plan, stage)
         out_MO = torch.empty_like(computed_MO)
@@ -117,19 +121,17 @@ class Tower:
     @torch.inference_mode()
     def forward_in_window_order(self, patches_PC: Tensor, plan: PackPlan, stage: Stage = "merged") -> Tensor:
         """Encodes one pack as `forward` does, but leaves row i being input token `plan.order_M[i]`."""
-        merged = stage == "merged"
-        x_PD = self._blocks_fused(patches_PC, plan, merged) if self.fused else self._blocks(patches_PC, plan, merged)
-        x_MD = x_PD.view(-1, self.config.merge_size**2 * self.config.width)
-        if not merged:
-            return x_MD
-        return self._exact(functional.gelu(self._exact(x_MD, *self.merger[:2])), *self.merger[2:])
+        run = self._blocks_fused if self.fused else self._blocks
+        streams = run(patches_PC, plan, stage)
+        return streams[0] if len(streams) == 1 else torch.cat(streams, 1)
 
-    def _blocks(self, patches_PC: Tensor, plan: PackPlan, norm: bool) -> Tensor:
-        """Patches to the merger's input, normalised if asked, [P, D] in window order."""
+    def _blocks(self, patches_PC: Tensor, plan: PackPlan, stage: Stage) -> list[Tensor]:
+        """Patches to the streams of the output, in window order."""
         config = self.config
-        x_PD = self.embed(patches_PC).unflatten(0, (-1, config.merge_size**2))[plan.order_M].flatten(0, 1)
+        x_PD = self._in_window_order(self.embed(patches_PC), plan)
+        further: list[Tensor] = []
         for number, block in enumerate(self.blocks):
-            if number in config.full_attention_blocks:
+            if config.attends_fully(number):
                 parts = [self._queries(x_PD, block, plan, chunk.rows) for chunk in plan.chunks]
                 q_PHE, k_PHE, v_PHE = (_join(tensors) for tensors in zip(*parts, strict=True))
                 attended_PD = attend(q_PHE, k_PHE, v_PHE, plan.frames)
@@ -141,9 +143,11 @@ class Tower:
                     attended_PD = attend(*self._queries(x_PD, block, plan, chunk.rows), chunk.windows)
                     done = self._finish(x_PD[chunk.rows], attended_PD, block)
                     x_PD = _put(x_PD, chunk, done)
-        return rms_norm(x_PD, self.merger_norm) if norm else x_PD
+            if number in config.deepstack_blocks:
+                further.append(self._stream(x_PD, self.stream_mergers[len(further)], stage))
+        return [self._stream(x_PD, self.merger, stage), *further]
 
-    def _blocks_fused(self, patches_PC: Tensor, plan: PackPlan, norm: bool) -> Tensor:
+    def _blocks_fused(self, patches_PC: Tensor, plan: PackPlan, stage: Stage) -> list[Tensor]:
         """`_blocks` for a GPU: a pass through memory between two matrix products, and the residual stream in place."""
         from . import fused
 
@@ -154,28 +158,48 @@ class Tower:
             weight = self.patch_weight_frames
         padded = aligned_values(weight.shape[1])
         values = fused.normalize(patches_PC, self.mean, self.std, padded, self.dtype)
-        x_PD = functional.linear(values, functional.pad(weight, (0, padded - weight.shape[1])))
-        x_PD = x_PD.unflatten(0, (-1, config.merge_size**2))[plan.order_M].flatten(0, 1)
+        x_PD = functional.linear(values, functional.pad(weight, (0, padded - weight.shape[1])), self.patch_bias)
+        x_PD = self._in_window_order(x_PD, plan)
         added_PD = None
+        further: list[Tensor] = []
         for number, block in enumerate(self.blocks):
-            normed_PD = fused.add_rms_norm(x_PD, added_PD, block.norm1, RMS_NORM_EPS)
+            normed_PD = fused.add_norm(x_PD, added_PD, block.norm1, NORM_EPS)
+            if number - 1 in config.deepstack_blocks:  # the block before has been added only now
+                further.append(self._stream(x_PD, self.stream_mergers[len(further)], stage))
             qkv_PX = self._linear(normed_PD, block.qkv, block.qkv_bias)
             fused.rotate_(qkv_PX, plan.cos_PE, plan.sin_PE, config.num_heads)
             q_PHE, k_PHE, v_PHE = qkv_PX.view(len(x_PD), 3, config.num_heads, -1).unbind(1)
-            segments = plan.frames if number in config.full_attention_blocks else chunk.windows
+            segments = plan.frames if config.attends_fully(number) else chunk.windows
             added_PD = self._linear(attend(q_PHE, k_PHE, v_PHE, segments), block.proj, block.proj_bias)
-            normed_PD = fused.add_rms_norm(x_PD, added_PD, block.norm2, RMS_NORM_EPS)
-            gated_PI = fused.silu_mul(self._linear(normed_PD, block.gate_up, block.gate_up_bias))
-            added_PD = self._linear(gated_PI, block.down, block.down_bias)
-        normed_PD = fused.add_rms_norm(x_PD, added_PD, self.merger_norm, RMS_NORM_EPS)
-        return normed_PD if norm else x_PD
+            normed_PD = fused.add_norm(x_PD, added_PD, block.norm2, NORM_EPS)
+            inner_PI = fused.activate(self._linear(normed_PD, block.up, block.up_bias), config.activation)
+            added_PD = self._linear(inner_PI, block.down, block.down_bias)
+        normed_PD = fused.add_norm(x_PD, added_PD, self.merger.norm, NORM_EPS)
+        if config.depth - 1 in config.deepstack_blocks:
+            further.append(self._stream(x_PD, self.stream_mergers[len(further)], stage))
+        if stage == "pre_merger":
+            return [self._stream(x_PD, self.merger, stage), *further]
+        return [merge_normed(normed_PD.view(-1, config.merged_width), self.merger, self._exact), *further]
+
+    def _in_window_order(self, x_PD: Tensor, plan: PackPlan) -> Tensor:
+        """Embedded patches in the computed order, with their learned positions if there are any."""
+        x_PD = x_PD.unflatten(0, (-1, self.config.merge_size**2))[plan.order_M].flatten(0, 1)
+        if plan.learned is not None and self.positions_ND is not None:
+            x_PD += learned_positions(self.positions_ND, plan.learned)
+        return x_PD
+
+    def _stream(self, x_PD: Tensor, merger: Merger, stage: Stage) -> Tensor:
+        """One stream of the output, from the residual stream, which goes on to change: a copy."""
+        if stage == "merged":
+            return merge(x_PD, merger, self._exact)
+        return x_PD.clone().view(-1, self.config.merged_width)
 
     def _queries(self, x_PD: Tensor, block: BlockWeights, plan: PackPlan, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         rotary = plan.cos_PE[rows], plan.sin_PE[rows]
-        return self._before(x_PD[rows], block, rotary, self.config.num_heads, self._linear)
+        return self._before(x_PD[rows], block, rotary, self.kind, self._linear)
 
     def _finish(self, x_PD: Tensor, attended_PD: Tensor, block: BlockWeights) -> Tensor:
-        return self._after(x_PD, attended_PD, block, self._linear)
+        return self._after(x_PD, attended_PD, block, self.kind, self._linear)
 
 
 def aligned_values(count: int) -> int:

@@ -11,7 +11,7 @@ from test_tower import FP32_TOLERANCE, error_of, random_patches
 
 from jobs.bench.peers import pixel_values
 from pipeline.tower import fused
-from pipeline.tower.block import RMS_NORM_EPS, rms_norm, rotate
+from pipeline.tower.block import rotate
 from pipeline.tower.checkpoint import Checkpoint
 from pipeline.tower.pack_plan import Grid
 from pipeline.tower.reference import reference_tower, run_reference
@@ -55,7 +55,7 @@ def test_rotary_in_place(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [48, fused.SILU_BLOCK, fused.SILU_BLOCK + 32])
+@pytest.mark.parametrize("width", [48, fused.ACTIVATION_BLOCK, fused.ACTIVATION_BLOCK + 32])
 def test_silu_mul(dtype: torch.dtype, width: int) -> None:
     gate_up = torch.randn(ROWS, 2 * width).to(dtype) * 3
     gate, up = gate_up.double().chunk(2, -1)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_spellings_of_config_json(copy: Path, old: str, new: str) -> None:
 def test_defaults_of_what_old_checkpoints_leave_out(copy: Path) -> None:
     (copy / "preprocessor_config.json").unlink()
     edit(copy / "config.json", vision_config__window_size=None, vision_config__temporal_patch_size=None)
-    assert Checkpoint(str(copy)).config == TINY
+    assert Checkpoint(str(copy)).config == replace(TINY, max_pixels=1_003_520)  # the image processor's own limit
     tree = json.loads((copy / "config.json").read_text())
     del tree["vision_config"]["fullatt_block_indexes"]
     assert tower_config(tree, {}, "old").full_attention_blocks == (7, 15, 23, 31)
@@ -116,7 +117,8 @@ def test_defaults_of_what_old_checkpoints_leave_out(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model_type": "qwen2_vl"}, "type 'qwen2_vl'"),
+        ({"model_type": "qwen2_vl"}, "embed_dim is missing"),
+        ({"model_type": "qwen9_vl"}, "type 'qwen9_vl'; Qwen types that this version knows are qwen2_vl, qwen2_5_vl"),
         ({"model_type": "llama", "vision_config": None}, "type 'llama'"),
         ({"vision_config": None}, "no vision_config"),
         ({"vision_config__hidden_size": None}, "hidden_size is missing"),

@@ -27,7 +27,7 @@ KERNELS = {
         "qkv_ptr:* cos_ptr:*fp32 sin_ptr:*fp32 row_stride:i32 vectors:i32 half:i32",
         {"VECTORS": 32, "HALF": 64},
     ),
-    "silu_mul": (fused._silu_mul, "gate_up_ptr:* out_ptr:* width:i32", {"BLOCK": fused.SILU_BLOCK}),
+    "silu_mul": (fused._silu_mul, "gate_up_ptr:* out_ptr:* width:i32", {"BLOCK": fused.ACTIVATION_BLOCK}),
     "normalize": (
         fused._normalize,
         "patches_ptr:*u8 mean_ptr:*fp32 std_ptr:*fp32 out_ptr:* values:i32 channel_values:i32 padded:i32",

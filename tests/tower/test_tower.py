@@ -15,8 +15,8 @@ from conftest import TINY
 import pipeline.grid as grid_module
 import pipeline.tower.attention as attention_module
 import pipeline.tower.block as block_module
+import pipeline.tower.merger as merger_module
 import pipeline.tower.pack_plan as plan_module
-import pipeline.tower.tower as tower_module
 from jobs.bench.peers import pixel_values
 from pipeline.tower.checkpoint import Checkpoint
 from pipeline.tower.pack_plan import Grid
@@ -69,7 +69,7 @@ def test_attention_is_peaked_enough_to_show_mistakes(tower: Tower) -> None:
     plan = tower.plan(grids)
     x = tower.embed(patches)
     block = tower.blocks[0]
-    q, k, _ = block_module.queries_keys_values(x, block, (plan.cos_PE, plan.sin_PE), TINY.num_heads)
+    q, k, _ = block_module.queries_keys_values(x, block, (plan.cos_PE, plan.sin_PE), tower.kind)
     weights = torch.softmax(q.transpose(0, 1) @ k.permute(1, 2, 0) * TINY.head_dim**-0.5, -1)
     assert float(weights.max(-1).values.mean()) > 10 / weights.shape[-1]
 
@@ -166,11 +166,11 @@ def use_tanh_gelu(monkeypatch: pytest.MonkeyPatch, tower: Tower) -> None:
                 return lambda x: torch.nn.functional.gelu(x, approximate="tanh")
             return getattr(torch.nn.functional, name)
 
-    monkeypatch.setattr(tower_module, "functional", Functional())
+    monkeypatch.setattr(merger_module, "functional", Functional())
 
 
 def use_the_checkpoints_epsilon(monkeypatch: pytest.MonkeyPatch, tower: Tower) -> None:
-    monkeypatch.setattr(block_module, "RMS_NORM_EPS", 1e-4)
+    monkeypatch.setattr(block_module, "NORM_EPS", 1e-4)
 
 
 def attend_fully_one_block_early(monkeypatch: pytest.MonkeyPatch, tower: Tower) -> None:
