@@ -53,7 +53,7 @@ def processor_of(model_type: str, min_pixels: int, max_pixels: int) -> Any:
         eos_token="<|im_end|>",
         unk_token="<unk>",
         additional_special_tokens=SPECIAL[1:-1],
-        extra_special_tokens=named if model_type in OMNIS else {},
+        **({"extra_special_tokens": named} if model_type in OMNIS else {}),
     )
     third = FACTORS[model_type] == 32
     images: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels}
@@ -110,14 +110,14 @@ def _text(model_type: str, tokenizer: Any) -> dict[str, Any]:
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
         text |= {"shared_expert_intermediate_size": 32}
     if model_type == "qwen4_exp":
-        text |= {"hc_count": 2, "hc_lowrank": 8}
+        text |= {"hc_count": 2, "hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16}
+        text |= {"indexer_budget": 2048, "indexer_compress_ratio": 4}
     return text
 
 
 def save_model(folder: Path, model_type: str, processor: Any) -> None:
     """Writes a whole model as it is published: an Omni's thinker under its name."""
     import transformers
-    from safetensors.torch import load_file, save_file
 
     torch.manual_seed(0)
     model_class = getattr(transformers, CLASSES[model_type][0])
@@ -126,11 +126,18 @@ def save_model(folder: Path, model_type: str, processor: Any) -> None:
     ids = {kind: tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>") for kind in ("image", "video", "audio")}
     fields = {"text_config": _text(model_type, tokenizer), "vision_config": _vision(model_type)}
     fields |= {f"{kind}_token_id": number for kind, number in ids.items()}
-    fields |= {f"vision_{end}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{end}|>") for end in ("start", "end")}
+    fields |= {
+        f"vision_{end}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{end}|>") for end in ("start", "end")
+    }
     if model_type in OMNIS:
         fields |= {f"{kind}_token_index": number for kind, number in ids.items()}
         fields["audio_config"] = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2}
-        fields["audio_config"] |= {"encoder_ffn_dim": 16, "output_dim": WIDTH, "num_mel_bins": 8, "max_source_positions": 100}
+        fields["audio_config"] |= {
+            "encoder_ffn_dim": 16,
+            "output_dim": WIDTH,
+            "num_mel_bins": 8,
+            "max_source_positions": 100,
+        }
     config = config_class(**fields)
     model = model_class(config)
     with torch.no_grad():
@@ -140,8 +147,6 @@ def save_model(folder: Path, model_type: str, processor: Any) -> None:
     model.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     if model_type in OMNIS:
-        file = folder / "model.safetensors"
-        save_file({f"thinker.{name}": value for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
         tree = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({"model_type": model_type, "thinker_config": tree}))
 
@@ -149,17 +154,9 @@ def save_model(folder: Path, model_type: str, processor: Any) -> None:
 def load_model(folder: Path, model_type: str, without_tower: bool = False) -> Any:
     """The model in float32, from what `save_model` wrote."""
     import transformers
-    from safetensors.torch import load_file
 
     model_class = getattr(transformers, CLASSES[model_type][0])
-    if model_type in OMNIS:
-        tree = json.loads((folder / "config.json").read_text())["thinker_config"]
-        model = model_class(model_class.config_class(**tree))
-        stored = load_file(folder / "model.safetensors")
-        missing, unknown = model.load_state_dict({k.removeprefix("thinker."): v for k, v in stored.items()}, strict=False)
-        assert not unknown, unknown
-    else:
-        model = model_class.from_pretrained(folder, dtype=torch.float32)
+    model = model_class.from_pretrained(folder, dtype=torch.float32)
     if without_tower:
         owner = model if hasattr(model, "visual") else model.model
         del owner.visual
