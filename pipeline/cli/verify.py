@@ -170,7 +170,7 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
 
 
 def distances(ours_MO: Tensor, exact_MO: Tensor, streams: int) -> list[float]:
-    """Relative RMS of each stream by itself: one of small values, or a wrong one among right ones, would not be seen."""
+    """Relative RMS of each stream by itself: among all of them a wrong one, or a small one, would not be seen."""
     from ..encode.dtypes import split_streams
 
     if exact_MO.shape != ours_MO.shape:

@@ -41,7 +41,7 @@ class ShardSettings:
 
 
 def describe_streams(hidden_size: int, streams: int) -> dict[str, int]:
-    """Says what a row is made of, for metadata; nothing where it is one stream, as in outputs that know of no others."""
+    """Says what a row is made of, for metadata; nothing of a single stream, as in outputs that know of no others."""
     return {"streams": streams, "stream_width": hidden_size // (1 + streams)} if streams else {}
 
 
