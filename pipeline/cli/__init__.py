@@ -3,6 +3,7 @@
 commands   their list; errors to exit codes
 console    what they share: signals, printing, arguments
 run, plan, status, stats, verify, encode, bench   one each
+compare    what is stored against the reference, for `verify --sample`
 calibrate  what one device of this machine encodes in a second
 report/    the pages of `plan --html` and `stats --html`
 """

@@ -5,23 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from ..errors import RequestError, SourceError
+from ..errors import RequestError
 from ..output.report import Report
 from ..output.verify import Verifier
 from .console import add_json_argument, bytes_text, output_of, print_json, say
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-SEED = 11
 SHOWN = 50
-# Largest relative RMS between a stored image and the reference in float32: what the dtypes themselves cost, twice over.
-LIMITS = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 0.02, "int8": 0.04, "fp8": 0.08}
-BFLOAT16_TOWER = 0.06
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,76 +96,14 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any]]:
-    """Encodes accepted samples again with transformers' own processor and tower, in float32; each stream counts alone.
+    """Encodes accepted samples again with the reference; see `compare.compared`.
 
     Raises:
         RequestError: the reference is not installed, the checkpoint is gone, or the output is not of merged tokens.
     """
     try:
-        import torch
-        from PIL import Image
+        from .compare import compared
 
-        from ..index.headers import open_image
-        from ..index.read import read_index_rows
-        from ..prepare.decode import Decoder
-        from ..read.items import rows_of
-        from ..read.reader import EmbeddingDataset
-        from ..source.format import Columns
-        from ..source.formats import format_named
-        from ..tower.checkpoint import Checkpoint
-        from ..tower.reference import reference_processor, reference_tower, run_reference
-
-        config = verifier.dataset.config
+        return compared(verifier, count)
     except ImportError as error:
         raise RequestError(f"--sample: {error}; pip install 'visionbake[bench]'") from error
-    if config["output"]["stage"] != "merged":
-        raise RequestError("--sample compares merged tokens; this output is of stage pre_merger")
-    deepstack = config["output"].get("deepstack", True)  # an output of an earlier version does not speak of it
-    checkpoint = Checkpoint(config["model"]["path"], config["model"]["revision"], deepstack=deepstack)
-    if checkpoint.sha256() != verifier.dataset.fingerprint_facts["tower_sha256"]:
-        raise RequestError(f"--sample: {config['model']['path']} holds other weights than this output was made with")
-    preprocess = config["preprocess"]
-    processor = reference_processor(checkpoint.config, preprocess["min_pixels"], preprocess["max_pixels"])
-    tower = reference_tower(checkpoint, torch.float32, torch.device("cpu"))
-    dataset = EmbeddingDataset(str(verifier.output))
-    assert verifier.plan.planned is not None
-    reader, decoder = (
-        format_named(verifier.plan.planned.format).reader(Columns(image=config["source"]["image_column"])),
-        Decoder(),
-    )
-    limit = LIMITS[config["output"]["dtype"]]
-    if config["model"]["dtype"] == "bfloat16":
-        limit = max(limit, BFLOAT16_TOWER)
-    chosen = np.random.default_rng(SEED).permutation(len(dataset))[:count]
-    wanted = {(item["source"], item["key"]): item for item in (dataset[int(number)] for number in chosen)}
-    results: list[dict[str, Any]] = []
-    for part in range(verifier.plan.num_parts):
-        for sample in read_index_rows(verifier.plan.index_path(part), 0, sys.maxsize):
-            item = wanted.pop((sample.source, sample.key), None) if sample.status == "ok" else None
-            if item is None:
-                continue
-            data = reader.read(verifier.plan.part(part), [sample]).encoded[0]
-            if data is None:
-                raise SourceError(f"{sample.path}, named by {sample.source}, has vanished since it was indexed")
-            with open_image(data) as image:
-                pixels = decoder.decode(image, data, sample.orientation or 1)
-            values = processor(images=[Image.fromarray(pixels)], return_tensors="pt")
-            t, h, w = (int(size) for size in values["image_grid_thw"][0])
-            exact_MO = run_reference(tower, values["pixel_values"], [(t, h, w)])
-            away = distances(rows_of(item).float(), exact_MO, dataset.streams)
-            by_stream = {"relative_rms_by_stream": away} if dataset.streams else {}
-            results.append(
-                {"key": sample.key, "source": sample.source, "relative_rms": max(away), "limit": limit} | by_stream
-            )
-    return results
-
-
-def distances(ours_MO: Tensor, exact_MO: Tensor, streams: int) -> list[float]:
-    """Relative RMS of each stream by itself: among all of them a wrong one, or a small one, would not be seen."""
-    from ..encode.dtypes import split_streams
-
-    if exact_MO.shape != ours_MO.shape:
-        return [float("inf")]
-    exact_MSO = split_streams(exact_MO, streams)
-    away_S = (split_streams(ours_MO, streams) - exact_MSO).norm(dim=(0, 2)) / exact_MSO.norm(dim=(0, 2))
-    return [float(away) for away in away_S]

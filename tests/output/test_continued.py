@@ -1,4 +1,4 @@
-"""Outputs that an earlier version began. Catches: a field that has come since, and makes another output of each of them.
+"""Outputs that an earlier version began. Catches: a field that has come since, and makes another output of each.
 
 The constants are what the code before the families said, of `random:tiny` and a configuration that names no more than
 it must (`config_facts`, `Checkpoint.sha256`): that is the same on every machine.

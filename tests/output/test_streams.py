@@ -96,7 +96,9 @@ def test_a_row_is_main_then_the_further_streams_in_both_forms(output: Path, exac
             values = values * tensors["scale"][:, :, None]
         item = EmbeddingDataset(output)[told["key"]]
         assert torch.equal(values[:, 0].to(torch.bfloat16), item["image_embeds"])
-        assert all(torch.equal(values[:, 1 + n].to(torch.bfloat16), item["deepstack_embeds"][n]) for n in range(STREAMS))
+        assert all(
+            torch.equal(values[:, 1 + n].to(torch.bfloat16), item["deepstack_embeds"][n]) for n in range(STREAMS)
+        )
 
 
 def test_a_lost_record_is_made_again_of_the_shard_that_stands(output: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Published configurations of each type at their real size, as far as `plan`: what a run would take, without weights."""
+"""Published configurations of each type at their real size, as far as `plan`: what a run would take; no weights."""
 
 from __future__ import annotations
 
