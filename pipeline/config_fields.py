@@ -87,15 +87,16 @@ class Source(_Section):
 
 
 class Preprocess(_Section):
-    min_pixels: int = Field(default=3136, ge=1)
-    """Smaller images are scaled up to it; height times width after resizing."""
+    min_pixels: int | None = Field(default=None, ge=1)
+    """Smaller images are scaled up to it: height times width after resizing. null: the checkpoint's own, which is
+    written out in the output's configuration."""
 
-    max_pixels: int = Field(default=12_845_056, ge=784)
-    """Larger images are scaled down to it: the budget of tokens of one image."""
+    max_pixels: int | None = Field(default=None, ge=784)
+    """Larger images are scaled down to it: the budget of tokens of one image. null: the checkpoint's own."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Preprocess:
-        if self.max_pixels < self.min_pixels:
+        if self.max_pixels is not None and self.min_pixels is not None and self.max_pixels < self.min_pixels:
             raise ValueError(f"max_pixels ({self.max_pixels}) must be at least min_pixels ({self.min_pixels})")
         return self
 
@@ -140,6 +141,9 @@ class Output(_Section):
 
     stage: Literal["merged", "pre_merger"] = "merged"
     """merged: the tokens that a language model takes; pre_merger: what the merger would get."""
+
+    deepstack: bool = True
+    """Families that have them: the further streams behind the merged tokens, in width."""
 
     dtype: Annotated[Literal["bfloat16", "float16", "float32", "int8", "fp8"], BeforeValidator(_dtype)] = "bfloat16"
     """How tokens are stored; int8 and fp8 have a scale for each token."""

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from . import rejects
+from .encode.dtypes import split_streams
 from .encode.unit import UnitEncoder
 from .errors import RequestError
 from .grid import Geometry
@@ -23,6 +24,7 @@ from .prepare.unit import PreparedSample, PreparedUnit
 from .rejects import Reject
 from .source.sample import IndexedSample
 from .tower.checkpoint import Checkpoint
+from .tower.geometry import geometry_of
 from .tower.pack_plan import Grid
 from .tower.tower import Tower
 
@@ -34,12 +36,15 @@ class Embedding:
     """One image's tokens.
 
     Attributes:
-        image_embeds: [num_tokens, hidden_size], in the encoder's dtype, on the CPU.
+        image_embeds: [num_tokens, width of the language model], in the encoder's dtype, on the CPU.
+        deepstack_embeds: a tensor of the same shape for each further stream, in the order in which the language model
+            adds them; none of most families.
         grid_thw: frames, rows and columns of patches.
     """
 
     image_embeds: Tensor
     grid_thw: Grid
+    deepstack_embeds: tuple[Tensor, ...] = ()
 
 
 class VisionEncoder:
@@ -61,8 +66,8 @@ class VisionEncoder:
         device: str | torch.device | None = None,
         *,
         revision: str | None = None,
-        min_pixels: int = 3136,
-        max_pixels: int = 12_845_056,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
         max_patches: int = 32_768,
         max_image_pixels: int = 178_956_970,
     ) -> VisionEncoder:
@@ -71,6 +76,7 @@ class VisionEncoder:
         Args:
             path: a local directory, a Hub id, or `random:SIZE`.
             dtype: bfloat16 or float32, of weights, computation and result.
+            min_pixels, max_pixels: None for the checkpoint's own.
             device: by default the GPU where there is one.
 
         Raises:
@@ -82,14 +88,8 @@ class VisionEncoder:
             dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         chosen = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
         checkpoint = Checkpoint(path, revision)
-        config = checkpoint.config
-        geometry = Geometry(
-            patch_size=config.patch_size,
-            merge_size=config.merge_size,
-            temporal_patch_size=config.temporal_patch_size,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-            max_image_pixels=max_image_pixels,
+        geometry = geometry_of(
+            checkpoint.config, min_pixels=min_pixels, max_pixels=max_pixels, max_image_pixels=max_image_pixels
         )
         tower = Tower(checkpoint, dtype, chosen, compile_blocks=chosen.type == "cuda")
         return cls(tower, geometry, max_patches)
@@ -128,10 +128,12 @@ class VisionEncoder:
         )
         encoded = self._encoder.encode(prepared)
         starts = [0, *encoded.ends_N.tolist()]
-        return [
-            Embedding(image_embeds=encoded.tokens_MO[first:last].clone(), grid_thw=grid)
-            for first, last, grid in zip(starts[:-1], starts[1:], grids, strict=True)
-        ]
+        streams_SMO = split_streams(encoded.tokens_MO, self.tower.config.streams).unbind(1)
+        embeddings = []
+        for first, last, grid in zip(starts[:-1], starts[1:], grids, strict=True):
+            main_MO, *further = (one[first:last].clone(memory_format=torch.contiguous_format) for one in streams_SMO)
+            embeddings.append(Embedding(image_embeds=main_MO, grid_thw=grid, deepstack_embeds=tuple(further)))
+        return embeddings
 
     def _prepare(self, image: ImageLike, number: int) -> tuple[np.ndarray, Grid]:
         name = _name(image, number)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ import torch
 from PIL import Image
 
 from pipeline.tower.checkpoint import Checkpoint
-from pipeline.tower.random_tower import random_config, write_random_checkpoint
+from pipeline.tower.random_tower import family_config, random_config, write_random_checkpoint
 
 if TYPE_CHECKING:  # what lies below the Ray layer is tested where the configuration's packages are not
     from pipeline.config import Config
@@ -36,6 +37,9 @@ IMAGES = 14
 PHOTOS = REPOSITORY / "tests" / "data" / "photos"
 # Two windowed and two full blocks, a width and an MLP that are no powers of two, as in the real tower.
 TINY = random_config(depth=4, width=64, num_heads=2, intermediate=100, out_width=48, full=(1, 3))
+# A tower with two further streams, and few learned positions.
+STREAMED = replace(family_config("qwen3_vl", 3, 48, 2, 72, 40), deepstack_blocks=(0, 2), positions=36)
+STREAMED_PIXELS = {"min_pixels": 4096, "max_pixels": 20_000}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,6 +68,13 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(model_path: Path) -> Checkpoint:
     return Checkpoint(str(model_path))
+
+
+@pytest.fixture(scope="session")
+def streamed_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("streamed")
+    write_random_checkpoint(folder, STREAMED)
+    return folder
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:

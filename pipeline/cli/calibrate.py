@@ -51,7 +51,7 @@ class Calibrator:
         """Encodes packs of random pixels with grids `(t, h, w)` drawn from these; the first one is not counted."""
         tower, on_gpu = self._tower, self._tower.device.type == "cuda"
         most = self._config.pack.max_patches
-        packs = packs_of(grids, most if on_gpu else min(most, CPU_PATCHES))
+        packs = packs_of(grids, most if on_gpu else min(most, CPU_PATCHES), tower.config.linear_patches)
         tokens, seconds = 0, 0.0
         for number, layout in enumerate(packs):
             patches = sum(t * h * w for t, h, w in layout)
@@ -70,7 +70,9 @@ class Calibrator:
         return Calibration(tokens_per_second=tokens / seconds, tokens=tokens, device=device_name(tower.device))
 
 
-def packs_of(grids: Sequence[tuple[int, int, int]], budget: int) -> list[list[tuple[int, int, int]]]:
+def packs_of(
+    grids: Sequence[tuple[int, int, int]], budget: int, linear_patches: int
+) -> list[list[tuple[int, int, int]]]:
     """PACKS + 1 packs of about `budget` patches, or fewer, of images as likely as they are in the source.
 
     Images are drawn until they fill so many packs: packs chosen among many would hold small images, or large ones.
@@ -80,5 +82,5 @@ def packs_of(grids: Sequence[tuple[int, int, int]], budget: int) -> list[list[tu
     while sum(t * h * w for t, h, w in chosen) < (PACKS + 1) * budget:
         chosen.append(grids[int(generator.integers(len(grids)))])
     sizes = [Size(patches=t * h * w, frame_patches=h * w) for t, h, w in chosen]
-    packs = [[chosen[image] for image in pack] for pack in pack_images(sizes, budget)]
+    packs = [[chosen[image] for image in pack] for pack in pack_images(sizes, budget, linear_patches)]
     return [packs[int(number)] for number in generator.permutation(len(packs))]

@@ -46,11 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibrate", action="store_true", help="measure tokens per second on this machine")
 
 
-def budgets_of(config: Config, text: str | None) -> list[int]:
+def budgets_of(geometry: Geometry, text: str | None) -> list[int]:
+    """The budgets of pixels that are asked for. Raises RequestError."""
     if text is None:
-        return [config.preprocess.max_pixels]
+        return [geometry.max_pixels]
     budgets = [int(word) for word in text.split(",") if word.strip().isdecimal()]
-    low = max(784, config.preprocess.min_pixels)
+    low = max(geometry.factor**2, geometry.min_pixels)
     if len(budgets) != len(text.split(",")) or min(budgets, default=0) < low:
         raise RequestError(f"--max-pixels: {text}: must be integers of at least {low}, such as 501760,1003520")
     return budgets
@@ -61,10 +62,11 @@ class Planner:
 
     def __init__(self, arguments: argparse.Namespace, config: Config) -> None:
         self._arguments = arguments
-        self.config = config
-        self.budgets = budgets_of(config, arguments.budgets)
         self.request = check_request(config, weights=arguments.calibrate)
-        self.writing = Writing.of(config, self.request.checkpoint.config.width_of(config.output.stage))
+        self.config = self.request.config
+        self.budgets = budgets_of(self.request.geometry, arguments.budgets)
+        tower = self.request.checkpoint.config
+        self.writing = Writing.of(config, tower.width_of(config.output.stage), tower.streams)
         self.measured: dict[str, Any] = {}  # what calibration found out beside the rates
         self.rates: list[Rates] = []  # of each budget
         self._left_alone: Counter[str] = Counter()  # of the tars that were indexed

@@ -78,7 +78,7 @@ def statistics_of(output: AnyPath) -> dict[str, Any]:
         sum(one.seconds * one.encoders for one in stretches),
     )
     return (
-        estimate.as_dict(Writing.of(config, dataset.hidden_size), Rates())
+        estimate.as_dict(Writing.of(config, dataset.hidden_size, dataset.streams), Rates())
         | totals.as_dict()
         | {"non_finite": totals.rejects[rejects.NON_FINITE], "norm_mean": norms[0], "norm_max": norms[1]}
         | written.sizes.as_dict()

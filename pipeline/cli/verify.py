@@ -7,18 +7,12 @@ import re
 import sys
 from typing import Any
 
-import numpy as np
-
-from ..errors import RequestError, SourceError
+from ..errors import RequestError
 from ..output.report import Report
 from ..output.verify import Verifier
 from .console import add_json_argument, bytes_text, output_of, print_json, say
 
-SEED = 11
 SHOWN = 50
-# Largest relative RMS between a stored image and the reference in float32: what the dtypes themselves cost, twice over.
-LIMITS = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 0.02, "int8": 0.04, "fp8": 0.08}
-BFLOAT16_TOWER = 0.06
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,62 +96,14 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any]]:
-    """Encodes accepted samples again with transformers' own processor and tower, in float32.
+    """Encodes accepted samples again with the reference; see `compare.compared`.
 
     Raises:
         RequestError: the reference is not installed, the checkpoint is gone, or the output is not of merged tokens.
     """
     try:
-        import torch
-        from PIL import Image
+        from .compare import compared
 
-        from ..index.headers import open_image
-        from ..index.read import read_index_rows
-        from ..prepare.decode import Decoder
-        from ..read.reader import EmbeddingDataset
-        from ..source.format import Columns
-        from ..source.formats import format_named
-        from ..tower.checkpoint import Checkpoint
-        from ..tower.reference import reference_processor, reference_tower, run_reference
-
-        config = verifier.dataset.config
+        return compared(verifier, count)
     except ImportError as error:
         raise RequestError(f"--sample: {error}; pip install 'visionbake[bench]'") from error
-    if config["output"]["stage"] != "merged":
-        raise RequestError("--sample compares merged tokens; this output is of stage pre_merger")
-    checkpoint = Checkpoint(config["model"]["path"], config["model"]["revision"])
-    if checkpoint.sha256() != verifier.dataset.fingerprint_facts["tower_sha256"]:
-        raise RequestError(f"--sample: {config['model']['path']} holds other weights than this output was made with")
-    preprocess = config["preprocess"]
-    processor = reference_processor(checkpoint.config, preprocess["min_pixels"], preprocess["max_pixels"])
-    tower = reference_tower(checkpoint, torch.float32, torch.device("cpu"))
-    dataset = EmbeddingDataset(str(verifier.output))
-    assert verifier.plan.planned is not None
-    reader, decoder = (
-        format_named(verifier.plan.planned.format).reader(Columns(image=config["source"]["image_column"])),
-        Decoder(),
-    )
-    limit = LIMITS[config["output"]["dtype"]]
-    if config["model"]["dtype"] == "bfloat16":
-        limit = max(limit, BFLOAT16_TOWER)
-    chosen = np.random.default_rng(SEED).permutation(len(dataset))[:count]
-    wanted = {(item["source"], item["key"]): item for item in (dataset[int(number)] for number in chosen)}
-    results: list[dict[str, Any]] = []
-    for part in range(verifier.plan.num_parts):
-        for sample in read_index_rows(verifier.plan.index_path(part), 0, sys.maxsize):
-            item = wanted.pop((sample.source, sample.key), None) if sample.status == "ok" else None
-            if item is None:
-                continue
-            data = reader.read(verifier.plan.part(part), [sample]).encoded[0]
-            if data is None:
-                raise SourceError(f"{sample.path}, named by {sample.source}, has vanished since it was indexed")
-            with open_image(data) as image:
-                pixels = decoder.decode(image, data, sample.orientation or 1)
-            values = processor(images=[Image.fromarray(pixels)], return_tensors="pt")
-            t, h, w = (int(size) for size in values["image_grid_thw"][0])
-            exact_MO = run_reference(tower, values["pixel_values"], [(t, h, w)])
-            ours_MO = item["image_embeds"].float()
-            same = exact_MO.shape == ours_MO.shape
-            away = float((ours_MO - exact_MO).norm() / exact_MO.norm()) if same else float("inf")
-            results.append({"key": sample.key, "source": sample.source, "relative_rms": away, "limit": limit})
-    return results

@@ -14,16 +14,17 @@ class EncodedUnit:
     """The hand-off from encoding to writing. N distinct images, M tokens of them all.
 
     Attributes:
-        tokens_MO: in the stored dtype, on the CPU, image after image.
+        tokens_MO: in the stored dtype, on the CPU, image after image; a row is `[main | stream 0 | stream 1 | …]`.
         ends_N: where each image's tokens end.
-        norm_mean_N, norm_max_N: float32, of the L2 norms of the tokens as stored.
-        finite_N: False for an image that stayed non-finite alone: a reject.
+        norm_mean_N, norm_max_N: float32, of the L2 norms of the tokens as stored, of their main stream.
+        finite_N: False for an image of which a stream stayed non-finite alone: a reject.
         halvings: how often a pack was halved for lack of device memory.
         overflows: values clamped to fit float16.
         packs: patches of each forward.
         seconds: by step.
-        scale_M: float32, of tokens stored as int8 or fp8.
-        errors: measured ones, of a lossy setting: relative RMS of storing, cosine and relative RMS of fp8 products.
+        scale_MS: float32, of tokens stored as int8 or fp8: one for each stream of each.
+        errors: measured ones, of a lossy setting: relative RMS of storing, cosine and relative RMS of fp8 products. Of
+            several streams the worst counts, and each is stated.
     """
 
     tokens_MO: Tensor
@@ -35,5 +36,5 @@ class EncodedUnit:
     overflows: int
     packs: tuple[int, ...]
     seconds: dict[str, float]
-    scale_M: npt.NDArray[np.float32] | None = None
+    scale_MS: npt.NDArray[np.float32] | None = None
     errors: dict[str, object] = field(default_factory=dict)

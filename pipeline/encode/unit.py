@@ -28,13 +28,14 @@ from ..prepare.unit import PreparedUnit
 from ..tower.config import Stage
 from ..tower.pack_plan import Grid, PackPlan
 from ..tower.tower import Tower
-from .dtypes import STORED, is_scaled, overflows, restore, store
+from .dtypes import STORED, is_scaled, norms_of, overflows, restore, store
 from .encoded import EncodedUnit
 from .fp8_error import Fp8Error
 from .pack import Size, pack_images
 
 # Packs launched ahead of the device. A full launch queue would block its thread, and with it all of Python.
 PACKS_AHEAD = 2
+MAIN = 0  # the stream that norms are stated of
 
 
 class UnitEncoder:
@@ -92,32 +93,32 @@ class UnitEncoder:
                 self._encode_pack(pack, state)
                 on_pack(len(pack))
             launched = self._mark()
-        norms_M = self._fetch([state.norms_M], launched)[0]
-        finite_N = _all_of(torch.isfinite(norms_M).numpy(), state, len(sizes))
+        norms_MS = self._fetch([state.norms_MS], launched)[0]
+        finite_N = _finite(norms_MS, state, len(sizes))
         if not finite_N.all():
             with self._turn:
                 torch.set_num_threads(self.threads)
                 for image in np.flatnonzero(~finite_N).tolist():
                     self._encode_pack([image], state)
                 launched = self._mark()
-            norms_M = self._fetch([state.norms_M], launched)[0]
-            finite_N = _all_of(torch.isfinite(norms_M).numpy(), state, len(sizes))
-        buffers = [state.unit_MO] + [x for x in (state.scale_M, state.over_M, state.error_M2) if x is not None]
+            norms_MS = self._fetch([state.norms_MS], launched)[0]
+            finite_N = _finite(norms_MS, state, len(sizes))
+        buffers = [state.unit_MO] + [x for x in (state.scale_MS, state.over_M, state.error_MS2) if x is not None]
         tokens_MO, *others = self._fetch(buffers, launched)
         over = self._check_overflows(others[0].numpy(), state) if state.over_M is not None else 0
         errors: dict[str, object] = {}
-        if state.error_M2 is not None:
-            errors["storage_relative_rms"] = _relative_rms(others[1], finite_N, tokens)
+        if state.error_MS2 is not None:
+            by_stream = [_relative_rms(error_M2, finite_N, tokens) for error_M2 in others[1].unbind(1)]
+            errors["storage_relative_rms"] = max(by_stream)
+            if config.streams:
+                errors["storage_relative_rms_by_stream"] = by_stream
         if self.tower.linear_kernel == "fp8" and len(sizes):
             errors["fp8_linear"] = self._linear_error(prepared, state, sizes)
         # On a GPU the device's own time: the unit before may still have been under way when this one was launched.
         seconds = time.perf_counter() - started
         if begun is not None and launched is not None:
             seconds = begun.elapsed_time(launched) / 1e3
-        norms = norms_M.numpy().astype(np.float64)
-        starts = state.token_ends[:-1]
-        norm_mean = np.add.reduceat(norms, starts) / np.maximum(tokens, 1) if len(starts) else norms
-        norm_max = np.maximum.reduceat(norms, starts) if len(starts) else norms
+        norm_mean, norm_max = _norms(norms_MS, state, tokens)
         return EncodedUnit(
             tokens_MO=tokens_MO,
             ends_N=ends_N,
@@ -128,7 +129,7 @@ class UnitEncoder:
             overflows=over,
             packs=tuple(sum(sizes[image].patches for image in pack) for pack in packs),
             seconds={"encode": seconds},
-            scale_M=others[0].numpy() if state.scale_M is not None else None,
+            scale_MS=others[0].numpy() if state.scale_MS is not None else None,
             errors=errors,
         )
 
@@ -136,6 +137,7 @@ class UnitEncoder:
         self, prepared: PreparedUnit, sizes: list[Size], tokens: npt.NDArray[np.int64], ends_N: npt.NDArray[np.int64]
     ) -> _State:
         config, device, count = self.tower.config, self.tower.device, int(tokens.sum())
+        streams = 1 + config.streams
 
         def empty(dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.empty(count, *shape, dtype=dtype, device=device)
@@ -146,9 +148,9 @@ class UnitEncoder:
             patch_ends=np.cumsum([0] + [size.patches for size in sizes]),
             token_ends=np.concatenate([[0], ends_N]).astype(np.int64),
             unit_MO=empty(STORED[self.stored_dtype], config.width_of(self.stage)),
-            norms_M=empty(torch.float32),
-            scale_M=empty(torch.float32) if scaled else None,
-            error_M2=empty(torch.float32, 2) if scaled else None,
+            norms_MS=empty(torch.float32, streams),
+            scale_MS=empty(torch.float32, streams) if scaled else None,
+            error_MS2=empty(torch.float32, streams, 2) if scaled else None,
             over_M=empty(torch.int64) if self.stored_dtype == "float16" else None,
         )
 
@@ -174,19 +176,20 @@ class UnitEncoder:
 
     def _forward(self, pack: Sequence[int], grids: list[Grid], state: _State) -> None:
         """One pack: its tokens, norms and whatever its stored dtype needs, into the unit's rows."""
+        streams = self.tower.config.streams
         patches_PC, plan, rows_M = self._load(pack, grids, state)
         tokens_MO = self.tower.forward_in_window_order(patches_PC, plan, self.stage)
-        stored_MO, scale_M = store(tokens_MO, self.stored_dtype)
-        restored_MO = stored_MO if scale_M is None else restore(stored_MO, scale_M)
+        stored_MO, scale_MS = store(tokens_MO, self.stored_dtype, streams)
+        restored_MO = stored_MO if scale_MS is None else restore(stored_MO, scale_MS)
         _copy_rows(state.unit_MO, rows_M, stored_MO)
-        state.norms_M.index_copy_(0, rows_M, torch.linalg.vector_norm(restored_MO, dim=-1, dtype=torch.float32))
+        state.norms_MS.index_copy_(0, rows_M, norms_of(restored_MO, streams))
         if state.over_M is not None:
             state.over_M.index_copy_(0, rows_M, overflows(tokens_MO))
-        if state.scale_M is not None and state.error_M2 is not None and scale_M is not None:
-            state.scale_M.index_copy_(0, rows_M, scale_M)
+        if state.scale_MS is not None and state.error_MS2 is not None and scale_MS is not None:
+            state.scale_MS.index_copy_(0, rows_M, scale_MS)
             wide_MO = tokens_MO.float()
-            norms = [torch.linalg.vector_norm(x_MO, dim=-1) for x_MO in (restored_MO - wide_MO, wide_MO)]
-            state.error_M2.index_copy_(0, rows_M, torch.stack(norms, -1))
+            norms = [norms_of(x_MO, streams) for x_MO in (restored_MO - wide_MO, wide_MO)]
+            state.error_MS2.index_copy_(0, rows_M, torch.stack(norms, -1))
         if self.tower.device.type == "cuda":
             self._ahead.append(torch.cuda.current_stream(self.tower.device).record_event())
             if len(self._ahead) > PACKS_AHEAD:
@@ -267,9 +270,9 @@ class _State:
     patch_ends: npt.NDArray[np.int64]
     token_ends: npt.NDArray[np.int64]
     unit_MO: Tensor
-    norms_M: Tensor
-    scale_M: Tensor | None
-    error_M2: Tensor | None
+    norms_MS: Tensor
+    scale_MS: Tensor | None
+    error_MS2: Tensor | None
     over_M: Tensor | None
     halvings: int = 0
 
@@ -281,11 +284,23 @@ def _copy_rows(unit_MO: Tensor, rows_M: Tensor, values_MO: Tensor) -> None:
     unit_MO.index_copy_(0, rows_M, values_MO)
 
 
-def _all_of(true_M: npt.NDArray[np.bool_], state: _State, count: int) -> npt.NDArray[np.bool_]:
-    """Whether it holds for all tokens of each image."""
+def _norms(
+    norms_MS: Tensor, state: _State, tokens: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Returns the mean and the largest norm of each image's tokens, in their main stream."""
+    norms = norms_MS[:, MAIN].numpy().astype(np.float64)
+    starts = state.token_ends[:-1]
+    if not len(starts):
+        return norms, norms
+    return np.add.reduceat(norms, starts) / np.maximum(tokens, 1), np.maximum.reduceat(norms, starts)
+
+
+def _finite(norms_MS: Tensor, state: _State, count: int) -> npt.NDArray[np.bool_]:
+    """Whether all tokens of each image are finite, in every stream."""
     if not count:
         return np.ones(0, np.bool_)
-    return np.logical_and.reduceat(true_M, state.token_ends[:-1])
+    finite_M = torch.isfinite(norms_MS).all(-1).numpy()
+    return np.logical_and.reduceat(finite_M, state.token_ends[:-1])
 
 
 def _relative_rms(error_M2: Tensor, finite_N: npt.NDArray[np.bool_], tokens: npt.NDArray[np.int64]) -> float:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..config_fields import Config
 from ..grid import Geometry, smart_resize_many
 from ..index.read import IndexArrays
-from ..output.output_size import FORMATS, VALUE_BYTES, data_bytes
+from ..output.output_size import FORMATS, VALUE_BYTES, RowForm, data_bytes
 from ..output.statistics import BRANCHES
 
 Int64 = npt.NDArray[np.int64]
@@ -35,19 +35,35 @@ class Writing:
     row_group_bytes: int
     shard_tokens: int
     deduplicate: bool
+    streams: int = 0
 
     @classmethod
-    def of(cls, config: Config, width: int) -> Writing:
-        """Returns the form that a configuration asks for, of tokens of this width."""
+    def of(cls, config: Config, width: int, streams: int = 0) -> Writing:
+        """Returns the form that a configuration asks for.
+
+        Args:
+            width: values of a row.
+            streams: further ones that a row has behind its main one.
+        """
         output = config.output
         return cls(
             width=width,
+            streams=streams,
             format=output.format,
             dtype=output.dtype,
             row_group_bytes=output.row_group_bytes,
             shard_tokens=output.shard_tokens,
             deduplicate=config.pack.deduplicate,
         )
+
+    def streams_of(self, tokens: int) -> dict[str, int]:
+        """The bytes of so many tokens that their further streams take, where they have any."""
+        each = self.width // (1 + self.streams) * VALUE_BYTES[self.dtype]
+        return {"deepstack_bytes": tokens * self.streams * each} if self.streams else {}
+
+    @property
+    def row(self) -> RowForm:
+        return RowForm(width=self.width, streams=self.streams)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +169,7 @@ class Estimate:
         images, tokens = self.images, self.tokens
 
         def size(kind: str, dtype: str) -> int:
-            return data_bytes(self.histogram, self.units, writing.width, kind, dtype, writing.row_group_bytes)
+            return data_bytes(self.histogram, self.units, writing.row, kind, dtype, writing.row_group_bytes)
 
         stored_bytes = size(writing.format, writing.dtype)
         return {
@@ -174,6 +190,7 @@ class Estimate:
             "duplicates_within_units": self.unit_duplicates,
             "duplicate_tokens_within_units": self.unit_duplicate_tokens,
             "embedding_bytes": tokens * writing.width * VALUE_BYTES[writing.dtype],
+            **writing.streams_of(tokens),
             "data_bytes": stored_bytes,
             **{f"{kind}_bytes_by_dtype": {dtype: size(kind, dtype) for dtype in VALUE_BYTES} for kind in FORMATS},
             **({"tokens_per_second": rate} if (rate := rates.tokens_per_second) else {}),

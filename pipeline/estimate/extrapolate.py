@@ -88,7 +88,7 @@ def _of_budget(sizes: _Sizes, geometry: Geometry, writing: Writing, rates: Rates
 
     def size(kind: str, dtype: str) -> Interval:
         shards_N = tokens_N / writing.shard_tokens  # if all were full
-        images_N = image_bytes(tokens_N, writing.width, kind, dtype) * usable
+        images_N = image_bytes(tokens_N, writing.row, kind, dtype) * usable
         return interval(draws, images_N + shards_N * shard_bytes(kind))
 
     stored = size(writing.format, writing.dtype)
@@ -110,6 +110,7 @@ def _of_budget(sizes: _Sizes, geometry: Geometry, writing: Writing, rates: Rates
             for name, branch_N in branches.items()
         },
         "embedding_bytes": total.scaled(writing.width * VALUE_BYTES[writing.dtype]),
+        **{name: total.scaled(each) for name, each in writing.streams_of(1).items()},
         "data_bytes": stored.scaled(1),
         **{f"{kind}_bytes_by_dtype": {dtype: size(kind, dtype).estimate for dtype in VALUE_BYTES} for kind in FORMATS},
         **({"tokens_per_second": rate} if (rate := rates.tokens_per_second) else {}),

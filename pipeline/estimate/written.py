@@ -188,7 +188,7 @@ class Written:
         images, tokens = self._equal.again()
         within = (self._unit_repeats, self._unit_repeated_tokens) if config.pack.deduplicate else (0, 0)
         return Estimate(
-            max_pixels=config.preprocess.max_pixels,
+            max_pixels=config.preprocess.max_pixels or 0,  # written out in what an output says of itself
             samples=self.totals.samples,
             units=self.totals.units,
             rejects=self.totals.rejects,

@@ -24,12 +24,24 @@ def data_set_card(dataset: DatasetInfo, totals: Totals) -> str:
         if str(model).startswith("random:")
         else ""
     )
+    streams = dataset.streams
     scale_note = (
         'scale = torch.frombuffer(bytearray(row["scale"]), dtype=torch.float32)\n'
         "image_embeds = image_embeds.float() * scale[:, None]\n"
         if dtype in SCALED
         else ""
     )
+    if streams:
+        scale_note = (
+            f"rows = image_embeds.view(len(image_embeds), {1 + streams}, {dataset.stream_width})\n"
+            + (
+                'scale = torch.frombuffer(bytearray(row["scale"]), dtype=torch.float32)\n'
+                f"rows = rows.float() * scale.view(-1, {1 + streams}, 1)\n"
+                if dtype in SCALED
+                else ""
+            )
+            + "image_embeds, *deepstack_embeds = rows.unbind(1)\n"
+        )
     loading = f"""import pyarrow.parquet as pq, torch
 
 row = pq.read_table("data").slice(0, 1).to_pylist()[0]
@@ -51,7 +63,15 @@ image_embeds = image_embeds.view(row["num_tokens"], row["hidden_size"])
 
 for sample in webdataset.WebDataset("data/part-000000-0000.tar", shardshuffle=False):
     image_embeds = safetensors.torch.load(sample["safetensors"])["image_embeds"]"""
+        if streams:
+            loading += f"""
+    image_embeds, *deepstack_embeds = image_embeds.view(-1, {1 + streams}, {dataset.stream_width}).unbind(1)"""
     kind = "merged tokens" if config["output"]["stage"] == "merged" else "the merger's input"
+    made_of = (
+        f", each row `[main | stream 0 | … | stream {streams - 1}]`, {dataset.stream_width} values a stream"
+        if streams
+        else ""
+    )
     return f"""---
 configs:
 - config_name: tokens
@@ -63,7 +83,7 @@ tags:
 ---
 # Vision tokens of `{config["source"]["uri"]}`
 
-The output of the vision tower of `{model}` ({kind}, {dataset.hidden_size} wide, stored as
+The output of the vision tower of `{model}` ({kind}, {dataset.hidden_size} wide{made_of}, stored as
 {config["output"]["dtype"]}) for every image, with its `grid_thw`. Written by visionbake.
 {random_note}
 | | |

@@ -13,7 +13,7 @@ from ..storage.files import AnyPath, can_be_written, names_at
 from ..storage.publish import publish_new, publish_over, remove_unfinished, write_text
 from ..storage.scratch import Scratch
 from .card import data_set_card
-from .fingerprint import version_of
+from .fingerprint import LATER_FIELDS, version_of
 from .info import DatasetInfo, read_dataset
 from .layout import OUTPUT_NAMES, PLAN_NAMES, samples_path, unit_id_of
 from .totals import Totals
@@ -35,11 +35,12 @@ def check_output(output: AnyPath, facts: dict[str, object]) -> None:
         first = sorted(foreign)[0].rstrip("/")
         raise RequestError(f"output.uri: {output} is not empty and not an output of visionbake ({first})")
     stored = stored_facts(output)
-    for name, value in facts.items():
-        if stored is not None and stored.get(name) != value:
+    for name, value in (LATER_FIELDS | facts).items() if stored is not None else ():
+        there = (LATER_FIELDS | stored).get(name)
+        if there != value:
             raise RequestError(
-                f"output.uri: {output} is another run's: {name} is {stored.get(name)!r} there and {value!r} here; use "
-                "another output.uri"
+                f"output.uri: {output} is another run's: {name} is {there!r} there and {value!r} here; use another "
+                "output.uri"
             )
 
 

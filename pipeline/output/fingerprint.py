@@ -9,6 +9,9 @@ from importlib import metadata
 from ..config_fields import Config
 from .layout import SCHEMA_VERSION
 
+LATER_FIELDS: dict[str, object] = {"output.deepstack": True}  # of the configuration, with what was so before them
+_NO_DEFAULT = object()
+
 
 def version_of(package: str) -> str | None:
     try:
@@ -20,7 +23,8 @@ def version_of(package: str) -> str | None:
 def config_facts(config: Config) -> dict[str, object]:
     """The part of the fingerprint that is known before any device is: flat, so that a difference has a name.
 
-    The checkpoint counts by its tensors (`tower_sha256`), not by the path or revision it was found at.
+    The checkpoint counts by its tensors (`tower_sha256`), not by the path or revision it was found at. A field that
+    outputs of earlier versions do not have counts as its default there: it is a fact only where it says otherwise.
     """
     facts: dict[str, object] = {"schema_version": SCHEMA_VERSION}
     for section, without in (
@@ -30,7 +34,7 @@ def config_facts(config: Config) -> dict[str, object]:
         ("output", ("uri",)),
     ):
         for name, value in getattr(config, section).model_dump().items():
-            if name not in without:
+            if name not in without and LATER_FIELDS.get(f"{section}.{name}", _NO_DEFAULT) != value:
                 facts[f"{section}.{name}"] = value
     if config.model.compile != "auto":  # what that comes to is known when the device is
         facts["compiled"] = config.model.compile == "on"

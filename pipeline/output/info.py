@@ -18,7 +18,8 @@ class DatasetInfo:
     Attributes:
         config: the configuration, resolved, as a tree.
         fingerprint_facts: what decides a byte, by name; `fingerprint` is their digest.
-        hidden_size: values of a token.
+        hidden_size: values of a row: of a token in all of its streams.
+        streams: how many further streams a row has behind its main one.
         carried_schema: the carried columns' types, as `carry.schema_text` writes them; "" or None of none.
         device: that its tokens were encoded on.
         versions: of packages that decide no byte.
@@ -33,12 +34,13 @@ class DatasetInfo:
     patch_size: int
     device: str
     temporal_patch_size: int = 2  # of outputs that an earlier version began
+    streams: int = 0
     carried_schema: str | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """The content of dataset.json."""
-        return asdict(self)
+        return asdict(self) | {"stream_width": self.stream_width}
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> DatasetInfo:
@@ -59,6 +61,11 @@ class DatasetInfo:
         return info
 
     @property
+    def stream_width(self) -> int:
+        """Values of one stream of a row."""
+        return self.hidden_size // (1 + self.streams)
+
+    @property
     def geometry(self) -> Geometry:
         """The sizes and budgets that decided the grids of this output."""
         return Geometry(
@@ -73,7 +80,8 @@ class DatasetInfo:
 
 _KINDS: tuple[tuple[tuple[str, ...], type, str], ...] = (
     (("fingerprint_facts", "config", "versions"), dict, "an object"),
-    (("schema_version", "hidden_size", "merge_size", "patch_size", "temporal_patch_size"), int, "a number"),
+    (("schema_version", "hidden_size", "merge_size", "patch_size"), int, "a number"),
+    (("temporal_patch_size", "streams"), int, "a number"),
     (("fingerprint", "device"), str, "text"),
 )
 _NEEDED = (

@@ -4,6 +4,10 @@
     KEY.json          the scalar columns, the true key, and carried values that are neither text nor bytes
     KEY.NAME          carried text and bytes, as they are
 
+Of several streams `image_embeds` has whole rows, as Parquet has them (`[main | stream 0 | …]`, so that one range read
+gets all of an image from either), `KEY.json` says how many further `streams` they have, and `scale` is
+[num_tokens, 1 + streams].
+
 The same bytes every time: no clock, no user, members in the order of the samples. What the shard is stands in a pax
 global header; in a shard of no rows an empty folder follows it. Readers split a name at its first dot, so a dot in a
 key is written as %2E, and % as %25.
@@ -33,6 +37,7 @@ from .shard import DATA_SCHEMA, EMBEDDING, SCALARS, DataShard, HashingFile, Shar
 
 SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "I8", "fp8": "F8_E4M3"}
 PAX_KEY = "VISIONBAKE.shard"
+STREAMS = "streams"  # in the metadata, and so in KEY.json
 _ESCAPED = re.compile(r"[%.\\\x00-\x1f\x7f]")
 _ESCAPE = re.compile("%([0-9A-F]{2})")
 _LEFT_OUT = re.compile("__[^/]*__/")  # webdataset.tariterators: `skip_meta`
@@ -102,6 +107,7 @@ def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
     buffer = embedding.buffers()[2]
     values = memoryview(buffer).cast("B") if buffer is not None else memoryview(b"")
     carried = rows.carried.to_pylist() if rows.carried is not None else [{}] * len(embedding)
+    streams = int(cast("int", metadata.get(STREAMS, 0)))
     offsets: list[int] = []
     with writing_scratch(path), open(path, "xb", buffering=0) as stream:
         sink = HashingFile(stream)
@@ -110,11 +116,12 @@ def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
         with tarfile.TarFile(fileobj=target, mode="w", format=tarfile.PAX_FORMAT, pax_headers=header) as tar:
             for row in range(len(embedding)):
                 name = member_key(str(columns["key"][row]))
-                head, tail = _safetensors(columns, row, int(bounds[row + 1] - bounds[row]))
+                head, tail = _safetensors(columns, row, int(bounds[row + 1] - bounds[row]), streams)
                 data = _Joined([head, values[bounds[row] : bounds[row + 1]], tail])
                 start = _add(tar, f"{name}.safetensors", data)
                 offsets.append(start + len(head))
                 facts = {field: columns[field][row] for field in DATA_SCHEMA.names if field not in (EMBEDDING, "scale")}
+                facts |= {STREAMS: streams} if streams else {}
                 told: dict[str, Any] = {}
                 for field, value in carried[row].items():
                     if isinstance(value, str | bytes):
@@ -188,17 +195,19 @@ def read_tar_rows(path: Path) -> list[dict[str, Any]]:
 
 def _says_the_same(raw: bytes, row: dict[str, Any]) -> bool:
     """Whether all but the values of a safetensors file is what a row of these columns gives."""
-    from ..encode.dtypes import STORED, is_scaled  # here: it brings torch, which who only reads numbers does not need
+    # Here: it brings torch, which who only reads numbers does not need.
+    from ..encode.dtypes import STORED, is_scaled, scale_bytes
 
     length = row["num_tokens"] * row["hidden_size"] * STORED[row["dtype"]].itemsize
-    scale = bytes(4 * row["num_tokens"]) if is_scaled(row["dtype"]) else None
+    streams = row.get(STREAMS, 0)
+    scale = bytes(scale_bytes(row["num_tokens"], streams)) if is_scaled(row["dtype"]) else None
     columns = {name: [value] for name, value in (row | {"scale": scale}).items()}
-    head, tail = _safetensors(columns, 0, length)
+    head, tail = _safetensors(columns, 0, length, streams)
     grid = tail[len(scale or b"") :]
     return raw.startswith(head) and raw.endswith(grid) and len(raw) == len(head) + length + len(tail)
 
 
-def _safetensors(columns: dict[str, list[Any]], row: int, length: int) -> tuple[bytes, bytes]:
+def _safetensors(columns: dict[str, list[Any]], row: int, length: int, streams: int) -> tuple[bytes, bytes]:
     """Returns what stands before and behind the embedding's bytes. Source: the safetensors format, version 0.4 on."""
     tokens = columns["num_tokens"][row]
     dtype = SAFETENSORS_DTYPES[columns["dtype"][row]]
@@ -208,7 +217,8 @@ def _safetensors(columns: dict[str, list[Any]], row: int, length: int) -> tuple[
         "image_embeds": {"dtype": dtype, "shape": [tokens, columns["hidden_size"][row]], "data_offsets": [0, length]}
     }
     if scale:
-        tensors["scale"] = {"dtype": "F32", "shape": [tokens], "data_offsets": [length, length + len(scale)]}
+        shape = [tokens, 1 + streams] if streams else [tokens]
+        tensors["scale"] = {"dtype": "F32", "shape": shape, "data_offsets": [length, length + len(scale)]}
     end = length + len(tail)
     tensors["image_grid_thw"] = {"dtype": "I64", "shape": [1, 3], "data_offsets": [length + len(scale), end]}
     text = json.dumps(tensors, separators=(",", ":")).encode()

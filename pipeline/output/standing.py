@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from .. import rejects
-from ..encode.dtypes import STORED, is_scaled, restore
+from ..encode.dtypes import STORED, is_scaled, norms_of, restore, scale_bytes, scale_of
 from ..errors import DamagedShard
 from ..grid import Geometry
 from ..prepare.patches import check_size, target_size
@@ -139,26 +139,28 @@ class _Examination:
             raise ValueError(f"{facts.key}: {row['num_tokens']} tokens are not those of its grid")
 
     def _check_values(self, content: ShardContent, lengths_N: npt.NDArray[np.int64]) -> None:
-        """Every value of every row is a number, and the norms are those that the row states."""
-        for row, norms in zip(self._columns, self._norms(content, lengths_N), strict=True):
-            if not bool(torch.isfinite(norms).all()):
+        """Every value of every row is a number, and the norms of its main stream are those that the row states."""
+        for row, norms_MS in zip(self._columns, self._norms(content, lengths_N), strict=True):
+            if not bool(torch.isfinite(norms_MS).all()):
                 raise ValueError(f"{row['key']}: its tokens are not finite")
+            norms = norms_MS[:, 0]
             found = (float(norms.double().mean()), float(norms.max()))
             if not np.allclose(found, [row[name] for name in NORMS], rtol=NORM_TOLERANCE):
                 raise ValueError(f"{row['key']}: its norms are not those of its tokens")
 
     def _norms(self, content: ShardContent, lengths_N: npt.NDArray[np.int64]) -> Iterator[torch.Tensor]:
-        dtype = self._settings.dtype
+        """Yields each row's [M, S]."""
+        dtype, streams = self._settings.dtype, self._settings.streams
         with open(self._path, "rb") as stream:
             for row, first, length in zip(range(len(lengths_N)), content.offsets_N, lengths_N, strict=True):
                 stream.seek(first)
                 values = torch.frombuffer(_exactly(stream.read(length), length), dtype=STORED[dtype])
                 values_MO = values.view(-1, self._settings.hidden_size)
-                scale_M = None
+                scale_MS = None
                 if is_scaled(dtype):
-                    raw = content.scales[row] or stream.read(4 * len(values_MO))
-                    scale_M = torch.frombuffer(_exactly(raw, 4 * len(values_MO)), dtype=torch.float32)
-                yield torch.linalg.vector_norm(restore(values_MO, scale_M), dim=-1)
+                    size = scale_bytes(len(values_MO), streams)
+                    scale_MS = scale_of(_exactly(content.scales[row] or stream.read(size), size), streams)
+                yield norms_of(restore(values_MO, scale_MS), streams)
 
 
 def _exactly(data: bytes, length: int) -> bytearray:

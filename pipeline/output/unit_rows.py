@@ -191,11 +191,14 @@ class UnitRows:
         return embedding_array(flat, lengths_N)
 
     def _scales(self) -> list[object]:
-        """Returns the little-endian float32 scales of each accepted sample's tokens; of int8 and fp8 alone."""
-        if self._encoded.scale_M is None:
+        """Returns the little-endian float32 scales of each accepted sample's tokens; of int8 and fp8 alone.
+
+        One for each stream of a token, token after token.
+        """
+        if self._encoded.scale_MS is None:
             return [None] * len(self._accepted)
-        scale_M = self._encoded.scale_M.astype("<f4")
-        return [scale_M[self._starts[image] : self._starts[image + 1]].tobytes() for image in self._images]
+        scale_MS = self._encoded.scale_MS.astype("<f4")
+        return [scale_MS[self._starts[image] : self._starts[image + 1]].tobytes() for image in self._images]
 
 
 def _status(sample: PreparedSample, encoded: EncodedUnit) -> tuple[str, str | None]:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from .. import rejects
-from ..encode.dtypes import STORED, is_scaled, restore
+from ..encode.dtypes import STORED, is_scaled, norms_of, restore, scale_bytes, scale_of
 from ..errors import OutputError
 from ..index.read import read_index_arrays
 from ..index.units import Unit, UnitId, cut_units
@@ -218,7 +218,7 @@ class Verifier:
         yield from self._check_values(path, accepted, content.scales)
 
     def _check_values(self, path: Path, accepted: pa.Table, scales: list[bytes | None]) -> Iterator[str]:
-        itemsize = STORED[self.dtype].itemsize
+        itemsize, streams = STORED[self.dtype].itemsize, self.dataset.streams
         with open(path, "rb") as stream:
             for row, scale in zip(accepted.to_pylist(), scales, strict=True):
                 t, h, w = row["grid_thw"]
@@ -230,13 +230,17 @@ class Verifier:
                 data = bytearray(stream.read(row["length"]))
                 values = torch.frombuffer(data, dtype=STORED[self.dtype]).view(tokens, -1)
                 if is_scaled(self.dtype):
-                    raw = scale if scale is not None else stream.read(4 * tokens)
-                    values = restore(values, torch.frombuffer(bytearray(raw), dtype=torch.float32))
-                norms = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
-                if not bool(torch.isfinite(norms).all()):
+                    size = scale_bytes(tokens, streams)
+                    raw = scale if scale is not None else stream.read(size)
+                    if len(raw) != size:
+                        yield f"{row['key']}: {len(raw)} bytes of scales, where {size} belong"
+                        continue
+                    values = restore(values, scale_of(raw, streams))
+                norms_MS = norms_of(values, streams)
+                norm = float(norms_MS[:, 0].max())
+                if not bool(torch.isfinite(norms_MS).all()):
                     yield f"{row['key']}: its tokens are not finite"
-                elif not np.isclose(float(norms.max()), row["norm_max"], rtol=NORM_TOLERANCE):
-                    norm = float(norms.max())
+                elif not np.isclose(norm, row["norm_max"], rtol=NORM_TOLERANCE):
                     yield f"{row['key']}: a largest norm of {norm:.4g}, {row['norm_max']:.4g} was recorded"
 
     def _strangers(self, expected: dict[int, int], parts: range, report: Report) -> None:

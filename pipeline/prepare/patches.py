@@ -1,9 +1,11 @@
 """Patches: pixels to uint8 patches, one frame each, in the reference's patch order.
 
-    encoded bytes ─▶ RGB uint8 [H, W, 3] ─▶ resized uint8 [3, H', W'] ─▶ patches uint8 [P, 3·14·14]
+    encoded bytes ─▶ RGB uint8 [H, W, 3] ─▶ resized uint8 [3, H', W'] ─▶ patches uint8 [P, 3·p·p]
 
 Normalising happens on the device: what leaves here is an eighth of the bytes of the reference's `pixel_values`, and,
 once normalised and repeated over the two frames, the same bits.
+
+The side p of a patch is 14 or 16 pixels; what the values are normalised by is the tower's affair.
 
 Source: transformers 5.23, `models/qwen2_vl/image_processing_qwen2_vl.py`, torchvision backend.
 """

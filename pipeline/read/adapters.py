@@ -5,7 +5,8 @@ vLLM           `vllm_embeds`, and `base64_tensor` for its server
 SGLang         `sglang_image`
 a live merger  `run_merger`, for outputs of `stage: pre_merger`
 
-Source: transformers 5.23 `models/qwen2_5_vl`; vLLM 0.33 and SGLang 0.5 as their documents describe embedding inputs.
+Source: transformers 5.23 `models/qwen2_5_vl`, `models/qwen3_vl`; vLLM 0.33 `model_executor/models/qwen3_vl.py`; SGLang
+0.5.23 `srt/models/qwen2_5_vl.py`, `srt/models/qwen3_vl.py`.
 """
 
 from __future__ import annotations
@@ -19,34 +20,47 @@ import torch
 from torch import Tensor
 
 from ..errors import RequestError
+from .items import DEEPSTACK, EMBEDS, GRID, Item, rows_of, streams_of
 from .reader import EmbeddingDataset
-from .stream import Item
 
 IMAGE_PLACEHOLDER = "<image>"  # of LLaVA's conversations
 
 
 def transformers_inputs(items: Sequence[Item]) -> dict[str, Any]:
-    """`image_grid_thw` and `mm_encoder_outputs` for a Qwen2.5-VL model of transformers 5.23 or newer.
+    """`image_grid_thw` and `mm_encoder_outputs` for a Qwen model of transformers 5.23 or newer.
 
     Beside them the model needs `input_ids` with as many image tokens, and `mm_token_type_ids`: without those its
-    positions are silently wrong. `CachedProcessor` gives all of them.
+    positions are wrong, in some families silently. `CachedProcessor` gives all of them.
     """
     from transformers.modeling_outputs import BaseModelOutputWithPooling
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-    tokens: Any = [item["image_embeds"] for item in items]
+    tokens: Any = [item[EMBEDS] for item in items]
+    features: BaseModelOutputWithPooling
+    if streams := streams_of(items):
+        levels: Any = [[item[DEEPSTACK][level] for item in items] for level in range(streams)]
+        features = BaseModelOutputWithDeepstackFeatures(pooler_output=tokens, deepstack_features=levels)
+    else:
+        features = BaseModelOutputWithPooling(pooler_output=tokens)
     return {
-        "image_grid_thw": torch.stack([item["grid_thw"] for item in items]),
-        "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=tokens)},
+        "image_grid_thw": torch.stack([item[GRID] for item in items]),
+        "mm_encoder_outputs": {"image": features},
     }
 
 
 def vllm_embeds(items: Sequence[Item]) -> dict[str, dict[str, Tensor]]:
-    """`multi_modal_data` of one prompt, for `LLM(…, enable_mm_embeds=True)`: tokens [Σ, hidden], grids [n, 3]."""
+    """`multi_modal_data` of one prompt, for `LLM(…, enable_mm_embeds=True)`: rows [Σ, hidden], grids [n, 3].
+
+    A row has all of its streams, `[main | stream 0 | …]`, as vLLM's Qwen3-VL splits it.
+
+    Raises:
+        RequestError: the images are not of one width.
+    """
     _check_width(items)
     return {
         "image": {
-            "image_embeds": torch.cat([item["image_embeds"] for item in items]),
-            "image_grid_thw": torch.stack([item["grid_thw"] for item in items]),
+            "image_embeds": torch.cat([rows_of(item) for item in items]),
+            "image_grid_thw": torch.stack([item[GRID] for item in items]),
         }
     }
 
@@ -65,32 +79,55 @@ def vllm_message_part(items: Sequence[Item]) -> dict[str, Any]:
 
 
 def sglang_image(items: Sequence[Item]) -> dict[str, Any]:
-    """SGLang's precomputed embedding: one dictionary for all images of a request."""
+    """SGLang's precomputed embedding: one dictionary for all images of a request to a Qwen2.5-VL model.
+
+    SGLang 0.5.23 takes it in that model alone: every other one of the family sends what it is given through its tower.
+
+    Raises:
+        RequestError: the images are not of one width, or have further streams, as no Qwen2.5-VL has.
+    """
     _check_width(items)
+    if streams_of(items):
+        raise RequestError(
+            "SGLang 0.5.23 takes no precomputed tokens of a model with further streams (Qwen3-VL): its models but "
+            "Qwen2.5-VL send what they are given through their tower; serve them with vLLM (`vllm_embeds`)"
+        )
     return {
         "format": "precomputed_embedding",
-        "feature": torch.cat([item["image_embeds"] for item in items]),
-        "image_grid_thw": torch.stack([item["grid_thw"] for item in items]),
+        "feature": torch.cat([item[EMBEDS] for item in items]),
+        "image_grid_thw": torch.stack([item[GRID] for item in items]),
     }
 
 
 def _check_width(items: Sequence[Item]) -> None:
     """An engine may crash on a wrong shape instead of refusing it."""
-    widths = {item["image_embeds"].shape[1] for item in items}
+    widths = {item[EMBEDS].shape[1] * (1 + len(item.get(DEEPSTACK, ()))) for item in items}
     if len(widths) != 1:
         raise RequestError(f"images of several widths in one prompt: {sorted(widths)}")
 
 
-def run_merger(merger: Any, items: Sequence[Item]) -> list[Tensor]:
-    """Merged tokens of `stage: pre_merger` items by a live merger (`model.visual.merger`), with gradients."""
-    counts = [len(item["image_embeds"]) for item in items]
+def run_merger(merger: Any, items: Sequence[Item], stream: int | None = None) -> list[Tensor]:
+    """Merged tokens of `stage: pre_merger` items by a live merger, with gradients.
+
+    Args:
+        merger: `model.visual.merger`; for a further stream its own, `model.visual.deepstack_merger_list[stream]`.
+        stream: which further stream; None for the main one.
+
+    Raises:
+        RequestError: the items are no merger's input, or have no such stream.
+    """
+    if stream is not None and not 0 <= stream < streams_of(items):
+        raise RequestError(f"stream {stream}: these items have {streams_of(items)} further streams")
+    inputs = [item[EMBEDS] if stream is None else item[DEEPSTACK][stream] for item in items]
     weight = next(merger.parameters())
-    tokens_MD = torch.cat([item["image_embeds"] for item in items]).to(device=weight.device, dtype=weight.dtype)
-    width = merger.ln_q.weight.shape[0]
-    if tokens_MD.shape[1] % width or tokens_MD.shape[1] == width:
+    tokens_MD = torch.cat(inputs).to(device=weight.device, dtype=weight.dtype)
+    norm = merger.ln_q if hasattr(merger, "ln_q") else merger.norm
+    wide = max(parameter.shape[-1] for parameter in merger.parameters() if parameter.dim() == 2)
+    if tokens_MD.shape[1] != wide:
         raise RequestError(f"tokens of {tokens_MD.shape[1]} values are not a merger's input; was stage pre_merger?")
-    merged = merger(tokens_MD.reshape(-1, width))
-    return list(merged.split(counts))
+    # Before the 2×2 shuffle or behind it: each merger's norm is as wide as what it takes.
+    merged = merger(tokens_MD.reshape(-1, norm.weight.shape[0]))
+    return list(merged.split([len(one) for one in inputs]))
 
 
 class CachedProcessor:
@@ -103,6 +140,9 @@ class CachedProcessor:
         processor: the model's own (`AutoProcessor.from_pretrained`).
         output: of visionbake, by URI or opened.
         key_of: from what a message names (a path, as a rule) to the key in the output.
+
+    Raises:
+        RequestError: the output lacks the further streams that its model takes.
     """
 
     def __init__(
@@ -111,6 +151,11 @@ class CachedProcessor:
         self._processor = processor
         self._dataset = EmbeddingDataset(output) if isinstance(output, str) else output
         self._key_of = key_of or (lambda name: name)
+        if not self._dataset.info.config["output"].get("deepstack", True):
+            raise RequestError(
+                f"{self._dataset.uri} was made with output.deepstack: false; the model adds the further streams to its "
+                "first layers, and is silently wrong, or fails, without them"
+            )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -148,10 +193,14 @@ class CachedProcessor:
             first, *rest = one.split(token)
             pieces = [first]
             for piece in rest:
-                pieces += [token * len(next(remaining)["image_embeds"]), piece]
+                pieces += [token * len(next(remaining)[EMBEDS]), piece]
             expanded.append("".join(pieces))
-        options.pop("return_mm_token_type_ids", None)
+        typed = options.pop("return_mm_token_type_ids", getattr(self._processor, "return_mm_token_type_ids", True))
+        # The Omnis' processors pad on the left, whatever their tokenizer would do.
+        options = {**getattr(self._processor, "text_kwargs", {}), **options}
         encoded = dict(self._processor.tokenizer(expanded, return_tensors=return_tensors, **options))
+        if not typed:  # the Omnis find their images by their tokens
+            return BatchFeature(encoded | (transformers_inputs(items) if items else {}))
         ids = encoded["input_ids"]
         image_id = self._processor.image_token_id
         if isinstance(ids, list):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..encode.dtypes import STORED, is_scaled
+from ..encode.dtypes import STORED, is_scaled, restore, scale_bytes, scale_of
 from ..errors import OutputError, RequestError
 from ..index.units import UnitId
 from ..output.info import read_dataset
@@ -36,7 +36,9 @@ from ..source.plan import Plan
 from ..storage import remote
 from ..storage.files import AnyPath, absolute, open_input, small_file
 from ..storage.remote import RemotePath, check_uri
-from .stream import EmbeddingStream, Item
+from .items import Item, item_of
+from .items import collate as collate  # a public name of this module
+from .stream import EmbeddingStream
 
 TABLES_KEPT = 8
 FILES_KEPT = 64
@@ -55,8 +57,13 @@ class _Rows:
 class EmbeddingDataset(Dataset[Item]):
     """An output, row by row.
 
-    Each item is a dictionary: `key`, `source`, `image_embeds` (a tensor [num_tokens, hidden_size] in the stored dtype;
-    int8 and fp8 are restored to bfloat16), `grid_thw` (int64 [3]), and the carried columns.
+    Each item is a dictionary: `key`, `source`, `image_embeds` (a tensor [num_tokens, stream_width] in the stored dtype;
+    int8 and fp8 are restored to bfloat16), of an output with further streams `deepstack_embeds` (a list of as many such
+    tensors, in the order in which the language model adds them), `grid_thw` (int64 [3]), and the carried columns.
+
+    Attributes:
+        streams: how many further streams a row has.
+        hidden_size: values of a row, in all of its streams.
 
     Args:
         uri: the output, local or anything that fsspec opens.
@@ -82,6 +89,7 @@ class EmbeddingDataset(Dataset[Item]):
         self._ends = np.cumsum(counts, dtype=np.int64)
         self.dtype = STORED[self.info.config["output"]["dtype"]]
         self.hidden_size: int = self.info.hidden_size
+        self.streams: int = self.info.streams
         self._scaled = is_scaled(self.info.config["output"]["dtype"])
         self._forget()
 
@@ -200,14 +208,13 @@ class EmbeddingDataset(Dataset[Item]):
         rows = self._rows(unit)
         columns = {name: values[row] for name, values in rows.columns.items()}
         raw = self._bytes(columns["shard"], columns["offset"], columns["length"])
-        image_embeds = raw.view(self.dtype).view(columns["num_tokens"], -1)
+        rows_MO = raw.view(self.dtype).view(columns["num_tokens"], -1)
         if self._scaled:
-            scale_M = self._scale(columns, row)
-            image_embeds = (image_embeds.float() * scale_M[:, None]).to(torch.bfloat16)
+            rows_MO = restore(rows_MO, self._scale(columns, row)).to(torch.bfloat16)
         item: Item = {
             "key": columns["key"],
             "source": columns["source"],
-            "image_embeds": image_embeds,
+            **item_of(rows_MO, self.streams),
             "grid_thw": torch.tensor(columns["grid_thw"]),
         }
         if rows.carried.num_columns:
@@ -236,17 +243,17 @@ class EmbeddingDataset(Dataset[Item]):
         return buffer
 
     def _scale(self, columns: dict[str, Any], row: int) -> Tensor:
-        """In a tar the scales lie behind the embedding; in Parquet they are a small column, read a shard at a time."""
+        """Scales [M, S]: in a tar behind the embedding; in Parquet a small column, read a shard at a time."""
         shard = columns["shard"]
         if shard.endswith(".tar"):
-            return self._bytes(shard, columns["offset"] + columns["length"], 4 * columns["num_tokens"]).view(
-                torch.float32
-            )
+            size = scale_bytes(columns["num_tokens"], self.streams)
+            behind = self._bytes(shard, columns["offset"] + columns["length"], size)
+            return behind.view(torch.float32).view(-1, 1 + self.streams)
         if shard not in self._scales:
             with open_input(self._root / shard, forwards=False) as stream:
                 scales = pq.read_table(stream, columns=["scale"]).column("scale").to_pylist()
             _keep(self._scales, shard, scales, TABLES_KEPT)
-        return torch.frombuffer(bytearray(self._scales[shard][row]), dtype=torch.float32)
+        return scale_of(self._scales[shard][row], self.streams)
 
     def stream(self, **options: Any) -> EmbeddingStream:
         """The same rows as an iterable data set; options as of `EmbeddingStream`."""
@@ -254,18 +261,6 @@ class EmbeddingDataset(Dataset[Item]):
 
     def unit_lengths(self) -> list[int]:
         return np.diff(self._ends, prepend=0).tolist()
-
-
-def collate(items: Sequence[Item]) -> dict[str, Any]:
-    """A batch: `image_embeds` of all images one after the other, `image_grid_thw` [n, 3], the rest as lists."""
-    batch: dict[str, Any] = {
-        "image_embeds": torch.cat([item["image_embeds"] for item in items]),
-        "image_grid_thw": torch.stack([item["grid_thw"] for item in items]),
-    }
-    for name in items[0]:
-        if name not in ("image_embeds", "grid_thw"):
-            batch[name] = [item[name] for item in items]
-    return batch
 
 
 def _keep(store: OrderedDict[Any, Any], name: Any, value: Any, limit: int, drop: Any = None) -> None:

@@ -29,6 +29,7 @@ from ..storage.hub import HUB
 from ..storage.location import check_location
 from ..storage.uri import scheme_of
 from ..tower.checkpoint import Checkpoint, local_folder
+from ..tower.geometry import geometry_of
 from .settings import StageSettings
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
@@ -38,7 +39,8 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a su
 class Request:
     """A configuration that has been checked against the world: nothing is written yet.
 
-    Its source is being listed in the background since the request was checked: `listed` waits for that.
+    Its source is being listed in the background since the request was checked: `listed` waits for that. What the
+    checkpoint decides stands written out in `config`.
     """
 
     config: Config
@@ -87,32 +89,53 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
         if name.lower() in shard_format(config.output.format).own_members:
             raise RequestError(f"source.carry: {name} is a member that WebDataset shards have already; leave it out")
     listing = in_background(partial(_list, config.source, place, output))
-    checkpoint = Checkpoint(config.model.path, config.model.revision, weights=weights)
-    geometry = Geometry(
-        patch_size=checkpoint.config.patch_size,
-        merge_size=checkpoint.config.merge_size,
-        temporal_patch_size=checkpoint.config.temporal_patch_size,
+    checkpoint = Checkpoint(
+        config.model.path, config.model.revision, weights=weights, deepstack=config.output.deepstack
+    )
+    geometry = geometry_of(
+        checkpoint.config,
         min_pixels=config.preprocess.min_pixels,
         max_pixels=config.preprocess.max_pixels,
         max_image_pixels=config.limits.max_image_pixels,
+        spelling="preprocess.{}",
     )
-    carry = pa.schema([])
-    if config.source.carry:
-        carry = stored_carry(output) or carried_schema(config.source.carry, listing.result(), RESERVED_COLUMNS)
-        for field in carry:
-            if not shard_format(config.output.format).holds(field.type):
-                raise RequestError(
-                    f"source.carry: {field.name} is {field.type}, which the JSON of a WebDataset shard cannot hold; "
-                    "set output.format to parquet, or make it text in the source"
-                )
+    carry = _carried(config, output, listing)
     return Request(
-        config=config,
+        config=_resolved(config, checkpoint, geometry),
         output=output,
         place=place,
         checkpoint=checkpoint,
         geometry=geometry,
         carry=carry,
         listing=listing,
+    )
+
+
+def _carried(config: Config, output: AnyPath, listing: Future[Listing]) -> pa.Schema:
+    """The carried columns' types, those of an earlier run if there was one. Raises RequestError."""
+    if not config.source.carry:
+        return pa.schema([])
+    carry = stored_carry(output) or carried_schema(config.source.carry, listing.result(), RESERVED_COLUMNS)
+    for field in carry:
+        if not shard_format(config.output.format).holds(field.type):
+            raise RequestError(
+                f"source.carry: {field.name} is {field.type}, which the JSON of a WebDataset shard cannot hold; "
+                "set output.format to parquet, or make it text in the source"
+            )
+    return carry
+
+
+def _resolved(config: Config, checkpoint: Checkpoint, geometry: Geometry) -> Config:
+    """The configuration with what the checkpoint decides written out: another checkpoint might decide otherwise."""
+    budgets = {"min_pixels": geometry.min_pixels, "max_pixels": geometry.max_pixels}
+    deepstack = config.output.deepstack
+    if not deepstack:  # where there are no further streams to leave out, nothing is left out
+        deepstack = not Checkpoint(config.model.path, checkpoint.revision, weights=False).config.streams
+    return config.model_copy(
+        update={
+            "preprocess": config.preprocess.model_copy(update=budgets),
+            "output": config.output.model_copy(update={"deepstack": deepstack}),
+        }
     )
 
 
@@ -149,6 +172,7 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         compile=config.model.compile,
         linear=config.model.linear,
         stage=config.output.stage,
+        deepstack=config.output.deepstack,
         max_patches=config.pack.max_patches,
         stored_dtype=config.output.dtype,
         on_overflow=config.output.on_overflow,

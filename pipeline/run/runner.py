@@ -88,7 +88,7 @@ def _run(
     request = check_request(config)
     if request.place.decided:
         say(request.place.decided)
-    check_output(request.output, config_facts(config))
+    check_output(request.output, config_facts(request.config))
     whole = Run(request, say, report)
     if (summary := whole.finished(None if config.cluster.engine == "inline" else MOMENT_SECONDS)) is not None:
         return summary
@@ -242,6 +242,7 @@ class Run:
             merge_size=tower.merge_size,
             patch_size=tower.patch_size,
             temporal_patch_size=tower.temporal_patch_size,
+            streams=tower.streams,
             carried_schema=schema_text(self._request.carry),
             device=str(facts["device"]),
             versions=recorded_versions(),
@@ -260,6 +261,7 @@ class Run:
             row_group_bytes=config.output.row_group_bytes,
             device=str(facts["device"]),
             format=config.output.format,
+            streams=tower.streams,
         )
 
     def _units_of(self, part: int) -> list[Unit]:

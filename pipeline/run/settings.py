@@ -29,6 +29,7 @@ class StageSettings:
     compile: str
     linear: str
     stage: Stage
+    deepstack: bool
     max_patches: int
     stored_dtype: str
     on_overflow: str

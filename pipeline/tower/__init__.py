@@ -2,6 +2,7 @@
 
 families/     what each family has of its own: names, spellings, shapes, activation
 config        a checkpoint's dimensions and preprocessing, from its JSON files alone
+geometry      a checkpoint's factor and budgets of pixels
 tensors       which files hold what the tower needs, under whose names, whole
 checkpoint    a resolved checkpoint: its configuration, its tensors, their digest
 published     a configuration as the checkpoints of its type spell it

@@ -27,7 +27,7 @@ def test_int8_is_each_tokens_nearest_step() -> None:
     assert stored.dtype == torch.int8
     steps = np.abs(exact).max(-1, keepdims=True) / 127
     steps[7] = 1
-    assert scale.numpy()[:, None][steps[:, 0] != 1] == pytest.approx(steps[steps[:, 0] != 1], rel=1e-6)
+    assert scale.numpy()[steps[:, 0] != 1] == pytest.approx(steps[steps[:, 0] != 1], rel=1e-6)
     nearest = np.rint(exact / steps)
     assert np.abs(nearest).max(-1).tolist() == [127 if number != 7 else 0 for number in range(50)]
     ties = np.abs(exact / steps - np.trunc(exact / steps)) == pytest.approx(0.5, abs=1e-4)

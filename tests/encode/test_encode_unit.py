@@ -106,7 +106,7 @@ def test_norms_are_of_the_tokens_as_stored(dtype: str, tower: Tower, monkeypatch
     prepared = prepared_unit([0, 1, 2])
     spoil(tower, 1, prepared, 200_000.0, monkeypatch)
     unit = encoded(tower, prepared, dtype, on_overflow="clamp")
-    scale = None if unit.scale_M is None else torch.from_numpy(unit.scale_M)
+    scale = None if unit.scale_MS is None else torch.from_numpy(unit.scale_MS)
     norms = restore(unit.tokens_MO, scale).double().norm(dim=-1).numpy()
     for image, (start, end) in enumerate(zip([0, *unit.ends_N], unit.ends_N, strict=False)):
         assert unit.norm_mean_N[image] == pytest.approx(norms[start:end].mean(), rel=1e-6)
@@ -134,7 +134,7 @@ def test_the_error_of_storing_is_of_the_finite_images(tower: Tower, monkeypatch:
     assert unit.finite_N.tolist() == [True, False, True]
     rows = np.r_[0 : unit.ends_N[0], unit.ends_N[1] : unit.ends_N[2]]
     wide = exact.tokens_MO.double().numpy()[rows]
-    restored = unit.tokens_MO.double().numpy()[rows] * unit.scale_M[rows, None].astype(np.float64)
+    restored = unit.tokens_MO.double().numpy()[rows] * unit.scale_MS[rows].astype(np.float64)
     error = np.sqrt(((restored - wide) ** 2).sum() / (wide**2).sum())
     assert unit.errors["storage_relative_rms"] == pytest.approx(error, rel=1e-3)
 

@@ -164,8 +164,8 @@ def test_scaled_storage_records_its_error(
     exact = unit_encoder(tower).encode(prepared)
     unit = unit_encoder(tower, stored_dtype=dtype).encode(prepared)
     assert unit.tokens_MO.dtype == STORED[dtype]
-    assert unit.scale_M is not None
-    restored = restore(unit.tokens_MO, torch.from_numpy(unit.scale_M))
+    assert unit.scale_MS is not None
+    restored = restore(unit.tokens_MO, torch.from_numpy(unit.scale_MS))
     error = float((restored - exact.tokens_MO).norm() / exact.tokens_MO.norm())
     assert 1e-4 < error < bound
     assert unit.errors["storage_relative_rms"] == pytest.approx(error, rel=1e-4)
@@ -245,7 +245,7 @@ def test_a_committed_unit_says_where_each_embedding_lies(dtype: str, tower: Towe
         read = torch.frombuffer(bytearray(raw), dtype=STORED[stored["dtype"]]).view(-1, stored["hidden_size"])
         assert torch.equal(read.float(), expected.float())
         if dtype in ("int8", "fp8"):
-            read = restore(read, torch.frombuffer(bytearray(stored["scale"]), dtype=torch.float32))
+            read = restore(read, torch.frombuffer(bytearray(stored["scale"]), dtype=torch.float32)[:, None])
         else:
             assert stored["scale"] is None
         assert row["num_tokens"] == len(read)

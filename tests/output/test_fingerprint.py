@@ -26,6 +26,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "pack.deduplicate": (True, False),
     "output.format": ("parquet", "webdataset"),
     "output.stage": ("merged", "pre_merger"),
+    "output.deepstack": (True, False),
     "output.dtype": ("float32", "float16"),
     "output.on_overflow": ("fail", "clamp"),
     "output.shard_tokens": (48, 49),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,25 +29,35 @@ GEOMETRY = Geometry(
 )
 
 
-@pytest.fixture(scope="session")
-def tower(checkpoint: Checkpoint) -> Tower:
-    return Tower(checkpoint, torch.float32, torch.device("cpu"))
+# Patches of 16 pixels, and another mean and deviation: what Qwen3-VL's checkpoints say to the same image processor.
+GEOMETRY_16 = replace(GEOMETRY, patch_size=16, min_pixels=4096)
+PUBLISHED = {14: {}, 16: {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}}
+
+
+@pytest.fixture(scope="session", params=[14, 16])
+def tower(request: pytest.FixtureRequest, model_path: Path, streamed_path: Path) -> Tower:
+    path = {14: model_path, 16: streamed_path}[request.param]
+    return Tower(Checkpoint(str(path)), torch.float32, torch.device("cpu"))
 
 
 def reference_values(image: Image.Image, geometry: Geometry) -> tuple[torch.Tensor, list[int]]:
-    processor = Qwen2VLImageProcessor(min_pixels=geometry.min_pixels, max_pixels=geometry.max_pixels)
+    budgets = {"min_pixels": geometry.min_pixels, "max_pixels": geometry.max_pixels}
+    processor = Qwen2VLImageProcessor(**budgets, **PUBLISHED[geometry.patch_size])
     assert "torchvision" in type(processor).__mro__[1].__name__.lower()
     out = processor(images=[image], return_tensors="pt")
     return out["pixel_values"], out["image_grid_thw"][0].tolist()
 
 
-def assert_bit_equal(data: bytes, tower: Tower, geometry: Geometry = GEOMETRY) -> None:
+def assert_bit_equal(data: bytes, tower: Tower, geometry: Geometry | None = None) -> None:
+    size = tower.config.patch_size
+    geometry = geometry or {14: GEOMETRY, 16: GEOMETRY_16}[size]
     patches_PC, grid = prepare_image(data, geometry)
     expected, expected_grid = reference_values(Image.open(io.BytesIO(data)).convert("RGB"), geometry)
     assert list(grid) == expected_grid
     assert patches_PC.dtype == np.uint8
-    ours = tower.normalize(torch.from_numpy(patches_PC)).view(-1, 3, 1, 196).expand(-1, -1, 2, -1).reshape(-1, 1176)
-    assert torch.equal(ours, expected)
+    values = size**2
+    ours = tower.normalize(torch.from_numpy(patches_PC)).view(-1, 3, 1, values).expand(-1, -1, 2, -1)
+    assert torch.equal(ours.reshape(-1, 6 * values), expected)
 
 
 def test_photos_are_bit_equal_to_the_reference(tower: Tower) -> None:

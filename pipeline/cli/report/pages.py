@@ -31,6 +31,7 @@ WORDS = {
     "share_clamped_min": "enlarged to min_pixels",
     "share_clamped_max": "reduced to max_pixels",
     "share_scaled_up": "scaled up",
+    "deepstack_bytes": "bytes of the further streams among those",
     "duplicates": "equal images",
     "duplicate_tokens": "tokens of those",
     "duplicates_within_units": "equal within a unit: encoded once",
@@ -75,6 +76,7 @@ NUMBERS = {
     "Size and time": (
         "units",
         "embedding_bytes",
+        "deepstack_bytes",
         "data_bytes",
         "halvings",
         "device_hours",

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ... import rejects
-from ...encode.dtypes import STORED, is_scaled
+from ...encode.dtypes import STORED, is_scaled, norms_of, restore, scale_bytes, scale_of
 from ...errors import OutputError, SourceError
 from ...index.read import find_index_row
 from ...output.info import read_dataset
@@ -60,21 +60,21 @@ class Pictures:
         return Image.fromarray((colours * 255).astype(np.uint8).reshape(height // merge, width // merge, 3))
 
     def _norms(self, row: dict[str, Any]) -> np.ndarray:
-        """Computes one row's norms from its own bytes: float32 [num_tokens]."""
+        """Computes one row's norms, of its main stream, from its own bytes: float32 [num_tokens]."""
         shard, first, last = self._output / row["shard"], row["offset"], row["offset"] + row["length"]
         data = read_input(str(shard), first, last)
         if len(data) != row["length"]:
             raise OutputError(f"{shard}: {len(data)} of {row['length']} bytes at {first}")
-        tokens_MO = torch.frombuffer(bytearray(data), dtype=STORED[self._dtype]).view(row["num_tokens"], -1).float()
-        scale_M = torch.ones(len(tokens_MO))
+        values_MO = torch.frombuffer(bytearray(data), dtype=STORED[self._dtype]).view(row["num_tokens"], -1)
+        streams, scale_MS = self._info.streams, None
         if is_scaled(self._dtype) and shard.suffix == ".tar":  # they lie behind the embedding
-            behind = read_input(str(shard), last, last + 4 * len(tokens_MO))
-            scale_M = torch.frombuffer(bytearray(behind), dtype=torch.float32)
+            behind = read_input(str(shard), last, last + scale_bytes(len(values_MO), streams))
+            scale_MS = scale_of(behind, streams)
         elif is_scaled(self._dtype):
             wanted = [("source", "=", row["source"]), ("key", "=", row["key"])]
             scales = pq.read_table(small_file(shard), columns=["scale"], filters=wanted).column("scale")
-            scale_M = torch.frombuffer(bytearray(scales[0].as_py()), dtype=torch.float32)
-        return np.asarray((tokens_MO * scale_M[:, None]).norm(dim=1))
+            scale_MS = scale_of(scales[0].as_py(), streams)
+        return np.asarray(norms_of(restore(values_MO, scale_MS), streams)[:, 0])
 
     def seen(self, row: dict[str, Any]) -> Image.Image:
         """The image as it was resized, with the edges of its patches; a reject as it is.
