@@ -20,6 +20,7 @@ tar            strict reading of tar structure
 tar_samples    a tar's samples: the members of one key, or each image
 members        what stands beside an image in a tar or a folder
 format         what a kind of source must be able to do
+json_object    the fields of a record, as JSON spells them
 manifest       what all manifests do: records that name or hold images
 spread         drawing from files that can only be read from their start
 lines          manifests in which a record is a line

@@ -20,6 +20,7 @@ from .. import rejects
 from ..errors import RequestError, source_error
 from ..storage.files import path_named_in, read_input
 from ..storage.uri import WEB, problem_with, scheme_of
+from .columns import shown
 from .keys import digests_in, key_digest
 from .sample import IndexedSample
 
@@ -84,6 +85,8 @@ def _image(value: Any, path: str, name: str, where: str) -> NamedImage:
     if data is not None:
         return replace(image, data=data)
     if isinstance(value, dict):
+        if value and not value.keys() & {"bytes", "path"}:
+            return replace(image, problem=f"{where}: its image has {shown(list(value))}, and neither bytes nor path")
         value = value.get("path")
     if value is None or value == "":
         return replace(image, problem=f"{where} names no image", reason=rejects.NO_IMAGE)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
+from ..json_object import object_of
 from ..lines import BOM, starts_with
 from ..manifest import Manifest, ManifestFile, Record
 
@@ -31,7 +31,7 @@ class JsonArray(ManifestFile):
         while text.next_is_object():
             start, data = text.take()
             try:
-                yield Record(row=row, offset=start, fields=_fields_of(data))
+                yield Record(row=row, offset=start, fields=object_of(data))
             except ValueError as error:
                 yield Record(row=row, offset=start, fields={}, problem=f"is not a JSON object: {error}")
             row += 1
@@ -96,13 +96,6 @@ class _Window:
         self._ended = not data
         self._start, self._at = self._start + self._at, 0
         self._text = rest + data.decode("latin-1")
-
-
-def _fields_of(data: bytes) -> dict[str, Any]:
-    tree = json.loads(data)
-    if not isinstance(tree, dict):
-        raise ValueError(f"it is a {type(tree).__name__}")
-    return tree
 
 
 class Json(Manifest):
