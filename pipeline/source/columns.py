@@ -9,6 +9,7 @@ from typing import NoReturn
 import pyarrow as pa
 
 from ..errors import RequestError
+from .carried_values import is_list, plain
 
 NAMES_SHOWN = 30
 NO_COLUMN = "has no column"
@@ -47,19 +48,16 @@ def _holds_images(kind: pa.DataType) -> bool:
     types = pa.types
     if types.is_struct(kind):
         return any(kind.field(index).name in ("bytes", "path") for index in range(kind.num_fields))
-    checks = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary, types.is_null)
+    checks = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_null)
     return holds_text(kind) or any(check(kind) for check in checks)
 
 
 def holds_text(kind: pa.DataType) -> bool:
     """Whether the cells of a column of this type are text, such as paths, or lists of it."""
     kind = _of_an_image(kind)
-    return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _of_an_image(kind: pa.DataType) -> pa.DataType:
-    types = pa.types
-    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
-    if any(check(kind) for check in lists):
-        kind = kind.value_type
-    return kind.value_type if types.is_dictionary(kind) else kind
+    kind = plain(kind)
+    return kind.value_type if is_list(kind) else kind

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import source_error
-from ..storage.files import open_random
+from ..storage.files import last_bytes, open_random
 from .carried_values import plain_array, rows_of
 from .sample import IndexedSample
 
 BATCH_BYTES = 16 << 20
 MOST_ROWS = 8192  # of a batch
 LARGE_BYTES = 64 << 20  # of a column in a group, from which on it is not fetched as a whole
+SIGNATURE_BYTES = 28  # behind the footer of a file with encrypted columns: a nonce and a tag
 BUFFER_BYTES = 4 << 20  # that are fetched of such a one at a time
 
 
@@ -32,8 +33,14 @@ def open_parquet(path: str, *, piecewise: bool = False) -> pq.ParquetFile:
     """
     file, pre_buffer = open_random(path)
     if piecewise:
-        return pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
-    return pq.ParquetFile(file, pre_buffer=pre_buffer)
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
+    else:
+        parquet = pq.ParquetFile(file, pre_buffer=pre_buffer)
+    # Of a footer that is signed, columns are encrypted. pyarrow 26 ends the process when asked for their sizes.
+    if int.from_bytes(last_bytes(file)[:4], "little") == parquet.metadata.serialized_size + SIGNATURE_BYTES:
+        parquet.close()
+        raise pa.ArrowInvalid("columns of it are encrypted; decrypt it first")
+    return parquet
 
 
 class Group:

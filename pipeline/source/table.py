@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import DamagedPart, RequestError
+from .carried_values import plain_array
 from .columns import NO_COLUMN, image_problem, refuse_missing
 from .format import Columns
 from .listing import Listing
@@ -128,7 +129,7 @@ class RowImages:
         """The cells; of a column that can hold none only whether they name anything."""
         there = batch.schema.get_field_index(self._columns.image) >= 0
         if not self._problem:
-            return values_of(batch.column(self._columns.image))
+            return values_of(plain_array(batch.column(self._columns.image)))
         if not there:
             return [_NONE_POSSIBLE] * len(batch)
         return [_NONE_POSSIBLE if valid else None for valid in batch.column(self._columns.image).is_valid().to_pylist()]

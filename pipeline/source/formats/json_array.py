@@ -18,7 +18,8 @@ from ..manifest import Manifest, ManifestFile, Record
 BYTES_AT_ONCE = 1 << 18
 LARGEST_OBJECT_BYTES = 1 << 28
 _SPACE = " \t\r\n"
-_scan = json.JSONDecoder().raw_decode
+# Looks for ends alone: what is wrong inside an object is its own reject.
+_scan = json.JSONDecoder(parse_int=len, strict=False).raw_decode
 
 
 class JsonArray(ManifestFile):
