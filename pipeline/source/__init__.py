@@ -2,6 +2,7 @@
 
 image_formats  the allow-list of image formats, and the names that such files have
 part           Part, SourceFile, SourcePlace: what a source is cut into
+unknown        what bytes are that are none of what is read
 sample         IndexedSample: one image, with the facts that its part's index keeps
 keys           a key is unique over its file, whatever the file's parts
 states         what became of planned files since

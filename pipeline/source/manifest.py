@@ -30,8 +30,10 @@ from .part import Part, SourceFile, SourcePlace
 from .planned import check_unchanged
 from .sample import IndexedSample
 from .spread import draws_of
+from .unknown import file_is
 
 RECORDS_PER_PART = 8192
+TEXT = ("text", "JSON")  # what it is no news that a manifest is
 SKIPPED_BYTES = 1 << 20  # between two wanted records that are read over
 
 
@@ -121,8 +123,12 @@ class Manifest(SourceFormat):
                 return
         if damage is not None:
             raise RequestError(f"source: {damage}") from damage
+        path = os.path.join(listing.place.root, next(iter(listing)).path)
+        what = file_is(path, *TEXT)
         if problems and not seen:
-            raise RequestError(f"source.uri: no {self.opened.noun} of {uri} can be read: {problems[0]}")
+            raise RequestError(f"source.uri: no {self.opened.noun} of {uri} can be read: {problems[0]}{what}")
+        if what:
+            raise RequestError(f"source.uri: {path} cannot be read as {self.name}{what}")
         where = f"no {self.opened.noun} of {uri} has a field"
         for setting, name in missing.items():
             refuse_missing(f"source.{setting}", name, list(seen), where, "they have")
@@ -299,7 +305,7 @@ def _planning(path: str, name: str) -> Iterator[None]:
     except OSError as error:
         raise listing_error(f"source: {path}: cannot be read as {name}: {error}", error) from error
     except ValueError as error:
-        raise DamagedPart(f"{path}: cannot be read as {name}: {error}") from error
+        raise DamagedPart(f"{path}: cannot be read as {name}: {error}{file_is(path, *TEXT)}") from error
 
 
 @contextmanager

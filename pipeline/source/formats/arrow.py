@@ -28,6 +28,7 @@ from ..planned import check_unchanged
 from ..row_keys import values_of
 from ..sample import IndexedSample
 from ..table import NOWHERE, RowImages, check_columns, spans_of, whole_files
+from ..unknown import file_is
 
 ROWS_PER_PART = 65_536
 STATE = "state.json"  # of a saved data set: which files are its own, of all that lie there
@@ -151,7 +152,8 @@ def _planning(path: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException, KeyError) as error:
         if is_of_the_file(error):
-            raise DamagedPart(f"{path}: cannot be read as arrow: {error}") from error
+            what = file_is(path, "an Arrow file")
+            raise DamagedPart(f"{path}: cannot be read as arrow: {error}{what}") from error
         raise listing_error(f"source: {path}: cannot be read as arrow: {error}", error) from error
 
 

@@ -26,6 +26,7 @@ from ..row_cursor import Batches, RowCursor, open_parquet
 from ..row_keys import keys_of_rows, values_of
 from ..sample import IndexedSample
 from ..table import NOWHERE, RowImages, check_columns, spans_of, whole_files
+from ..unknown import file_is
 
 ROWS_PER_PART = 65_536
 FOOTERS_READ = 512  # of more files only those that are drawn are opened
@@ -147,7 +148,8 @@ def _planning(path: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException, KeyError) as error:
         if is_of_the_file(error):
-            raise DamagedPart(f"{path}: cannot be read as parquet: {error}") from error
+            what = file_is(path, "a Parquet file")
+            raise DamagedPart(f"{path}: cannot be read as parquet: {error}{what}") from error
         raise listing_error(f"source: {path}: cannot be read as parquet: {error}", error) from error
 
 
