@@ -122,6 +122,11 @@ def is_here(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in BUSY_NODE
 
 
+def is_of_the_file(error: BaseException) -> bool:
+    """Whether a library says that a file is not what it should be: what the world does to it has an errno."""
+    return not isinstance(error, OSError) or error.errno is None
+
+
 def source_error(message: str, error: BaseException) -> SourceError:
     """Returns the SourceError that a failure to read the source is, of the Busy kind where waiting may help."""
     return SourceBusy(message, here=is_here(error)) if is_busy(error) else SourceError(message)

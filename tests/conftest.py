@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -254,6 +255,38 @@ def assert_whole(output: Path, keys: list[str]) -> None:
     report = Verifier(output).verify()
     assert report.proven, report
     assert {path.stem for path in (output / "data").iterdir()} == {path.stem for path in (output / "samples").iterdir()}
+
+
+def assert_stands(config: Config) -> list[dict[str, Any]]:
+    """A run is whole: samples = rows + rejects + no_image, `verify` proves it, a second run changes no file.
+
+    Returns:
+        The samples, in order.
+    """
+    from pipeline.output.verify import Verifier
+
+    output = Path(config.output.uri)
+    summary = run_here(config)
+    assert summary.complete, summary.problems
+    rows: list[dict[str, Any]] = [
+        row for path in files_below(output, "samples") for row in pq.read_table(path).to_pylist()
+    ]
+    counts, totals = Counter(row["status"] for row in rows), summary.totals
+    assert (totals.samples, totals.rows, totals.no_image) == (len(rows), counts["ok"], counts["no_image"])
+    assert totals.samples == totals.rows + totals.rejected + totals.no_image
+    assert all(row["error"] for row in rows if row["status"] != "ok")
+    before = {path: stamp(path) for path in files_below(output, "data", "samples")}
+    again = run_here(config)
+    assert again.complete
+    assert again.this_run.units == 0
+    assert before == {path: stamp(path) for path in files_below(output, "data", "samples")}
+    report = Verifier(output).verify()
+    assert report.proven, report
+    return rows
+
+
+def files_below(output: Path, *folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((output / folder).iterdir())]
 
 
 def keys_of(source: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """Index: facts about every sample's bytes, from one reading of each part. No pixel is decoded.
 
-unknown  what bytes are that are no image
 headers  what an encoded image's header says
 changes  what became of planned files that are in another state
 write    a part to its index, Parquet

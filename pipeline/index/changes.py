@@ -29,7 +29,7 @@ from ..source.format import Columns, NoFacts
 from ..source.formats import format_named
 from ..source.listing import Listing
 from ..source.part import Part, SourceFile
-from ..source.plan import Plan
+from ..source.plan import Plan, spans_of_file
 from ..source.planned import KnownFile, refusal
 from ..source.sample import IndexedSample
 from ..source.states import CHANGED, MISSING
@@ -135,7 +135,7 @@ class _Judge:
         """Whether a file would be cut into the same parts."""
         planned = [self._plan.part(part).files[0] for part in known.parts]
         try:
-            spans = self._format.spans(self._place, listed)
+            spans = spans_of_file(self._place, listed, "skip")
         except RequestError:
             return False
         return [(file.first, file.last, file.row) for file in spans] == [

@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from .. import rejects
 from ..rejects import Reject
 from ..source.image_formats import FORMATS
-from .unknown import name_of
+from ..source.unknown import name_of, raw_name
 
 MAX_SIDE = 2**31 - 1  # what the index's columns hold
 # What Pillow's plugins raise on damaged bytes, beside OSError.
@@ -39,6 +39,7 @@ DECODE_ERRORS = (
 Image.MAX_IMAGE_PIXELS = None
 # What one text or colour profile of a PNG, and all of them, may unpack to. Past that it is opened without them.
 PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20, 64 << 20
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 PNG_ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts that may hold an orientation
@@ -116,7 +117,11 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def read_header(data: bytes) -> Header:
     """Reads the header of one encoded image. Raises Reject as `open_image` does."""
+    if data[:4] in TIFF_SIGNATURES and (name := name_of(data)):
+        raise Reject(rejects.UNIDENTIFIED, f"{name}; it is not one of {', '.join(FORMATS)}")
     with open_image(data) as image:
+        if image.format == "TIFF" and (name := raw_name(image)):
+            raise Reject(rejects.UNIDENTIFIED, f"{name}; it is not one of {', '.join(FORMATS)}")
         return header_of(image, data)
 
 

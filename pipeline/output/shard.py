@@ -66,7 +66,6 @@ SAMPLES_SCHEMA = pa.schema(
         pa.field("length", pa.int64()),
     ]
 )
-SCALARS = [field.name for field in DATA_SCHEMA if field.name not in (EMBEDDING, "scale")]
 RESERVED_COLUMNS = frozenset([*SAMPLES_SCHEMA.names, *DATA_SCHEMA.names])
 _STATISTICS = [field.name for field in DATA_SCHEMA if field.name not in (EMBEDDING, "scale", "grid_thw")]
 _DICTIONARY = ["source", "clamped", "dtype"]
@@ -181,7 +180,7 @@ class ShardFormat(Protocol):
         ...
 
     def rows(self, path: Path) -> list[dict[str, Any]]:
-        """Reads the scalar columns of each row. Raises as `read` does."""
+        """Reads of each row all but its embedding; carried text may be its UTF-8. Raises as `read` does."""
         ...
 
 
@@ -208,7 +207,8 @@ class ParquetShards:
 
     def rows(self, path: Path) -> list[dict[str, Any]]:
         with reading_shard(path):
-            found: list[dict[str, Any]] = pq.read_table(path, columns=SCALARS).to_pylist()
+            names = [name for name in pq.read_schema(path).names if name not in (EMBEDDING, "scale")]
+            found: list[dict[str, Any]] = pq.read_table(path, columns=names).to_pylist()
         return found
 
 

@@ -33,7 +33,7 @@ from ..source.carried_values import same
 from ..source.tar import TarStream, walk
 from ..storage.scratch import writing_scratch
 from .metadata import parse_metadata, reading_shard
-from .shard import DATA_SCHEMA, EMBEDDING, SCALARS, DataShard, HashingFile, ShardContent, ShardRows
+from .shard import DATA_SCHEMA, EMBEDDING, DataShard, HashingFile, ShardContent, ShardRows
 
 SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "I8", "fp8": "F8_E4M3"}
 PAX_KEY = "VISIONBAKE.shard"
@@ -175,19 +175,28 @@ def read_tar_shard(path: Path) -> tuple[dict[str, Any], list[tuple[str, int, int
 
 
 def read_tar_rows(path: Path) -> list[dict[str, Any]]:
-    """The scalar columns of each row, by its JSON; its safetensors must say the same. Raises as `read_tar_shard`."""
+    """All but the embedding of each row, by its JSON and the members beside it; its safetensors must say the same.
+
+    Raises:
+        as `read_tar_shard`.
+    """
     rows: list[dict[str, Any]] = []
     with reading_shard(path), TarStream(path) as tar_stream, open(path, "rb") as stream:
         raw = b""  # the safetensors before a JSON
+        beside: dict[str, bytes] = {}
         for member, data in walk(tar_stream, wanted=(".json",)):
             name, _, suffix = member.name.partition(".")
             if suffix == "safetensors":
                 stream.seek(member.offset)
                 raw = stream.read(member.length)
-            elif suffix == "json":
+            elif suffix != "json":
+                stream.seek(member.offset)
+                beside[suffix] = stream.read(member.length)
+            else:
                 assert data is not None
                 row = json.loads(data)
-                rows.append({field: row[field] for field in SCALARS})
+                rows.append(row | beside)
+                beside = {}
                 if name != member_key(row["key"]) or not _says_the_same(raw, row):
                     raise DamagedShard(f"{path}: the safetensors of {row['key']} are not what its JSON says")
     return rows

@@ -23,6 +23,7 @@ from ..errors import DamagedShard
 from ..grid import Geometry
 from ..prepare.patches import check_size, target_size
 from ..rejects import Reject
+from ..source.carried_values import same
 from ..source.sample import IndexedSample
 from .layout import SCHEMA_VERSION
 from .metadata import reading_shard
@@ -80,6 +81,8 @@ class _Examination:
         self._path, self._rows, self._settings = path, rows, settings
         self._format = shard_format(settings.format)
         self._columns: list[dict[str, Any]] = self._format.rows(path)
+        carried = rows.prepared.carried
+        self._carried: dict[str, list[Any]] = {} if carried is None else carried.to_pydict()
 
     def standing(self, sha256: str) -> Standing:
         row_bytes = self._settings.hidden_size * STORED[self._settings.dtype].itemsize
@@ -135,6 +138,9 @@ class _Examination:
         for name, value in expected.items():
             if row[name] != value:
                 raise ValueError(f"{facts.key}: its {name} is {row[name]}, not {value}")
+        for name, values in self._carried.items():
+            if not _same_carried(values[index], row.get(name)):
+                raise ValueError(f"{facts.key}: what is carried of it as {name} is not what the source has")
         if row["num_tokens"] * self._settings.merge_size**2 != np.prod(row["grid_thw"]):
             raise ValueError(f"{facts.key}: {row['num_tokens']} tokens are not those of its grid")
 
@@ -161,6 +167,13 @@ class _Examination:
                     size = scale_bytes(len(values_MO), streams)
                     scale_MS = scale_of(_exactly(content.scales[row] or stream.read(size), size), streams)
                 yield norms_of(restore(values_MO, scale_MS), streams)
+
+
+def _same_carried(value: Any, stored: Any) -> bool:
+    """Whether a shard has a carried value; a WebDataset shard has text as its UTF-8, and a null as nothing."""
+    if isinstance(value, str) and isinstance(stored, bytes):
+        value = value.encode()
+    return same(value, stored)
 
 
 def _exactly(data: bytes, length: int) -> bytearray:

@@ -2,15 +2,16 @@
 
 image_formats  the allow-list of image formats, and the names that such files have
 part           Part, SourceFile, SourcePlace: what a source is cut into
+unknown        what bytes are that are none of what is read
 sample         IndexedSample: one image, with the facts that its part's index keeps
 keys           a key is unique over its file, whatever the file's parts
 states         what became of planned files since
 planned        a file is read as what it was when it was planned, or not at all
 listing        Listing: a source's files, listed once and handed on
 named_image    what a row or a line gives or names as its image
-columns        columns that a configuration names
-row_keys       the keys that rows give, whatever their images are
 carried_values  values as columns of a type: nothing is ever stored as something else
+columns        columns that a configuration names, and which of a table can be one
+row_keys       the keys that rows give, whatever their images are
 carried_types  one type for a carried column, from all of the source
 row_cursor     a Parquet file's rows in batches, each read once
 arrow_file     Arrow files, found by their messages' headers
@@ -20,6 +21,7 @@ tar            strict reading of tar structure
 tar_samples    a tar's samples: the members of one key, or each image
 members        what stands beside an image in a tar or a folder
 format         what a kind of source must be able to do
+json_object    the fields of a record, as JSON spells them
 manifest       what all manifests do: records that name or hold images
 spread         drawing from files that can only be read from their start
 lines          manifests in which a record is a line

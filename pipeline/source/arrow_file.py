@@ -32,7 +32,7 @@ class Message:
     rows: int = 0
 
 
-_walked: dict[tuple[str, State | None], list[Message]] = {}
+_walked: dict[tuple[str, State | None], tuple[list[Message], str]] = {}
 
 
 class ArrowFile:
@@ -43,7 +43,8 @@ class ArrowFile:
 
     Attributes:
         schema: its columns.
-        batches: its record batches.
+        batches: its record batches that stand whole.
+        damage: what is wrong behind them, or "".
 
     Raises:
         OSError, ArrowException: it cannot be read, or is none.
@@ -54,13 +55,13 @@ class ArrowFile:
         # A local batch is not copied: what is not asked for of it is not even read.
         local, _ = open_random(path)
         self._mapped = pa.memory_map(local) if isinstance(local, str) else None
-        messages = _walked.get((path, state)) or list(self._messages())
+        messages, self.damage = _walked.get((path, state)) or self._walk()
         if state is not None:
             while len(_walked) >= FILES_REMEMBERED:
                 _walked.pop(next(iter(_walked)))
-            _walked[path, state] = messages
+            _walked[path, state] = messages, self.damage
         if not messages or messages[0].kind != SCHEMA:
-            raise pa.ArrowInvalid("it begins with no schema")
+            raise pa.ArrowInvalid(self.damage or "it begins with no schema")
         self.batches = [message for message in messages if message.kind == BATCH]
         self._head = b"".join(self._bytes(message) for message in messages if message.kind != BATCH)
         self._plain = all(message.kind != DICTIONARY for message in messages)
@@ -99,6 +100,16 @@ class ArrowFile:
         if len(data) != length:
             raise pa.ArrowInvalid(f"it ends inside a message, at byte {self._stream.tell()}")
         return data
+
+    def _walk(self) -> tuple[list[Message], str]:
+        """The messages that stand whole, and what is wrong behind them."""
+        messages: list[Message] = []
+        try:
+            for message in self._messages():
+                messages.append(message)
+        except pa.ArrowInvalid as error:
+            return messages, str(error)
+        return messages, ""
 
     def _messages(self) -> Iterator[Message]:
         size = self._stream.seek(0, 2)

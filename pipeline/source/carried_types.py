@@ -156,7 +156,9 @@ def schema_of_tables(
     for path, schema in files if decided is None else itertools.chain([("the output", decided)], files):
         known.update(dict.fromkeys(schema.names))
         for name in names:
-            if schema.get_field_index(name) < 0:
+            if (count := schema.names.count(name)) > 1:
+                raise RequestError(f"source.carry: {path} has {count} columns {name!r}; rename one, or do not carry it")
+            if not count:
                 continue
             kind = plain(schema.field(name).type)
             column = columns.setdefault(name, _Column(type=kind, file=path))

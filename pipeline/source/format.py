@@ -143,7 +143,12 @@ class SourceFormat(ABC):
         return MembersRule()
 
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
-        """Cuts a file into parts; at least one. Raises RequestError if it cannot be read as what it is."""
+        """Cuts a file into parts; at least one.
+
+        Raises:
+            RequestError, SourceBusy: it cannot be read.
+            DamagedPart: it is not what it should be, from its start or from some place on.
+        """
         return [file]
 
     def keys(self, place: SourcePlace, span: SourceFile, columns: Columns) -> Iterator[str]:

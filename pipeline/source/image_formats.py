@@ -13,3 +13,9 @@ EXTENSIONS = (
     *(".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *((".avif", ".avifs") if _AVIF else ()),
 )
+# What is an image by its name too, and is not decoded: a sample of nothing else names an image, and has none.
+NOT_DECODED = (
+    *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jxr", ".svg", ".ico", ".psd", ".tga", ".exr", ".hdr"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".dds", ".cr2", ".cr3", ".nef", ".dng", ".arw", ".orf", ".rw2", ".raf"),
+    *(() if _AVIF else (".avif", ".avifs")),
+)

@@ -10,18 +10,18 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from ..errors import RequestError, SourceError, listing_error, reading
+from ..errors import DamagedPart, RequestError, SourceError, listing_error, reading
 from ..storage.files import READS_AT_ONCE, map_ahead, open_input
 from .carried_types import check_records, schema_of_records
 from .carried_values import Carried, carried_of_rows
-from .columns import refuse_missing
+from .columns import NO_COLUMN, refuse_missing, shown
 from .drawing import Drawing, Draws
 from .format import Columns, Facts, SourceFormat, UnitBytes
 from .listing import Listing
@@ -30,8 +30,10 @@ from .part import Part, SourceFile, SourcePlace
 from .planned import check_unchanged
 from .sample import IndexedSample
 from .spread import draws_of
+from .unknown import file_is
 
 RECORDS_PER_PART = 8192
+TEXT = ("text", "JSON")  # what it is no news that a manifest is
 SKIPPED_BYTES = 1 << 20  # between two wanted records that are read over
 
 
@@ -46,12 +48,17 @@ class Record:
 
 
 class ManifestFile(ABC):
-    """An open manifest. Raises OSError; ValueError: it is not what it should be."""
+    """An open manifest. Raises OSError; ValueError: it is not what it should be.
+
+    Attributes:
+        names: of the fields that every record has, where the file says them once.
+    """
 
     noun: ClassVar[str] = "record"
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.names: list[str] | None = None
         self.stream = open_input(path)
 
     def __enter__(self) -> ManifestFile:
@@ -104,14 +111,24 @@ class Manifest(SourceFormat):
         missing = {"image_column": columns.image} | ({"key_column": columns.key} if columns.key else {})
         seen: dict[str, None] = {}
         problems: list[str] = []
+        damage: DamagedPart | None = None
         for file in listing:
             path = os.path.join(listing.place.root, file.path)
-            with _planning(path, self.name), self.opened(path) as manifest:
-                refuse_urls(_named(manifest, columns.image, missing, seen, problems), columns.image, path)
+            try:
+                with _planning(path, self.name), self.opened(path) as manifest:
+                    refuse_urls(_named(manifest, columns.image, missing, seen, problems), columns.image, path)
+            except DamagedPart as error:
+                damage = damage or error
             if not missing:
                 return
+        if damage is not None:
+            raise RequestError(f"source: {damage}") from damage
+        path = os.path.join(listing.place.root, next(iter(listing)).path)
+        what = file_is(path, *TEXT)
         if problems and not seen:
-            raise RequestError(f"source.uri: no {self.opened.noun} of {uri} can be read: {problems[0]}")
+            raise RequestError(f"source.uri: no {self.opened.noun} of {uri} can be read: {problems[0]}{what}")
+        if what:
+            raise RequestError(f"source.uri: {path} cannot be read as {self.name}{what}")
         where = f"no {self.opened.noun} of {uri} has a field"
         for setting, name in missing.items():
             refuse_missing(f"source.{setting}", name, list(seen), where, "they have")
@@ -138,15 +155,21 @@ class Manifest(SourceFormat):
         try:
             for image in self._images(path, span, self.columns(columns)):
                 yield image.key
+        except DamagedPart:
+            return  # for the index to report
         except SourceError as error:
             raise listing_error(f"source: {path}: its keys cannot be read: {error}", error) from error
 
     def _images(self, path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
-        with _indexing(path), self.opened(path) as manifest:
-            for record in manifest.records(file.first, file.row):
-                if record.offset >= file.last:
-                    break
-                yield from images_of(record, manifest, file.path, columns)
+        last = file.last or file.size  # of one that is damaged, and so a part as a whole, no end is planned
+        try:
+            with reading(path), self.opened(path) as manifest:
+                for record in manifest.records(file.first, file.row):
+                    if record.offset >= last:
+                        break
+                    yield from images_of(record, manifest, file.path, columns)
+        except ValueError as error:
+            raise DamagedPart(f"{path}: cannot be read as {self.name}: {error}") from error
 
     def reader(self, columns: Columns) -> RecordReader:
         return RecordReader(self.opened, self.columns(columns).image)
@@ -163,7 +186,8 @@ class Manifest(SourceFormat):
     def _all_fields(self, listing: Listing) -> Iterator[tuple[Mapping[str, Any], Callable[[], str]]]:
         for file in listing:
             path = os.path.join(listing.place.root, file.path)
-            with _planning(path, self.name), self.opened(path) as manifest:
+            # What is damaged is for the plan to report.
+            with suppress(DamagedPart), _planning(path, self.name), self.opened(path) as manifest:
                 for record in manifest.records():
                     yield record.fields, partial(_where, path, manifest.noun, record.row)
 
@@ -232,8 +256,11 @@ def images_of(record: Record, manifest: ManifestFile, source: str, columns: Colu
         source: the manifest, as keys name it.
     """
     name, where = f"{source}:{record.row}", f"{manifest.noun} {record.row + 1}"
-    if record.problem:
-        yield NamedImage(key=name, offset=record.offset, problem=f"{where} {record.problem}")
+    problem = record.problem
+    if not problem and manifest.names is not None and columns.image not in manifest.names:
+        problem = f"names no image: {source} {NO_COLUMN} {columns.image!r}; it has {shown(manifest.names)}"
+    if problem:
+        yield NamedImage(key=name, offset=record.offset, problem=f"{where} {problem}")
         return
     images = record.fields.get(columns.image)
     if columns.key is not None:
@@ -272,11 +299,13 @@ def _where(path: str, noun: str, row: int) -> str:
 
 @contextmanager
 def _planning(path: str, name: str) -> Iterator[None]:
-    """Turns what goes wrong before anything is written into a RequestError that names the file."""
+    """Names the file in what goes wrong before anything is written. Raises RequestError, SourceBusy, DamagedPart."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise listing_error(f"source: {path}: cannot be read as {name}: {error}", error) from error
+    except ValueError as error:
+        raise DamagedPart(f"{path}: cannot be read as {name}: {error}{file_is(path, *TEXT)}") from error
 
 
 @contextmanager

@@ -20,10 +20,14 @@ from .. import rejects
 from ..errors import RequestError, source_error
 from ..storage.files import path_named_in, read_input
 from ..storage.uri import WEB, problem_with, scheme_of
+from .columns import shown
 from .keys import digests_in, key_digest
 from .sample import IndexedSample
 
 URLS_LOOKED_AT = 100  # values that are all URLs of hosts, before a source of nothing else is refused
+SHOWN_OF_PATH = 300  # characters
+# How JPEG, PNG, WebP, GIF and BMP begin in base64, and what no path is so long without.
+_BASE64 = re.compile(r"(?:^|/)(?:/9j/|iVBORw0KGgo|UklGR|R0lGOD|Qk[01])[A-Za-z0-9+/_=-]{200}")
 _DATA = re.compile(r"data:[^,]{0,200}?(;base64)?,", re.IGNORECASE)
 _STANDARD = str.maketrans("-_", "+/")  # of the alphabet for URLs
 
@@ -84,6 +88,11 @@ def _image(value: Any, path: str, name: str, where: str) -> NamedImage:
     if data is not None:
         return replace(image, data=data)
     if isinstance(value, dict):
+        if value and not value.keys() & {"bytes", "path"}:
+            return replace(image, problem=f"{where}: its image has {shown(list(value))}, and neither bytes nor path")
+        if value.get("path") in (None, "") and value.get("bytes") not in (None, "", b""):
+            kind = type(value["bytes"]).__name__
+            return replace(image, problem=f"{where}: the bytes of its image are a {kind}, not bytes or base64")
         value = value.get("path")
     if value is None or value == "":
         return replace(image, problem=f"{where} names no image", reason=rejects.NO_IMAGE)
@@ -187,6 +196,13 @@ def reread_image_file(sample: IndexedSample) -> bytes | None:
     return read_image_file(sample.path)
 
 
+def _no_file(path: str) -> str:
+    shown_path = path if len(path) <= SHOWN_OF_PATH else f"{path[:SHOWN_OF_PATH]}… of {len(path)} characters"
+    looks = _BASE64.search(path)
+    hint = "; it looks like base64: write `data:image/any;base64,` before it" if looks else ""
+    return f"there is no file {shown_path}{hint}"
+
+
 def indexed(images: Iterator[NamedImage], source: str, facts: Any, repeated: bytes = b"") -> Iterator[IndexedSample]:
     """Named images as indexed samples; a second one with a key, in this part or an earlier one, is a duplicate.
 
@@ -206,7 +222,7 @@ def indexed(images: Iterator[NamedImage], source: str, facts: Any, repeated: byt
         elif image.key in keys or (before and key_digest(image.key) in before):
             yield sample.rejected(rejects.DUPLICATE_KEY, f"the key {image.key} stands in {source} more than once")
         elif (data := None if image.problem else image.read()) is None:
-            yield sample.rejected(image.reason, image.problem or f"there is no file {image.path}")
+            yield sample.rejected(image.reason, image.problem or _no_file(str(image.path)))
         else:
             yield facts(replace(sample, length=len(data)), data)
         keys.add(image.key)

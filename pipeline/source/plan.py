@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import RequestError
+from ..errors import DamagedPart, RequestError
 from ..storage.files import AnyPath, as_path, names_in, open_input, remove_folder
 from ..storage.publish import publish_new, sync_file, write_text
 from ..storage.scratch import Scratch, writing_scratch
@@ -205,8 +205,7 @@ class Plan:
                 break
             self._describe(source, listing, scratch)
             new = self.new_files(listing)
-            per_part = format_named(place.format).files_per_part
-            while (appended := self._append(new, per_part, place, scratch)) is True:
+            while (appended := self._append(source, new, place, scratch)) is True:
                 pass
             if appended is False:
                 break
@@ -214,12 +213,12 @@ class Plan:
             listing, new_files = list_source(place), None
         return self.num_parts - before
 
-    def _parts_of(self, place: SourcePlace, files: list[SourceFile]) -> list[list[SourceFile]]:
+    def _parts_of(self, source: Source, place: SourcePlace, files: list[SourceFile]) -> list[list[SourceFile]]:
         """The files of each part that some of a listing's files form: one of them all, or several of a single file."""
         if len(files) > 1:
             return [files]
         source_format = format_named(place.format)
-        spans = source_format.spans(place, files[0])
+        spans = spans_of_file(place, files[0], source.on_damaged)
         size, count = files[0].size, len(spans)
         spans = [
             replace(span, from_byte=size * number // count, to_byte=size * (number + 1) // count)
@@ -248,13 +247,13 @@ class Plan:
         self.planned = PlannedSource.read(described)
         self.check_source(source, place)
 
-    def _append(self, new: Iterator[SourceFile], per_part: int, place: SourcePlace, scratch: Scratch) -> bool | None:
+    def _append(self, source: Source, new: Iterator[SourceFile], place: SourcePlace, scratch: Scratch) -> bool | None:
         """Writes the next list file of about `files_per_list` rows; all parts of one file are in one list.
 
         Returns:
             False when nothing is left, None if another run has published a list of this name.
         """
-        first = self.num_parts
+        first, per_part = self.num_parts, format_named(place.format).files_per_part
         path = scratch.path(f"parts-{first:06d}.parquet")
         rows: list[dict[str, object]] = []
         written = 0
@@ -266,7 +265,7 @@ class Plan:
                     chunk = [file for _, file in zip(range(per_part), new, strict=False)]
                     if not chunk:
                         break
-                    for files in self._parts_of(place, chunk):
+                    for files in self._parts_of(source, place, chunk):
                         rows.extend({"part": number, **asdict(file)} for file in files)
                         number += 1
                     if len(rows) >= ROWS_AT_ONCE or len(chunk) == per_part > 1:
@@ -288,6 +287,22 @@ class Plan:
         self._starts.append(first)
         self.num_parts = number
         return True
+
+
+def spans_of_file(place: SourcePlace, file: SourceFile, on_damaged: str) -> list[SourceFile]:
+    """A file's parts: of one that is damaged in its structure a single one, where that is to be skipped or salvaged.
+
+    Raises:
+        RequestError: it is damaged, and that is to fail; it cannot be read.
+        SourceBusy: it cannot be read at the moment.
+    """
+    try:
+        return format_named(place.format).spans(place, file)
+    except DamagedPart as error:
+        if on_damaged == "fail":
+            way_on = "mend or remove it, or set source.on_damaged: skip to go on without it"
+            raise RequestError(f"source: {str(error).rstrip('.')}; {way_on}") from error
+        return [file]
 
 
 def _numbers(names: Iterable[str], form: re.Pattern[str]) -> Iterator[int]:

@@ -11,6 +11,7 @@ from ..errors import RequestError, listing_error
 from ..storage.files import absolute_uri, common_folder, kind_of
 from ..storage.location import check_location, literal_prefix
 from .formats import FORMATS, format_named
+from .formats.folder import PACKED
 from .kinds import format_by_name, format_of_folder
 from .lines import starts_with
 from .part import SourcePlace
@@ -45,6 +46,8 @@ def _resolve(source: Source, literal: str) -> SourcePlace:
         return SourcePlace(format=kind, root=_common_root(patterns), patterns=tuple(patterns))
     if not exists:
         raise RequestError(f"source.uri: {source.uri} does not exist")
+    if source.uri.lower().endswith(PACKED):
+        raise RequestError(f"source.uri: {source.uri}: of what is packed only .tar.gz and .tgz are read: unpack it")
     raise RequestError(
         f"source.uri: {source.uri}: neither a folder nor a tar (*.tar, *.tar.gz, *.tgz), Parquet, Arrow, JSONL, JSON, "
         "CSV or text (*.txt, *.lst) file by its name; set source.format if it is one"

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import source_error
-from ..storage.files import open_random
+from ..storage.files import last_bytes, open_random
 from .carried_values import plain_array, rows_of
 from .sample import IndexedSample
 
 BATCH_BYTES = 16 << 20
 MOST_ROWS = 8192  # of a batch
 LARGE_BYTES = 64 << 20  # of a column in a group, from which on it is not fetched as a whole
+SIGNATURE_BYTES = 28  # behind the footer of a file with encrypted columns: a nonce and a tag
 BUFFER_BYTES = 4 << 20  # that are fetched of such a one at a time
 
 
@@ -32,8 +33,14 @@ def open_parquet(path: str, *, piecewise: bool = False) -> pq.ParquetFile:
     """
     file, pre_buffer = open_random(path)
     if piecewise:
-        return pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
-    return pq.ParquetFile(file, pre_buffer=pre_buffer)
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
+    else:
+        parquet = pq.ParquetFile(file, pre_buffer=pre_buffer)
+    # Of a footer that is signed, columns are encrypted. pyarrow 26 ends the process when asked for their sizes.
+    if int.from_bytes(last_bytes(file)[:4], "little") == parquet.metadata.serialized_size + SIGNATURE_BYTES:
+        parquet.close()
+        raise pa.ArrowInvalid("columns of it are encrypted; decrypt it first")
+    return parquet
 
 
 class Group:
@@ -50,10 +57,11 @@ class Group:
 
 
 class Batches:
-    """Some columns of row groups, or of all of a file's, in batches of plain types.
+    """Some columns of row groups, or of all of a file's, in batches of plain types. What it lacks of them is left out.
 
     Attributes:
         group: which is being read.
+        schema: all of the file's columns, once the first batch is there; None where the file cannot be opened.
 
     Raises:
         OSError, ArrowException, KeyError: while it is read: it cannot be.
@@ -62,9 +70,12 @@ class Batches:
     def __init__(self, path: str, groups: Sequence[int] | None, names: Sequence[str]) -> None:
         self._path, self._groups, self._names = path, groups, list(names)
         self.group = groups[0] if groups else 0
+        self.schema: pa.Schema | None = None
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         with open_parquet(self._path) as parquet:
+            self.schema = parquet.schema_arrow
+            self._names = [name for name in self._names if self.schema.get_field_index(name) >= 0]
             groups = range(parquet.metadata.num_row_groups) if self._groups is None else self._groups
             facts = {number: Group(parquet.metadata, number, self._names) for number in groups}
             if all(one.bytes_ <= LARGE_BYTES for one in facts.values()):
@@ -77,7 +88,8 @@ class Batches:
         for self.group, facts in groups.items():
             for batch in parquet.iter_batches(facts.rows_at_once, row_groups=[self.group], columns=self._names):
                 columns = [plain_array(column) for column in batch.columns]
-                yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+                # Of no column at all only the number of rows is known, which a new batch would lose.
+                yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names) if columns else batch
 
 
 class RowCursor:

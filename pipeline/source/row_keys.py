@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .carried_values import is_list, plain, plain_array
+from .columns import image_problem
 from .part import SourceFile
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ def keys_of_rows(parquet: pq.ParquetFile, file: SourceFile, columns: Columns) ->
     assert columns.key is not None
     row = file.row
     lists = _lengths_column(parquet, columns.image)
-    names = [columns.key] if lists is None else [columns.key, lists]
+    has_key = parquet.schema_arrow.get_field_index(columns.key) >= 0
+    names = [columns.key] * has_key + [lists] * (lists is not None)
     for batch in parquet.iter_batches(row_groups=list(range(file.first, file.last)), columns=names):
-        keys = values_of(batch.column(columns.key))
+        keys = values_of(batch.column(columns.key)) if has_key else [None] * len(batch)
         lengths = [None] * len(keys) if lists is None else _lengths(batch.column(columns.image))
         for key, length in zip(keys, lengths, strict=True):
             name, problem = name_of(key, file, row)
@@ -42,7 +44,8 @@ def keys_of_rows(parquet: pq.ParquetFile, file: SourceFile, columns: Columns) ->
 
 def _lengths_column(parquet: pq.ParquetFile, image_column: str) -> str | None:
     """The leaf of a column of lists that is read for their lengths: the paths, rather than the bytes. Else None."""
-    if not is_list(plain(parquet.schema_arrow.field(image_column).type)):
+    schema = parquet.schema_arrow
+    if image_problem(schema, image_column, "") or not is_list(plain(schema.field(image_column).type)):
         return None
     leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
     inside = [leaf for leaf in leaves if leaf.startswith(image_column + ".")]

@@ -2,56 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from ..errors import RequestError
-from .columns import refuse_missing
+from ..errors import DamagedPart, RequestError
+from .carried_values import plain_array
+from .columns import NO_COLUMN, image_problem, refuse_missing
 from .format import Columns
+from .listing import Listing
 from .named_image import NamedImage, named_images
 from .part import SourceFile
 from .row_keys import NO_TEXT, name_of, values_of
 
+NOWHERE = SourceFile(path="", size=0, mtime_ns=0)  # of rows whose keys nobody needs
 NOTHING: tuple[Any, ...] = (None, "", [])
+_NONE_POSSIBLE = object()  # in a row whose image column is not there, or holds something else
+FILES_LOOKED_AT = 64  # for a column that the first file lacks, before it is taken for one that there is not
 
 
-def check_columns(schema: pa.Schema, columns: Columns, path: str) -> None:
-    """Raises RequestError: a file lacks a column that is named, or its image column holds something else."""
-    for setting, name in (("image_column", columns.image), ("key_column", columns.key)):
-        if name is not None and schema.get_field_index(name) < 0:
-            refuse_missing(f"source.{setting}", name, schema.names, f"{path} has no column")
-    kind = schema.field(columns.image).type
-    if not _holds_images(kind):
-        raise RequestError(
-            f"source.image_column: {columns.image} of {path} is {kind}; needed are bytes, a struct of bytes and path, "
-            "a path, or a list of those"
-        )
+def whole_files(listing: Listing, schema_of: Callable[[str], pa.Schema]) -> Iterator[tuple[str, pa.Schema]]:
+    """The path and the columns of each file that is whole, as they are asked for. Raises RequestError: none is."""
+    damage: DamagedPart | None = None
+    some = False
+    for file in listing:
+        path = os.path.join(listing.place.root, file.path)
+        try:
+            schema = schema_of(path)
+        except DamagedPart as error:
+            damage = damage or error
+        else:
+            some = True
+            yield path, schema
+    if damage is not None and not some:
+        raise RequestError(f"source: {damage}") from damage
 
 
-def _holds_images(kind: pa.DataType) -> bool:
-    kind = _of_an_image(kind)
-    types = pa.types
-    if types.is_struct(kind):
-        return any(kind.field(index).name in ("bytes", "path") for index in range(kind.num_fields))
-    checks = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary, types.is_null)
-    return holds_text(kind) or any(check(kind) for check in checks)
+def check_columns(files: Iterable[tuple[str, pa.Schema]], columns: Columns, uri: str) -> tuple[str, pa.Schema]:
+    """Looks on until a file has what is named: most often the first one. The rows of those that lack it are rejects.
 
+    Args:
+        files: the path and the columns of each, read as they are asked for.
 
-def holds_text(kind: pa.DataType) -> bool:
-    """Whether the cells of a column of this type are text, such as paths, or lists of it."""
-    kind = _of_an_image(kind)
-    return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+    Returns:
+        The path and the columns of the first file whose image column can be one.
 
-
-def _of_an_image(kind: pa.DataType) -> pa.DataType:
-    types = pa.types
-    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
-    if any(check(kind) for check in lists):
-        kind = kind.value_type
-    return kind.value_type if types.is_dictionary(kind) else kind
+    Raises:
+        RequestError: none has a column that is named, or the image column of each holds something else.
+    """
+    missing = {"image_column": columns.image} | ({"key_column": columns.key} if columns.key else {})
+    names: dict[str, None] = {}
+    problems: dict[str, str] = {}  # of the image column, by the file
+    found: tuple[str, pa.Schema] | None = None
+    for path, schema in itertools.islice(files, FILES_LOOKED_AT):
+        names |= dict.fromkeys(schema.names)
+        problems[path] = image_problem(schema, columns.image, path)
+        if not problems[path]:
+            found = found or (path, schema)
+            missing.pop("image_column", None)
+        if columns.key is not None and schema.get_field_index(columns.key) >= 0:
+            missing.pop("key_column", None)
+        if not missing:
+            break
+    if "image_column" in missing and columns.image in names:
+        problem = next(problem for problem in problems.values() if NO_COLUMN not in problem)
+        raise RequestError(f"source.image_column: {problem}")
+    where, they = f"no file of {uri} has a column", "they have"
+    if len(problems) == 1:
+        where, they = f"{next(iter(problems))} has no column", "it has"
+    for setting, name in missing.items():
+        refuse_missing(f"source.{setting}", name, list(names), where, they)
+    assert found is not None
+    return found
 
 
 def spans_of(file: SourceFile, rows_by_group: Sequence[int], rows_per_part: int) -> list[SourceFile]:
@@ -66,23 +92,44 @@ def spans_of(file: SourceFile, rows_by_group: Sequence[int], rows_per_part: int)
     return spans or [file]
 
 
-def images_of_batch(
-    batch: pa.RecordBatch, file: SourceFile, path: str, columns: Columns, *, row: int, group: int
-) -> Iterator[NamedImage]:
-    """Every image that the rows of a batch hold or name, or what is wrong with a row.
+class RowImages:
+    """The images of the rows of a file.
 
     Args:
+        schema: all of its columns.
         file: the file, as keys name it; `path`: where it lies.
-        row: the first one's number in the file; `group`: theirs.
     """
-    images = values_of(batch.column(columns.image))
-    keys = values_of(batch.column(columns.key)) if columns.key else [None] * len(images)
-    for number, (image, key) in enumerate(zip(images, keys, strict=True), row):
-        name, problem = name_of(key, file, number)
-        if image is NO_TEXT:
-            problem = problem or f"row {number}: its image is not valid UTF-8"
-        if problem and image not in NOTHING:
-            yield NamedImage(key=name, offset=number, group=group, problem=problem)
-            continue
-        for found in named_images(image, path, name, f"row {number}"):
-            yield replace(found, offset=number, group=group)
+
+    def __init__(self, schema: pa.Schema, file: SourceFile, path: str, columns: Columns) -> None:
+        self._file, self._path, self._columns = file, path, columns
+        self._problem = image_problem(schema, columns.image, file.path)
+        self._has_key = columns.key is not None and schema.get_field_index(columns.key) >= 0
+
+    def of(self, batch: pa.RecordBatch, *, row: int, group: int) -> Iterator[NamedImage]:
+        """Every image that the rows of a batch hold or name, or what is wrong with a row.
+
+        Args:
+            row: the first one's number in the file; `group`: theirs.
+        """
+        images = self._images(batch)
+        keys = values_of(batch.column(self._columns.key)) if self._has_key else [None] * len(images)
+        for number, (image, key) in enumerate(zip(images, keys, strict=True), row):
+            name, problem = name_of(key, self._file, number)
+            if image is NO_TEXT:
+                problem = problem or f"row {number}: its image is not valid UTF-8"
+            if image is _NONE_POSSIBLE:
+                problem = f"row {number}: {self._problem}"
+            if problem and image not in NOTHING:
+                yield NamedImage(key=name, offset=number, group=group, problem=problem)
+                continue
+            for found in named_images(image, self._path, name, f"row {number}"):
+                yield replace(found, offset=number, group=group)
+
+    def _images(self, batch: pa.RecordBatch) -> list[Any]:
+        """The cells; of a column that can hold none only whether they name anything."""
+        there = batch.schema.get_field_index(self._columns.image) >= 0
+        if not self._problem:
+            return values_of(plain_array(batch.column(self._columns.image)))
+        if not there:
+            return [_NONE_POSSIBLE] * len(batch)
+        return [_NONE_POSSIBLE if valid else None for valid in batch.column(self._columns.image).is_valid().to_pylist()]

@@ -19,9 +19,22 @@ from typing import IO
 from ..errors import DamagedPart, source_error
 from ..storage.files import open_input
 from ..storage.names import escaped
+from .unknown import file_is
 
 BLOCK = 512
-COMPRESSED_ELSEWHERE = (".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".txz", ".tar.lz4")
+COMPRESSED_ELSEWHERE = (
+    ".tar.bz2",
+    ".tar.xz",
+    ".tar.zst",
+    ".tar.lz4",
+    ".tar.lz",
+    ".tar.lzma",
+    ".tar.z",
+    ".tbz2",
+    ".tbz",
+    ".txz",
+    ".tzst",
+)
 GZIP_SUFFIXES = (".tar.gz", ".tgz")
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _SKIPPED = (tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
@@ -71,7 +84,8 @@ class TarStream:
         try:
             data = self._stream.read(length)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DamagedPart(f"{self.path}: damaged gzip stream after byte {self.position}: {error}") from error
+            what = "" if self.position else file_is(self.path, "a gzip file")
+            raise DamagedPart(f"{self.path}: damaged gzip stream after byte {self.position}: {error}{what}") from error
         except OSError as error:
             raise source_error(f"{self.path}: cannot be read at byte {self.position}: {error}", error) from error
         self.position += len(data)
@@ -138,7 +152,8 @@ def walk(stream: TarStream, wanted: tuple[str, ...] | None = None) -> Iterator[t
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise DamagedPart(f"{path}: damaged header at byte {start}: {error}") from error
+            what = file_is(path, "a tar") if not start else ""
+            raise DamagedPart(f"{path}: damaged header at byte {start}: {error}{what}") from error
         if info.size < 0:
             raise DamagedPart(f"{path}: damaged header at byte {start}: a size of {info.size}")
         if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE):
@@ -187,7 +202,9 @@ def _block(stream: TarStream) -> bytes | None:
     if not block:
         return None
     if len(block) < BLOCK:
-        raise DamagedPart(f"{stream.path}: ends inside a header at byte {stream.position - len(block)}")
+        start = stream.position - len(block)
+        what = "" if start else file_is(stream.path, "a gzip file" if stream.compressed else "a tar")
+        raise DamagedPart(f"{stream.path}: ends inside a header at byte {start}{what}")
     return block
 
 

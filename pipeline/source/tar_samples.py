@@ -6,8 +6,9 @@ each     every image is a sample, whatever its name
 
 from __future__ import annotations
 
+import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from .. import rejects
 from ..errors import DamagedPart
 from ..storage.names import left_alone_in
 from .drawing import Drawing, Drawn
-from .image_formats import EXTENSIONS
+from .image_formats import EXTENSIONS, NOT_DECODED
 from .sample import IndexedSample
 from .tar import BLOCK, TarStream, walk
 
@@ -176,7 +177,13 @@ def _samples_of(key: str, group: _Group, rule: TarRule, facts: Facts) -> list[In
         return [group.links[0], *map(_by_member, group.links[1:])]
     nothing = IndexedSample(key=key, source=rule.source, offset=group.first)
     message = f"no image among its members: {', '.join(sorted(group.names))}"
-    return [nothing.rejected(rejects.MISSING_IMAGE, message)]
+    return [nothing.rejected(_status_without_image(group.names), message)]
+
+
+def _status_without_image(names: Iterable[str]) -> str:
+    """The status of a sample of these members: text alone is no reject, an image of another format, or name, is."""
+    endings = [os.path.splitext(name.lower())[1].strip() for name in names]
+    return rejects.MISSING_IMAGE if any(one in (*EXTENSIONS, *NOT_DECODED) for one in endings) else rejects.NO_IMAGE
 
 
 def _by_member(sample: IndexedSample) -> IndexedSample:
@@ -236,7 +243,7 @@ def _chosen(groups: Sequence[Sequence[_Seen]], cut: bool, image_column: str) -> 
         elif found and not (begun_before and by_name):
             yield from (Drawn(status=rejects.MISSING_IMAGE) for one in found if one.inside)
         elif not begun_before and group[0].inside:
-            yield Drawn(status=rejects.MISSING_IMAGE)
+            yield Drawn(status=_status_without_image(f"_.{one.suffix}" for one in group))
 
 
 def _next_header(stream: TarStream, first: int, last: int) -> int | None:

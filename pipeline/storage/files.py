@@ -141,6 +141,15 @@ def open_random(path: str) -> tuple[Any, bool]:
     return (open_input(path, forwards=False), True) if is_remote(path) else (local.actual(path), False)
 
 
+def last_bytes(opened: Any) -> bytes:
+    """The last 8 bytes of what `open_random` gave, when a library has read its end. Raises OSError."""
+    if not isinstance(opened, str):
+        return bytes(opened.tail)
+    with local.open_regular(opened) as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - remote_read.KEPT_BYTES))
+        return stream.read()
+
+
 def absolute_uri(location: str) -> str:
     """A source's location made absolute; `~` and relative paths are resolved. Raises RequestError as `absolute`."""
     return location.rstrip("/") if is_remote(location) else _absolute_path(location)

@@ -76,11 +76,18 @@ def read_if_match(uri: str, etag: str, start: int | None = None, end: int | None
             raise
 
 
+KEPT_BYTES = 8  # of an object's end: where formats say how long their footer is
+
+
 class RemoteFile(io.RawIOBase):
-    """An object read by ranges: a read is a request. Raises OSError."""
+    """An object read by ranges: a read is a request. Raises OSError.
+
+    Attributes:
+        tail: the last bytes of the object, once a read has reached them.
+    """
 
     def __init__(self, uri: str) -> None:
-        self._uri, self._position = uri, 0
+        self._uri, self._position, self.tail = uri, 0, b""
         self._size = state_of(uri)[0]
 
     def readable(self) -> bool:
@@ -105,6 +112,8 @@ class RemoteFile(io.RawIOBase):
             text = f"{len(data)} of {end - self._position} bytes at {self._position}"
             raise StorageBusy(errno.EAGAIN, text, self._uri)
         self._position = end
+        if end == self._size:
+            self.tail = data[-KEPT_BYTES:]
         return data
 
     def readinto(self, buffer: Any) -> int:

@@ -200,7 +200,7 @@ def test_samples_of_a_tar(suffix: str, tmp_path: Path) -> None:
         ("d", rejects.OK),
         ("b", rejects.OK),
         ("d", rejects.DUPLICATE_KEY),
-        ("e", rejects.MISSING_IMAGE),
+        ("e", rejects.NO_IMAGE),
         ("f", rejects.UNIDENTIFIED),
         ("../../evil", rejects.OK),
     }

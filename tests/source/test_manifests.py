@@ -23,6 +23,7 @@ from pipeline.source.format import Columns
 from pipeline.source.formats import csv_rows, format_named, json_array
 from pipeline.source.lister import list_source
 from pipeline.source.part import Part
+from pipeline.source.plan import spans_of_file
 from pipeline.source.resolve import resolve_source
 from pipeline.source.sample import IndexedSample
 
@@ -47,7 +48,7 @@ class Read:
         self.format = format_named(place.format)
         self.columns = Columns(image=source.image_column, key=source.key_column)
         self.format.check(listing, self.columns, source.uri)
-        spans = [span for file in listing for span in self.format.spans(place, file)]
+        spans = [span for file in listing for span in spans_of_file(place, file, source.on_damaged)]
         self.parts = [
             Part(number=number, format=place.format, root=place.root, files=(span,))
             for number, span in enumerate(spans)

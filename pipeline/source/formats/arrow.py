@@ -8,25 +8,27 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pyarrow as pa
 
-from ...errors import DamagedPart, RequestError, SourceError, listing_error, source_error
+from ...errors import DamagedPart, RequestError, SourceError, is_of_the_file, listing_error, source_error
 from ...storage.files import READS_AT_ONCE, map_ahead, read_input
 from ..arrow_file import ArrowFile
 from ..carried_types import schema_of_tables
 from ..carried_values import Carried, carried_of_table, rows_of
+from ..columns import holds_text
 from ..drawing import DRAWS, Draw, Drawing, Draws
 from ..format import Columns, Facts, SourceFormat, UnitBytes
 from ..listing import Listing
-from ..named_image import NamedImage, indexed, inline_bytes, named_images, refuse_urls, reread_image_file
+from ..named_image import NamedImage, indexed, inline_bytes, refuse_urls, reread_image_file
 from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
 from ..row_keys import values_of
 from ..sample import IndexedSample
-from ..table import check_columns, holds_text, images_of_batch, spans_of
+from ..table import NOWHERE, RowImages, check_columns, spans_of, whole_files
+from ..unknown import file_is
 
 ROWS_PER_PART = 65_536
 STATE = "state.json"  # of a saved data set: which files are its own, of all that lie there
@@ -62,15 +64,16 @@ class Arrow(SourceFormat):
     def check(self, listing: Listing, columns: Columns, uri: str) -> None:
         if not listing.count:
             raise RequestError(f"source.uri: {uri} holds no arrow file")
-        path = os.path.join(listing.place.root, next(iter(listing)).path)
-        with _planning(path), ArrowFile(path) as file:
-            check_columns(file.schema, columns, path)
-            if holds_text(file.schema.field(columns.image).type):
-                refuse_urls(_first_images(file, columns.image), columns.image, path)
+        path, schema = check_columns(whole_files(listing, _schema_of), columns, uri)
+        if holds_text(schema.field(columns.image).type):
+            images = (value for column in _column_of(path, columns.image) for value in values_of(column))
+            refuse_urls(images, columns.image, path)
 
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         path = os.path.join(place.root, file.path)
         with _planning(path), ArrowFile(path) as opened:
+            if opened.damage:
+                raise pa.ArrowInvalid(opened.damage)
             rows_by_batch = [batch.rows for batch in opened.batches]
         return spans_of(file, rows_by_batch, self._rows_per_part)
 
@@ -94,7 +97,7 @@ class Arrow(SourceFormat):
         return BatchReader(columns.image)
 
     def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
-        """From the schema of every file."""
+        """From the schema of every file that has one."""
         return schema_of_tables(_schemas(listing), names, _column_of, decided)
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
@@ -144,31 +147,38 @@ def _files_of_state(path: str) -> set[str] | None:
 
 @contextmanager
 def _planning(path: str) -> Iterator[None]:
-    """Turns what goes wrong before anything is written into a RequestError that names the file."""
+    """Names the file in what goes wrong before anything is written. Raises RequestError, SourceBusy, DamagedPart."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, KeyError) as error:
+        if is_of_the_file(error):
+            what = file_is(path, "an Arrow file")
+            raise DamagedPart(f"{path}: cannot be read as arrow: {error}{what}") from error
         raise listing_error(f"source: {path}: cannot be read as arrow: {error}", error) from error
 
 
-def _first_images(file: ArrowFile, image_column: str) -> Iterator[object]:
-    for number in range(len(file.batches)):
-        yield from values_of(file.batch(number).column(image_column))
+def _schema_of(path: str) -> pa.Schema:
+    with _planning(path), ArrowFile(path) as opened:
+        return opened.schema
 
 
 def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
     row, number = file.row, file.first
     try:
         with ArrowFile(path, file.state) as opened:
-            for number in range(file.first, file.last):
+            rows = RowImages(opened.schema, file, path, columns)
+            # One that is damaged is a part as a whole, whatever stands whole in it.
+            for number in range(file.first, len(opened.batches) if opened.damage else file.last):
                 batch = opened.batch(number)
-                yield from images_of_batch(batch, file, path, columns, row=row, group=number)
+                yield from rows.of(batch, row=row, group=number)
                 row += len(batch)
+            if opened.damage:
+                number = len(opened.batches)
+                raise pa.ArrowInvalid(opened.damage)
     except (OSError, pa.ArrowException, KeyError, IndexError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
+        if not is_of_the_file(error):
             raise source_error(f"{path}: cannot be read: {error}", error) from error
-        message = f"{path}: record batch {number} cannot be read as Arrow with a column {columns.image}: {error}"
-        raise DamagedPart(message, group=number) from error
+        raise DamagedPart(f"{path}: record batch {number} cannot be read as Arrow: {error}", group=number) from error
 
 
 def _read_columns(part: Part, samples: Sequence[IndexedSample], names: Sequence[str]) -> pa.Table:
@@ -195,12 +205,12 @@ def _read_columns(part: Part, samples: Sequence[IndexedSample], names: Sequence[
 def _schemas(listing: Listing) -> Iterator[tuple[str, pa.Schema]]:
     for file in listing:
         path = os.path.join(listing.place.root, file.path)
-        with _planning(path), ArrowFile(path) as opened:
-            yield path, opened.schema
+        with suppress(DamagedPart):  # for the plan to report
+            yield path, _schema_of(path)
 
 
 def _column_of(path: str, name: str) -> Iterator[pa.Array]:
-    with _planning(path), ArrowFile(path) as opened:
+    with suppress(DamagedPart), _planning(path), ArrowFile(path) as opened:  # for the index to report
         for number in range(len(opened.batches)):
             yield opened.batch(number).column(name)
 
@@ -216,6 +226,9 @@ def _draws(listing: Listing, drawing: Drawing) -> Iterator[Draw]:
         path, number, rows = batches[drawing.one_of(ends)]
         chosen = sorted(drawing.generator.sample(range(rows), min(rows, drawing.per_draw)))
         with ArrowFile(path) as opened:
-            cells = opened.batch(number).column(drawing.image_column)
-            images = [one for row in chosen for one in named_images(cells[row].as_py(), path, "", "")]
+            batch, found = (
+                opened.batch(number),
+                RowImages(opened.schema, NOWHERE, path, Columns(image=drawing.image_column)),
+            )
+            images = [one for row in chosen for one in found.of(batch.slice(row, 1), row=row, group=number)]
         yield Draw(weight=int(ends[-1]) / len(chosen), samples=tuple(drawing.headers.drawn_of(images)))

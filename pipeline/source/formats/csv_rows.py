@@ -26,18 +26,18 @@ class CsvFile(ManifestFile):
         header = next(lines, "")
         self._delimiter = max(DELIMITERS, key=header.count)
         lines = _Lines(self.stream, 0)
-        self._names = next(self._rows(lines, 0), (0, []))[1]
+        self.names: list[str] = next(self._rows(lines, 0), (0, []))[1]
         self._first = lines.position
-        repeated = {name for name in self._names if self._names.count(name) > 1}
+        repeated = {name for name in self.names if self.names.count(name) > 1}
         if repeated:
             raise ValueError(f"its header names {', '.join(sorted(repeated))} more than once")
 
     def records(self, offset: int = 0, row: int = 0) -> Iterator[Record]:
         for start, values in self._rows(_Lines(self.stream, offset or self._first), row):
             problem = ""
-            if len(values) != len(self._names):
-                problem = f"has {len(values)} fields where the header has {len(self._names)}"
-            fields: dict[str, Any] = {} if problem else dict(zip(self._names, values, strict=True))
+            if len(values) != len(self.names):
+                problem = f"has {len(values)} fields where the header has {len(self.names)}"
+            fields: dict[str, Any] = {} if problem else dict(zip(self.names, values, strict=True))
             yield Record(row=row, offset=start, fields=fields, problem=problem)
             row += 1
 

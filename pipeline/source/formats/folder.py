@@ -25,6 +25,7 @@ from ..planned import check_unchanged, read_planned
 from ..sample import IndexedSample
 
 FILES_PER_PART = 8192
+PACKED = (".bz2", ".xz", ".zst", ".lz4", ".gz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
 
 
 class Folder(SourceFormat):
@@ -45,6 +46,8 @@ class Folder(SourceFormat):
         hint = f"; it holds {others}" if others else ": it is empty"
         if ignored[".tar"] or ignored[".tgz"]:
             hint += f"; for its tars write {uri.rstrip('/')}/*.tar"
+        if any(ignored[suffix] for suffix in PACKED):
+            hint += "; of what is packed only .tar.gz and .tgz are read: unpack the rest"
         raise RequestError(f"source.uri: {uri} holds no image ({', '.join(EXTENSIONS)}){hint}")
 
     def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
+from ..json_object import object_of
 from ..lines import BOM, starts_with
 from ..manifest import Manifest, ManifestFile, Record
 
 BYTES_AT_ONCE = 1 << 18
 LARGEST_OBJECT_BYTES = 1 << 28
 _SPACE = " \t\r\n"
-_scan = json.JSONDecoder().raw_decode
+# Looks for ends alone: what is wrong inside an object is its own reject.
+_scan = json.JSONDecoder(parse_int=len, strict=False).raw_decode
 
 
 class JsonArray(ManifestFile):
@@ -31,7 +32,7 @@ class JsonArray(ManifestFile):
         while text.next_is_object():
             start, data = text.take()
             try:
-                yield Record(row=row, offset=start, fields=_fields_of(data))
+                yield Record(row=row, offset=start, fields=object_of(data))
             except ValueError as error:
                 yield Record(row=row, offset=start, fields={}, problem=f"is not a JSON object: {error}")
             row += 1
@@ -96,13 +97,6 @@ class _Window:
         self._ended = not data
         self._start, self._at = self._start + self._at, 0
         self._text = rest + data.decode("latin-1")
-
-
-def _fields_of(data: bytes) -> dict[str, Any]:
-    tree = json.loads(data)
-    if not isinstance(tree, dict):
-        raise ValueError(f"it is a {type(tree).__name__}")
-    return tree
 
 
 class Json(Manifest):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from ...errors import RequestError, listing_error
 from ..format import Columns
+from ..json_object import object_of
 from ..lines import LineFile, LineManifest, starts_with
 from ..listing import Listing
 
@@ -17,14 +17,9 @@ class JsonLines(LineFile):
 
     def fields_of(self, line: bytes) -> dict[str, Any]:
         try:
-            tree = json.loads(line)
-        except RecursionError:
-            raise ValueError("is not a JSON object: nested too deep") from None
+            return object_of(line)
         except ValueError as error:
             raise ValueError(f"is not a JSON object: {error}") from None
-        if not isinstance(tree, dict):
-            raise ValueError(f"is not a JSON object: it is a {type(tree).__name__}")
-        return tree
 
 
 class Jsonl(LineManifest):

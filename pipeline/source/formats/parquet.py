@@ -5,25 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from ...errors import DamagedPart, RequestError, listing_error, source_error
+from ...errors import DamagedPart, RequestError, is_of_the_file, listing_error, source_error
 from ...storage.files import READS_AT_ONCE, map_ahead
 from ..carried_types import schema_of_tables
 from ..carried_values import Carried, carried_of_table
+from ..columns import holds_text
 from ..drawing import DRAWS, Draw, Drawing, Drawn, Draws
 from ..format import Columns, Facts, SourceFormat, UnitBytes
 from ..listing import Listing
-from ..named_image import NamedImage, indexed, inline_bytes, named_images, refuse_urls, reread_image_file
+from ..named_image import NamedImage, indexed, inline_bytes, refuse_urls, reread_image_file
 from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
 from ..row_cursor import Batches, RowCursor, open_parquet
 from ..row_keys import keys_of_rows, values_of
 from ..sample import IndexedSample
-from ..table import check_columns, holds_text, images_of_batch, spans_of
+from ..table import NOWHERE, RowImages, check_columns, spans_of, whole_files
+from ..unknown import file_is
 
 ROWS_PER_PART = 65_536
 FOOTERS_READ = 512  # of more files only those that are drawn are opened
@@ -46,20 +49,15 @@ class Parquet(SourceFormat):
     def check(self, listing: Listing, columns: Columns, uri: str) -> None:
         if not listing.count:
             raise RequestError(f"source.uri: {uri} holds no parquet file")
-        path = os.path.join(listing.place.root, next(iter(listing)).path)
-        schema = _schema_of(path)
-        check_columns(schema, columns, path)
+        path, schema = check_columns(whole_files(listing, _schema_of), columns, uri)
         if holds_text(schema.field(columns.image).type):
             images = (value for column in _column_of(path, columns.image) for value in values_of(column))
             refuse_urls(images, columns.image, path)
 
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         path = os.path.join(place.root, file.path)
-        try:
-            rows_by_group = _rows_by_group(path)
-        except (OSError, pa.ArrowException) as error:
-            raise listing_error(f"source: {path}: cannot be read as parquet: {error}", error) from error
-        return spans_of(file, rows_by_group, self._rows_per_part)
+        with _planning(path):
+            return spans_of(file, _rows_by_group(path), self._rows_per_part)
 
     def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
         (file,) = part.files
@@ -73,7 +71,7 @@ class Parquet(SourceFormat):
             with open_parquet(path) as parquet:
                 yield from keys_of_rows(parquet, span, columns)
         except (OSError, pa.ArrowException, KeyError) as error:
-            if not isinstance(error, OSError) or error.errno is None:  # Arrow's own, of a bad file
+            if is_of_the_file(error):
                 return  # for the index to report: of what is damaged it has no sample
             raise listing_error(f"source: {path}: its keys cannot be read: {error}", error) from error
 
@@ -81,11 +79,12 @@ class Parquet(SourceFormat):
         return RowReader(columns.image)
 
     def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
-        """From the schema of every file."""
+        """From the schema of every file that is whole."""
         paths = [os.path.join(listing.place.root, file.path) for file in listing]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            schemas = zip(paths, map_ahead(pool, _schema_of, paths, READS_AT_ONCE), strict=True)
-            return schema_of_tables(schemas, names, _column_of, decided)
+            schemas = zip(paths, map_ahead(pool, _schema_if_whole, paths, READS_AT_ONCE), strict=True)
+            whole = ((path, schema) for path, schema in schemas if schema is not None)
+            return schema_of_tables(whole, names, _column_of, decided)
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
         """Some rows of a row group, drawn as often as it has rows; of very many files, as often as they are large."""
@@ -142,36 +141,52 @@ class RowReader:
         self._cursors.clear()
 
 
-def _schema_of(path: str) -> pa.Schema:
+@contextmanager
+def _planning(path: str) -> Iterator[None]:
+    """Names the file in what goes wrong before anything is written. Raises RequestError, SourceBusy, DamagedPart."""
     try:
-        with open_parquet(path) as parquet:
-            return parquet.schema_arrow
-    except (OSError, pa.ArrowException) as error:
+        yield
+    except (OSError, pa.ArrowException, KeyError) as error:
+        if is_of_the_file(error):
+            what = file_is(path, "a Parquet file")
+            raise DamagedPart(f"{path}: cannot be read as parquet: {error}{what}") from error
         raise listing_error(f"source: {path}: cannot be read as parquet: {error}", error) from error
+
+
+def _schema_of(path: str) -> pa.Schema:
+    with _planning(path), open_parquet(path) as parquet:
+        return parquet.schema_arrow
+
+
+def _schema_if_whole(path: str) -> pa.Schema | None:
+    try:
+        return _schema_of(path)
+    except DamagedPart:
+        return None  # for the plan to report
 
 
 def _column_of(path: str, name: str) -> Iterator[pa.Array]:
-    """A column of a file, batch by batch."""
-    try:
+    """A column of a file, batch by batch, as far as it can be read."""
+    with suppress(DamagedPart), _planning(path):  # for the index to report
         for batch in Batches(path, None, [name]):
             yield batch.column(name)
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise listing_error(f"source: {path}: cannot be read as parquet: {error}", error) from error
 
 
 def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
     names = [columns.image] if columns.key in (None, columns.image) else [columns.image, columns.key]
     row = file.row
     batches = Batches(path, range(file.first, file.last), names)
+    rows: RowImages | None = None
     try:
         for batch in batches:
-            yield from images_of_batch(batch, file, path, columns, row=row, group=batches.group)
+            rows = rows or RowImages(batches.schema, file, path, columns)
+            yield from rows.of(batch, row=row, group=batches.group)
             row += len(batch)
     except (OSError, pa.ArrowException, KeyError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the world's; Arrow's own of a bad file has none
+        if not is_of_the_file(error):
             raise source_error(f"{path}: cannot be read: {error}", error) from error
-        what = f"row group {batches.group} cannot be read as Parquet with a column {columns.image}"
-        raise DamagedPart(f"{path}: {what}: {error}", group=batches.group) from error
+        what = f"row group {batches.group}" if batches.schema is not None else "its footer"
+        raise DamagedPart(f"{path}: {what} cannot be read as Parquet: {error}", group=batches.group) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,10 +228,12 @@ def _some_rows(group: _RowGroup, drawing: Drawing) -> tuple[int, list[Drawn]]:
     chosen = sorted(drawing.generator.sample(range(group.rows), min(group.rows, drawing.per_draw)))
     images: list[NamedImage] = []
     first = 0
-    for batch in Batches(group.path, [group.number], [drawing.image_column]):
-        here = [row - first for row in chosen if first <= row < first + len(batch)]
-        cells = (batch.column(0)[row].as_py() for row in here)
-        images += [one for cell in cells for one in named_images(cell, group.path, "", "")]
+    batches = Batches(group.path, [group.number], [drawing.image_column])
+    for batch in batches:
+        rows = RowImages(batches.schema, NOWHERE, group.path, Columns(image=drawing.image_column))
+        for row in chosen:
+            if first <= row < first + len(batch):
+                images += rows.of(batch.slice(row - first, 1), row=row, group=group.number)
         first += len(batch)
     return len(chosen), drawing.headers.drawn_of(images)
 

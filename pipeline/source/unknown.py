@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import re
 
+from PIL import Image
+
+from ..storage.files import open_input
+
 LOOKED_AT = 4096
 _SHOWN = 60  # characters of a text
 # The brands of ISO media files (ISO/IEC 14496-12, `ftyp`).
@@ -39,6 +43,10 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"SIMPLE  =", "FITS"),
     (b"FUJIFILMCCD-RAW", "camera raw (RAF)"),
     (b"IIRO", "camera raw (ORF)"),
+    (b"IIRS", "camera raw (ORF)"),
+    (b"MMOR", "camera raw (ORF)"),
+    (b"\0MRM", "camera raw (MRW)"),
+    (b"FOVb", "camera raw (X3F)"),
     (b"IIU\0", "camera raw (RW2)"),
     (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
     (b"\0\0\1\xba", "an MPEG video"),
@@ -66,6 +74,9 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"Mac OS X  ", "a Mac's resource fork"),
     (b"\x01\xda", "an SGI image"),
 )
+_SUBFILE, _PHOTOMETRIC, _MAKE, _SUB_IFDS, _DNG_VERSION = 254, 262, 271, 330, 50706  # TIFF tags
+_OF_A_SENSOR = (32803, 34892)  # photometric interpretations: colour filter array, linear raw
+_RAW_OF_MAKERS = {"NIKON": "NEF", "SONY": "ARW", "PENTAX": "PEF", "SAMSUNG": "SRW", "EPSON": "ERF"}
 _LFS = b"version https://git-lfs.github.com/spec/"
 _ANNEX = re.compile(rb"^(\.\./)*\.git/annex/objects/|^/annex/objects/")
 _HTML = re.compile(rb"<(!doctype\s+html|html|head|body)\b", re.IGNORECASE)
@@ -73,8 +84,40 @@ _SVG = re.compile(rb"<svg\b|<!doctype\s+svg", re.IGNORECASE)
 _XML_ERROR = re.compile(rb"<Error>.*?<Code>([^<]{1,60})</Code>", re.DOTALL)
 
 
+def file_is(path: str, *no_news: str) -> str:
+    """Names a file by its first bytes, to stand behind what is wrong with it; "" where that is not known.
+
+    Args:
+        no_news: how names begin that are left out.
+    """
+    try:
+        with open_input(path, forwards=False) as stream:
+            name = name_of(stream.read(LOOKED_AT))
+    except OSError:
+        return ""
+    return f"; it is {name}" if name and not name.startswith(no_news) else ""
+
+
+def raw_name(image: Image.Image) -> str:
+    """Names a camera's raw photo in the container of a TIFF, of which a TIFF reader shows a thumbnail; else "".
+
+    Source: Adobe, Digital Negative Specification 1.7 (DNGVersion); TIFF/EP (ISO 12234-2): reduced images and SubIFDs.
+    """
+    tags = getattr(image, "tag_v2", {})
+    if _DNG_VERSION in tags:
+        return "camera raw (DNG)"
+    if tags.get(_PHOTOMETRIC) in _OF_A_SENSOR:
+        return "camera raw"
+    if _SUB_IFDS in tags and tags.get(_SUBFILE, 0) == 1:
+        maker = str(tags.get(_MAKE, "")).upper()
+        return f"camera raw ({next((kind for name, kind in _RAW_OF_MAKERS.items() if maker.startswith(name)), 'TIFF')})"
+    return ""
+
+
 def name_of(data: bytes) -> str:
     """Names such bytes, "" where they are not known."""
+    if data[:4] in (b"II*\0", b"MM\0*") and data[8:10] == b"CR":
+        return "camera raw (CR2)"
     for start, name in _STARTS:
         if data.startswith(start):
             return name

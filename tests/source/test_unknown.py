@@ -14,8 +14,8 @@ from PIL import Image
 
 from pipeline import rejects
 from pipeline.index.headers import read_header
-from pipeline.index.unknown import name_of
 from pipeline.rejects import Reject
+from pipeline.source.unknown import name_of
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 S3_ERROR = b'<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>no</Message></Error>'
