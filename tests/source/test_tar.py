@@ -8,10 +8,15 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import make_tar
+from conftest import encoded, make_tar, noise
 
 from pipeline.errors import DamagedPart, SourceError
-from pipeline.source.tar import TarStream, walk
+from pipeline.index.write import index_samples
+from pipeline.source.format import Columns
+from pipeline.source.formats import format_named, webdataset
+from pipeline.source.part import Part, SourceFile
+from pipeline.source.planned import read_planned
+from pipeline.source.tar import BLOCK, TarStream, walk
 
 MEMBERS = [(f"m{number}.jpg", bytes([number]) * (700 + number)) for number in range(6)]
 
@@ -132,3 +137,44 @@ def test_a_compressed_stream_is_read_on_and_from_its_start(tmp_path: Path) -> No
 def test_a_missing_file_is_a_failure_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"nothing\.tar"):
         TarStream(tmp_path / "nothing.tar")
+
+
+def test_a_pax_size_is_the_members_size(tmp_path: Path) -> None:
+    """What does not fit into the header's own field, which then may say anything, stands before it."""
+    record = b"12 size=700\n"
+    before = tarfile.TarInfo("pax")
+    before.type, before.size = tarfile.XHDTYPE, len(record)
+    member, after = tarfile.TarInfo("a.jpg"), tarfile.TarInfo("b.jpg")
+    member.size, after.size = 0, 3
+    blocks = [before.tobuf(), record.ljust(512, b"\0"), member.tobuf(), (b"x" * 700).ljust(1024, b"\0")]
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"".join([*blocks, after.tobuf(), b"yes".ljust(512, b"\0"), bytes(1024)]))
+    with TarStream(path) as stream:
+        assert [(one.name, one.length, data) for one, data in walk(stream)] == [
+            ("a.jpg", 700, b"x" * 700),
+            ("b.jpg", 3, b"yes"),
+        ]
+
+
+def test_a_short_read_is_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage may give less than it is asked for."""
+    path = make_tar(tmp_path / "a.tar", MEMBERS)
+    real = TarStream.read
+    monkeypatch.setattr(
+        TarStream, "read", lambda self, length: real(self, length if length == BLOCK else min(length, 99))
+    )
+    with TarStream(path) as stream:
+        assert [(member.name, data) for member, data in walk(stream)] == MEMBERS
+
+
+def test_a_range_that_comes_back_short_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_tar(tmp_path / "a.tar", [("a.png", encoded(noise(30, 30)))])
+    state = path.stat()
+    file = SourceFile(path="a.tar", size=state.st_size, mtime_ns=state.st_mtime_ns)
+    part = Part(number=0, format="webdataset", root=str(tmp_path), files=(file,))
+    (sample,) = index_samples(part, Columns())
+    reader = format_named("webdataset").reader(Columns())
+    assert reader.read(part, [sample]).encoded == [encoded(noise(30, 30))]
+    monkeypatch.setattr(webdataset, "read_planned", lambda *place: read_planned(*place)[:-1])
+    with pytest.raises(SourceError, match="inside a unit's range"):
+        reader.read(part, [sample])
