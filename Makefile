@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: demo test quick chaos mutants lint clean
+.PHONY: demo test test-others test-ray quick chaos mutants lint clean
 
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "visionbake needs Python 3.11 or newer")'
@@ -26,9 +26,15 @@ demo: $(VENV)/.demo
 	@echo "SELECT key, grid_thw, num_tokens, norm_mean FROM 'out/demo/samples/*.parquet' ORDER BY num_tokens DESC"
 	@$(BIN)/python -c "import duckdb; print(duckdb.sql(\"SELECT key, grid_thw, num_tokens, round(norm_mean, 2) AS norm_mean FROM 'out/demo/samples/*.parquet' ORDER BY num_tokens DESC\"))"
 
-# Two files at a time; then what needs a Ray cluster, of which there must never be two.
-test: $(VENV)/.test lint
+# All at once, since what needs a Ray cluster (of which there must never be two) waits most of its time; each says its
+# own when it has ended.
+test: $(VENV)/.test
+	$(MAKE) -j3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) lint test-ray test-others
+
+test-others: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray and not chaos'
+
+test-ray: $(VENV)/.test
 	$(BIN)/python -m pytest -m 'ray and not chaos'
 
 quick: $(VENV)/.test

@@ -176,18 +176,33 @@ def config_for(source: Path | str, output: Path, model: Path, /, **sections: dic
     return parse_config(tree)
 
 
-def run_in_a_fork(config: Config, **environment: str) -> int:
-    """Runs in a child that has everything imported already, and may be killed; returns its exit code."""
+def fork(call: Callable[[], object], **environment: str) -> multiprocessing.process.BaseProcess:
+    """Calls it in a process of its own, which has everything imported already; what it returns is the exit code."""
 
-    def call() -> None:
+    def run() -> None:
         os.environ.update(environment)
-        assert run_here(config).complete
+        sys.exit(call())
 
-    child = multiprocessing.get_context("fork").Process(target=call)
+    child = multiprocessing.get_context("fork").Process(target=run)
     child.start()
-    child.join(120)
+    return child
+
+
+def end_of(child: multiprocessing.process.BaseProcess) -> int:
+    child.join(200)
     assert child.exitcode is not None
     return child.exitcode
+
+
+def run_in_a_fork(config: Config, **environment: str) -> int:
+    """Runs in a child that may be killed; returns its exit code."""
+    return end_of(fork(lambda: not run_here(config).complete, **environment))
+
+
+def run_two_at_once(config: Config) -> None:
+    """Two processes on one output; both must end well."""
+    twins = [fork(lambda: not run_here(config).complete) for _ in range(2)]
+    assert [end_of(twin) for twin in twins] == [0, 0]
 
 
 def run_here(config: Config) -> Summary:

@@ -1,4 +1,4 @@
-"""Comparison: accepted samples encoded again by transformers' own processor and tower. M tokens, O values, S streams."""
+"""Comparison: accepted samples encoded again by transformers' own processor and tower. M tokens, O values."""
 
 from __future__ import annotations
 

@@ -1,32 +1,25 @@
 """Planted mistakes: each line of the tables beside this file is changed, one at a time, and its tests must fail.
 
 `make mutants`, or `make mutants OF="output tower"`. Each mistake is planted in a copy of the checkout; the tests that
-are named for it run there, and nothing else. Before any is planted, all the named tests must pass.
+are named for it run there, and nothing else (nursery.py). Before any is planted, all the named tests must pass.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import queue
-import shutil
-import subprocess
+import resource
 import sys
-import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from mutants.nursery import FAILED, PASSED, REPOSITORY, Change, Outcome, Trial, run_trials
 
 HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parents[1]
-COPIED = ("pipeline", "jobs", "tests", "configs", "docs", "pyproject.toml", "README.md", "Makefile")
-SECONDS = 240.0  # a mistake that makes its tests hang is seen as well
-PASSED, FAILED = 0, 1  # what pytest ends with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,75 +75,24 @@ def read_tables(names: Sequence[str] = ()) -> list[Mutant]:
     ]
 
 
-class Workshop:
-    """A copy of the checkout in which mistakes are planted."""
-
-    def __init__(self, folder: Path) -> None:
-        self._root = folder
-        for name in COPIED:
-            source = REPOSITORY / name
-            if source.is_dir():
-                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, folder / name)
-
-    def test(self, tests: Sequence[str]) -> int | None:
-        """What pytest ends with; None where it does not end."""
-        words = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:randomly", *tests]
-        # Bytecode of the line before, of the same size and second, would be taken for the new one's.
-        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(self._root)}
-        try:
-            done = subprocess.run(
-                words, cwd=self._root, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return None
-        self.said = done.stdout + done.stderr
-        return done.returncode
-
-    def plant(self, mutant: Mutant) -> bool:
-        """Whether the mistake is seen. Raises RuntimeError: its tests did not run."""
-        file = self._root / mutant.file
-        text = file.read_text(encoding="utf-8")
-        try:
-            file.write_text(text.replace(mutant.line, mutant.planted), encoding="utf-8")
-            code = self.test(mutant.tests)
-        finally:
-            file.write_text(text, encoding="utf-8")
-        if code not in (PASSED, FAILED, None):
-            raise RuntimeError(f"{mutant}: its tests did not run:\n{self.said[-2000:]}")
-        return code != PASSED
-
-
-def plant_all(mutants: Sequence[Mutant], workers: int) -> Iterator[tuple[Mutant, bool | Exception]]:
-    """Plants them, so many at a time, each in a copy of its own; yields whether each was seen."""
-    waiting: queue.SimpleQueue[Mutant | None] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[Mutant, bool | Exception]] = queue.SimpleQueue()
-    for mutant in [*mutants, *[None] * workers]:
-        waiting.put(mutant)
-
-    def work(workshop: Workshop) -> None:
-        while (mutant := waiting.get()) is not None:
-            try:
-                done.put((mutant, workshop.plant(mutant)))
-            except Exception as error:  # noqa: BLE001 - told where it is taken
-                done.put((mutant, error))
-
-    with tempfile.TemporaryDirectory(prefix="visionbake-mutants-") as folder:
-        for number in range(workers):
-            workshop = Workshop(Path(folder) / str(number))
-            threading.Thread(target=work, args=(workshop,), daemon=True).start()
-        for _ in mutants:
-            yield done.get()
-
-
-def check_tests_pass(mutants: Sequence[Mutant]) -> None:
+def check_tests_pass(mutants: Sequence[Mutant], workers: int) -> None:
     """Raises SystemExit where a named test fails with no mistake planted."""
-    tests = sorted({test for mutant in mutants for test in mutant.tests})
-    with tempfile.TemporaryDirectory(prefix="visionbake-mutants-") as folder:
-        workshop = Workshop(Path(folder) / "0")
-        if workshop.test(tests) != PASSED:
-            sys.exit(f"the tests fail with no mistake planted:\n{workshop.said[-4000:]}")
+    files: dict[str, set[str]] = {}
+    for test in {test for mutant in mutants for test in mutant.tests}:
+        files.setdefault(test.partition("::")[0], set()).add(test)
+    trials = [Trial(tests=tuple(sorted(tests)), seconds=600) for tests in files.values()]
+    for trial, outcome in run_trials(trials, workers):
+        if outcome.code != PASSED:
+            sys.exit(f"with no mistake planted, of {' '.join(trial.tests)}:\n{outcome.said[-4000:]}")
+
+
+def judge(mutant: Mutant, outcome: Outcome) -> tuple[str, str]:
+    """The kind of what came of it, and a note where that is wrong."""
+    if outcome.code not in (PASSED, FAILED, None):
+        return "broken", f"{mutant}: its tests did not run:\n{outcome.said[-2000:]}"
+    if outcome.code == PASSED:
+        return ("survives", "") if mutant.survives else ("missed", f"{mutant}: was not seen")
+    return ("stale", f"{mutant}: is seen after all") if mutant.survives else ("seen", "")
 
 
 def main() -> int:
@@ -163,20 +105,20 @@ def main() -> int:
     if problems := [problem for one in mutants if (problem := one.problem())]:
         sys.exit("\n".join(problems))
     began = time.monotonic()
-    check_tests_pass(mutants)
+    check_tests_pass(mutants, arguments.workers)
     counts: Counter[str] = Counter()
     wrong: list[str] = []
-    for mutant, seen in plant_all(mutants, arguments.workers):
-        if isinstance(seen, Exception):
-            kind, note = "broken", str(seen)
-        elif seen:
-            kind, note = ("seen", "") if not mutant.survives else ("stale", f"{mutant}: is seen after all")
-        else:
-            kind, note = ("survives", "") if mutant.survives else ("missed", f"{mutant}: was not seen")
+    trials = {
+        Trial(tests=one.tests, change=Change(file=one.file, line=one.line, planted=one.planted)): one for one in mutants
+    }
+    for trial, outcome in run_trials(trials, arguments.workers):
+        kind, note = judge(trials[trial], outcome)
         counts[kind] += 1
         wrong += [note] if note else []
-        print(f"{kind:9} {mutant}", flush=True)
-    print(f"\n{len(mutants)} planted in {time.monotonic() - began:.0f} s: {counts['seen']} seen")
+        print(f"{kind:9} {outcome.seconds:5.1f} s {trials[trial]}", flush=True)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = f"{time.monotonic() - began:.0f} s, {spent.ru_utime + spent.ru_stime:.0f} s of CPU"
+    print(f"\n{len(mutants)} planted in {seconds}: {counts['seen']} seen")
     for mutant in mutants:
         if mutant.survives:
             print(f"survives: {mutant}: {mutant.survives}")

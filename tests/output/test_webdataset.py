@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -216,6 +213,7 @@ splits:
 def test_joined_by_key_in_energon(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's tar has captions by the keys of the tar that was encoded, in another order."""
     from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, get_loader, get_train_dataset
+    from megatron.energon.cli.main import main as energon
 
     keys = [f"{number:03d}" for number in range(9)]
     source = make_tar(tmp_path / "in.tar", [(f"{key}.png", encoded(noise(60, 70, int(key)))) for key in keys])
@@ -225,12 +223,11 @@ def test_joined_by_key_in_energon(model_path: Path, tmp_path: Path, monkeypatch:
     make_tar(tmp_path / "captions" / "0.tar", captions)
     (tmp_path / "visionbake_joiner.py").write_text(JOINER)
     (tmp_path / "joined.yaml").write_text(JOINED)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    energon = [str(Path(sys.executable).parent / "energon"), "prepare"]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     options = ["--non-interactive", "--sample-type", "CrudeWebdataset", "--split-ratio", "1,0,0"]
     for words in (["captions", *options], ["tokens", *options], ["joined.yaml"]):
-        subprocess.run([*energon, *words], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    monkeypatch.syspath_prepend(str(tmp_path))
+        energon(["prepare", *words], standalone_mode=False)
 
     class AsTheyCome(DefaultTaskEncoder[Any, Any, Any, Any]):
         cookers = (Cooker(lambda sample: sample),)

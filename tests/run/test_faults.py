@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import (
-    REPOSITORY,
-    assert_whole,
-    command,
-    config_for,
-    encoded,
-    files_of,
-    keys_of,
-    make_tar,
-    noise,
-    run_here,
-    write_config,
-)
+from conftest import assert_whole, config_for, encoded, files_of, keys_of, make_tar, noise, run_here, run_two_at_once
 
 from pipeline import rejects
 from pipeline.errors import RequestError
@@ -169,11 +156,6 @@ def test_a_source_damaged_between_plan_and_run(kind: str, suffix: str, model_pat
 @pytest.mark.slow
 def test_two_real_processes_on_one_output(source: Path, model_path: Path, undisturbed: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    words = command("jobs.run", write_config(tmp_path / "c.yaml", config_for(source, output, model_path)))
-    twins = [
-        subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)
-    ]
-    said = [twin.communicate(timeout=200)[0].decode() for twin in twins]
-    assert [twin.returncode for twin in twins] == [0, 0], said
+    run_two_at_once(config_for(source, output, model_path))
     assert_whole(output, keys_of(source))
     assert files_of(output / "data") == files_of(undisturbed / "data")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,9 @@ from conftest import (
     command,
     config_for,
     encoded,
+    end_of,
     files_of,
+    fork,
     keys_of,
     lines_of,
     make_folder,
@@ -38,6 +41,7 @@ from conftest import (
 )
 from PIL import Image
 
+from pipeline.cli import run_command
 from pipeline.errors import RequestError, RunFailed
 
 Runner = Callable[..., subprocess.CompletedProcess[str]]
@@ -151,21 +155,23 @@ def test_killed_before_its_plan_has_a_name_the_next_run_goes_on(source: Path, mo
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_cleanly(
-    number: signal.Signals, source: Path, model_path: Path, tmp_path: Path, undisturbed: Path
+    number: signal.Signals,
+    source: Path,
+    model_path: Path,
+    tmp_path: Path,
+    undisturbed: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "out"
     config = write_config(tmp_path / "c.yaml", config_for(source, output, model_path))
     marker = tmp_path / "fired"
-    environment = os.environ | {"VISIONBAKE_FAULT": f"after_data_publish:sleep=60@{marker}"}
-    process = subprocess.Popen(
-        command("jobs.run", config), cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True
-    )
+    child = fork(lambda: run_command("run", [str(config)]), VISIONBAKE_FAULT=f"after_data_publish:sleep=60@{marker}")
     while not marker.exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 1
+        assert child.is_alive()
+        time.sleep(0.02)
+    os.kill(child.pid or 0, number)
+    assert end_of(child) == 1
+    stderr = capfd.readouterr().err
     assert "interrupted" in stderr
     assert "again to go on" in stderr
     assert not (output / "_tmp").exists()
@@ -424,20 +430,20 @@ def test_a_relative_output_is_refused_inside_a_ray_job(
 
 
 @pytest.mark.slow
-def test_writing_fails_loudly(source: Path, model_path: Path, tmp_path: Path) -> None:
+def test_writing_fails_loudly(
+    source: Path, model_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A limit on file sizes: the first data shard over it stops the run; without the limit it goes on."""
     output = tmp_path / "out"
     config = write_config(tmp_path / "c.yaml", config_for(source, output, model_path, output={"shard_tokens": 400}))
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000));"
-        "from pipeline.cli import run_command; sys.exit(run_command('run', [sys.argv[1]]))"
-    )
-    limited = subprocess.run(
-        [*command("x")[:1], "-c", code, str(config)], capture_output=True, text=True, cwd=REPOSITORY
-    )
-    assert limited.returncode == 1
-    assert "cannot write" in limited.stderr
+
+    def limited() -> int:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        return run_command("run", [str(config)])
+
+    assert end_of(fork(limited)) == 1
+    assert "cannot write" in capfd.readouterr().err
     assert not (output / "_SUCCESS").exists()
     assert run_here(config_for(source, output, model_path, output={"shard_tokens": 400})).complete
 

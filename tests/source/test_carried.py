@@ -26,7 +26,7 @@ from pipeline.errors import OutputError, RequestError, SourceError
 from pipeline.output.carried import check_carried
 from pipeline.source import row_cursor
 from pipeline.source.carried_types import schema_of_records, schema_of_tables
-from pipeline.source.carried_values import carried_of_rows, carried_of_table
+from pipeline.source.carried_values import carried_of_rows, carried_of_table, fit
 from pipeline.source.row_cursor import RowCursor
 from pipeline.source.sample import IndexedSample
 
@@ -395,3 +395,16 @@ def test_a_group_is_read_once_for_all_units_that_it_serves(tmp_path: Path, monke
     assert opened == [[0], [1], [0], [1]]
     with pytest.raises(SourceError, match="it has no row 100"):
         cursor.take(rows(100))
+
+
+@pytest.mark.parametrize(
+    ("array", "kind"),
+    [
+        (pa.array([0.5, 0.1]), pa.float32()),
+        (pa.array([[0.5], [0.1]]), pa.list_(pa.float32())),
+        (pa.array([{"a": 0.1}]), pa.struct([("a", pa.float32())])),
+    ],
+)
+def test_a_value_that_would_not_come_back_equal_is_refused(array: pa.Array, kind: pa.DataType) -> None:
+    with pytest.raises(SourceError, match="not every value of double is one of float"):
+        fit(array, kind, "a.parquet: carried x")

@@ -151,3 +151,10 @@ def test_many_keys_are_found_in_buckets_on_disk(monkeypatch: pytest.MonkeyPatch)
     for keys, repeated in zip(parts, repeats_by_part(parts), strict=True):
         assert digests_in(repeated) == {key_digest(key) for key in keys if key in seen}
         seen.update(keys)
+
+
+def test_digests_that_differ_in_one_half_alone_are_two_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what a part repeats of itself is its own to tell."""
+    made = {"a": bytes(15) + b"1", "b": bytes(15) + b"2", "c": b"1" + bytes(15), "d": b"2" + bytes(15)}
+    monkeypatch.setattr(keys_module, "key_digest", made.__getitem__)
+    assert repeats_by_part([["a", "c", "a"], ["b", "d"], ["a"]]) == [b"", b"", made["a"]]

@@ -329,3 +329,28 @@ def test_an_estimate_of_a_manifest_is_of_all_its_records(name: str, write: Any, 
     total = sum(one.weight * len(one.samples) for one in draws.draws) / len(draws.draws)
     assert total == pytest.approx(200, rel=0.15)
     assert {one.status for each in draws.draws for one in each.samples} <= {"ok", "no_image"}
+
+
+def test_the_images_of_a_list_are_read_again_each_with_its_records_values(folder: Path) -> None:
+    """In the first record, too, where a mistake shifts all that follow."""
+    other = encoded(noise(30, 40))
+    inline = "data:image/png;base64," + base64.b64encode(other).decode()
+    rows: list[dict[str, Any]] = [
+        {"image": [VALUE, inline, "1.png"], "id": "a", "note": "of a"},
+        {"image": inline, "id": "b", "note": "of b"},
+        {"image": ["1.png", inline], "id": "c", "note": None},
+        {"image": "1.png", "id": "d", "note": "of d"},
+    ]
+    read = Read(write_jsonl(folder / "m.jsonl", rows), carry=("note",), key_column="id")
+    assert read.keys == ["a/0", "a/1", "a/2", "b", "c/0", "c/1", "d"]
+    assert read.bytes_again() == [PICTURE, other, PICTURE, other, PICTURE, other, PICTURE]
+    assert [row["note"] for row in read.carried()] == ["of a", "of a", "of a", "of b", None, None, "of d"]
+
+
+def test_a_key_that_can_be_none_is_a_reject(folder: Path) -> None:
+    rows = [{"image": "1.png", "id": key} for key in ("a", "", None, 7, 0.5, ["b"])] + [{"image": None, "id": ""}]
+    read = Read(write_json(folder / "m.json", rows), key_column="id")
+    bad = "missing_image"
+    assert read.statuses == ["ok", bad, bad, "ok", bad, bad, "no_image"]
+    assert read.keys == ["a", "m.json:1", "m.json:2", "7", "m.json:4", "m.json:5", "m.json:6"]
+    assert "record 2: its 'id' is empty" in str(read.samples[1].error)

@@ -307,6 +307,9 @@ def test_windows_over_a_tar_draw_every_sample_of_the_index_once(members: str, co
     path = tmp_path / "a.tar"
     drawing = Drawing(count=1, generator=random.Random(1), headers=Headers(), image_column=column, members=members)
     size = path.stat().st_size
-    for windows in ([(0, size)], [(0, BLOCKS), (BLOCKS, 5 * BLOCKS), (5 * BLOCKS, size)]):
+    headers = [sample.offset - 512 for sample in samples]
+    # Also so that a window ends where a header does: between it and its data.
+    close = [(headers[0], headers[1] + 512), (headers[1] + 512, size)]
+    for windows in ([(0, size)], [(0, BLOCKS), (BLOCKS, 5 * BLOCKS), (5 * BLOCKS, size)], close):
         drawn = [one.status for first, last in windows for one in samples_in_range(str(path), first, last, drawing)]
         assert Counter(drawn) == Counter(sample.status for sample in samples)

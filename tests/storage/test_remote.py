@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +26,14 @@ import torch
 from conftest import (
     IMAGES,
     REPOSITORY,
-    command,
     config_for,
     connected,
     embeddings,
     encoded,
     make_tar,
     run_here,
-    write_config,
+    run_in_a_fork,
+    run_two_at_once,
 )
 from doors import as_bytes, as_csv, as_json, as_jsonl, as_lists, as_paths, as_tar, fields_of
 from s3_server import BUCKET, Request, S3Server
@@ -71,25 +70,30 @@ def fetched(uri: str, place: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", [None, as_bytes, as_paths, as_lists, as_jsonl, as_tar, as_csv, as_json])
+@pytest.mark.parametrize("door", [as_bytes, as_paths, as_lists, as_jsonl, as_tar, as_csv, as_json])
 def test_every_door_in_object_storage_gives_the_same_embeddings(
     door: Any,
     images: dict[str, bytes],
-    folder: Path,
+    source: str,
     expected: list[bytes],
     model_path: Path,
     tmp_path: Path,
-    s3: S3Server,
 ) -> None:
-    s3_files().put(f"{folder}/", f"{BUCKET}/photos/", recursive=True)
-    uri, fields = f"{URI}/photos", {}
-    if door is not None:
-        (tmp_path / "in").mkdir()
-        source = door(images, RemotePath(uri), tmp_path / "in")
-        s3_files().put(f"{tmp_path / 'in'}/", f"{BUCKET}/in/", recursive=True)
-        uri = f"{URI}/in{str(source).removeprefix(str(tmp_path / 'in'))}"
-        fields = fields_of(door)
-    config = config_for(uri, Path("unused"), model_path, source=fields, output={"uri": f"{URI}/out"})
+    (tmp_path / "in").mkdir()
+    made = door(images, RemotePath(source), tmp_path / "in")
+    s3_files().put(f"{tmp_path / 'in'}/", f"{BUCKET}/in/", recursive=True)
+    uri = f"{URI}/in{str(made).removeprefix(str(tmp_path / 'in'))}"
+    summary = run_here(config_for(uri, tmp_path / "out", model_path, source=fields_of(door)))
+    assert summary.complete
+    assert summary.totals.units > 3
+    assert embeddings(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+def test_from_object_storage_to_object_storage(
+    source: str, expected: list[bytes], model_path: Path, tmp_path: Path
+) -> None:
+    config = s3_config(source, model_path)
     summary = run_here(config)
     assert summary.complete
     assert summary.totals.units > 3
@@ -608,11 +612,9 @@ def test_killed_between_its_publications(
     expected: list[bytes],
     model_path: Path,
     tmp_path: Path,
-    run_job: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     config, marker = s3_config(source, model_path), tmp_path / "fired"
-    path = write_config(tmp_path / "config.yaml", config)
-    assert run_job("jobs.run", path, VISIONBAKE_FAULT=f"{point}:kill@{marker}").returncode == -signal.SIGKILL
+    assert run_in_a_fork(config, VISIONBAKE_FAULT=f"{point}:kill@{marker}") == -signal.SIGKILL
     assert marker.exists()
     shard = s3_files().info(f"{BUCKET}/out/data/part-000000-0000.parquet")["LastModified"]
     assert not s3_files().exists(f"{BUCKET}/out/samples/part-000000-0000.parquet")
@@ -625,13 +627,7 @@ def test_killed_between_its_publications(
 def test_two_drivers_on_one_output(
     s3: S3Server, source: str, many_parts: None, expected: list[bytes], model_path: Path, tmp_path: Path
 ) -> None:
-    path = write_config(tmp_path / "config.yaml", s3_config(source, model_path))
-    twins = [
-        subprocess.Popen(command("jobs.run", path), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for _ in range(2)
-    ]
-    said = [twin.communicate(timeout=200)[0].decode() for twin in twins]
-    assert [twin.returncode for twin in twins] == [0, 0], said
+    run_two_at_once(s3_config(source, model_path))
     assert_whole(expected, tmp_path / "out")
 
 
