@@ -57,9 +57,35 @@ class Source(_Section):
     on_changed: Literal["fail", "reject"] = "fail"
 
 
+class Video(_Section):
+    """How clips are sampled and sized. What is null is the family's own (`index/video_sampling.py` writes it out)."""
+
+    sampler: Literal["transformers", "qwen_vl_utils"] = "transformers"
+    fps: float | None = Field(default=None, gt=0, le=1000, allow_inf_nan=False)
+    num_frames: int | None = Field(default=None, ge=1, le=1 << 20)
+    min_frames: int | None = Field(default=None, ge=1, le=1 << 20)
+    max_frames: int | None = Field(default=None, ge=2, le=1 << 20)
+    min_pixels: int | None = Field(default=None, ge=1)
+    max_pixels: int | None = Field(default=None, ge=1)
+    total_pixels: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Video:
+        if self.num_frames is not None:
+            for name in ("fps", "min_frames", "max_frames"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"num_frames and {name} exclude each other")
+        for low, high in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and most is not None and most < least:
+                raise ValueError(f"{high} ({most}) must be at least {low} ({least})")
+        return self
+
+
 class Preprocess(_Section):
     min_pixels: int = Field(default=3136, ge=1)
     max_pixels: int = Field(default=12_845_056, ge=784)
+    video: Video = Video()
 
     @model_validator(mode="after")
     def _ordered(self) -> Preprocess:
@@ -236,7 +262,7 @@ def _one_line(where: str, error: ValidationError) -> str:
         message = "is missing"
     else:
         message = f"{message[:1].lower()}{message[1:]}, not {first['input']!r}"[:300]
-        if first["type"] == "value_error" and first["loc"] in (("preprocess",), ("model",)):
+        if first["type"] == "value_error" and first["loc"] in (("preprocess",), ("preprocess", "video"), ("model",)):
             message = first["msg"].removeprefix("Value error, ")
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return f"{where}: {field}: {message}{more}"

@@ -3,6 +3,9 @@
 unknown  what bytes are that are no image
 headers  what an encoded image's header says
 changes  what became of planned files that are in another state
+video_rules     a family's and a sampler's rules, every default written out
+video_sampling  which frames of a clip are taken, and how large
+video_times     the frames of a span, and the times that a language model is told
 write    a part to its index, Parquet
 read     the columns that cutting needs, what an estimate needs, or some samples whole
 units    cut: a part's index to units, one output shard each
