@@ -4,6 +4,7 @@ unknown  what bytes are that are no image
 headers  what an encoded image's header says
 changes  what became of planned files that are in another state
 video_file      opening a video, and what an error says of its bytes
+video_entry     key frames from which decoding may begin
 video_header    frames, times, size and codec, by demuxing
 video_rules     a family's and a sampler's rules, every default written out
 video_sampling  which frames of a clip are taken, and how large

@@ -20,6 +20,7 @@ from .. import rejects
 from ..grid import Int64
 from ..rejects import Reject
 from .headers import MAX_SIDE
+from .video_entry import is_entry
 from .video_file import EBML, OpenVideo, VideoSource, open_video
 
 DEFAULT_FPS = 24.0  # transformers' own, where nothing is known
@@ -38,6 +39,7 @@ class VideoHeader:
         turns: quarter turns to the left that make a decoded frame as displayed, 0 to 3.
         pts_N: when each frame is shown, ascending, in units of `time_base`; empty where the file has no such times.
         frames: how many there are.
+        entries_K: the pts of frames from which decoding may begin: those that are shown later need nothing earlier.
         time_base: numerator and denominator of a second.
         zero: the pts that is second 0.
         fps: frames by seconds from the first one's begin to the last one's end.
@@ -51,6 +53,7 @@ class VideoHeader:
     turns: int
     frames: int
     pts_N: Int64 = field(repr=False)
+    entries_K: Int64 = field(repr=False)
     time_base: tuple[int, int]
     zero: int
     fps: float
@@ -85,7 +88,7 @@ def read_video_header(source: VideoSource) -> VideoHeader:
 
 
 class _Packets:
-    """What the packets say, one after the other, until the last one."""
+    """Facts that packets give, one after the other."""
 
     def __init__(self, stream: VideoStream) -> None:
         self._stream = stream
@@ -94,6 +97,7 @@ class _Packets:
         self._frame: VideoFrame | None = None
         self._codec = self._decoder.codec.canonical_name
         self._pts = array("q")
+        self._entries = array("q")
         self._untimed = 0
         self._begun = False
         self._headless = 0
@@ -111,6 +115,8 @@ class _Packets:
             return  # nothing can be made of what comes before the first key frame
         if self._frame is None:
             self._decode(packet)
+        if packet.pts is not None and packet.is_keyframe and is_entry(packet, self._decoder, self._codec):
+            self._entries.append(packet.pts)
         if packet.is_discard or is_hidden(packet, self._codec):
             return
         if packet.pts is None:
@@ -141,7 +147,7 @@ class _Packets:
             why = f" ({self._error.strerror})" if self._error else ""
             raise Reject(rejects.CORRUPT, f"none of its {count} frames can be decoded{why}")
         width, height, turns = _displayed(self._frame)
-        pts_N = np.unique(np.frombuffer(self._pts, np.int64)) if self._pts else np.empty(0, np.int64)
+        pts_N = np.unique(_int64(self._pts))
         name = container.format.name.partition(",")[0]
         if name in UNTIMED or len(pts_N) != count:
             pts_N = np.empty(0, np.int64)
@@ -156,6 +162,7 @@ class _Packets:
             turns=turns,
             frames=count,
             pts_N=pts_N,
+            entries_K=np.unique(_int64(self._entries)),
             time_base=(base.numerator, base.denominator),
             zero=_zero_of(container, self._stream),
             fps=fps,
@@ -163,7 +170,7 @@ class _Packets:
         )
 
     def _rate(self, count: int, base: float) -> tuple[float, float]:
-        """As torchcodec reports them, which scans a file as is done here."""
+        """Frames a second and seconds, by torchcodec's rule: it scans a file too."""
         numerator, denominator = self._stream.time_base.as_integer_ratio() if self._stream.time_base else (1, 1)
         seconds = 0.0
         if self._begin is not None and self._end is not None:
@@ -173,6 +180,10 @@ class _Packets:
         rate = self._stream.average_rate or self._stream.base_rate
         fps = float(rate) if rate else DEFAULT_FPS
         return fps, count / fps
+
+
+def _int64(values: array[int]) -> Int64:
+    return np.array(values, np.int64)
 
 
 def is_hidden(packet: av.Packet, codec: str) -> bool:

@@ -143,7 +143,7 @@ def clip_size(count: int, height: int, width: int, sampling: VideoSampling) -> t
         return _size_qwen3(count, height, width, sampling)
     assert sampling.total_pixels is not None
     ceiling = min(UTILS_MAX_TOKENS * sampling.factor**2, sampling.total_pixels / count * TEMPORAL)
-    return _size_utils(height, width, sampling.factor, low, min(high, max(ceiling, int(low * 1.05))))
+    return size_utils(height, width, sampling.factor, low, min(high, max(ceiling, int(low * 1.05))))
 
 
 def _size_qwen3(count: int, height: int, width: int, sampling: VideoSampling) -> tuple[int, int, str]:
@@ -165,8 +165,12 @@ def _size_qwen3(count: int, height: int, width: int, sampling: VideoSampling) ->
     return (*rounded, "none")
 
 
-def _size_utils(height: int, width: int, factor: int, low: int, high: float) -> tuple[int, int, str]:
-    """A side that its reference rounds down to nothing keeps one `factor`."""
+def size_utils(height: int, width: int, factor: int, low: int, high: float) -> tuple[int, int, str]:
+    """The size by qwen-vl-utils' rule; a side that it rounds down to nothing keeps one `factor`.
+
+    Raises:
+        ValueError: the aspect ratio is over 200.
+    """
     _check_ratio(height, width)
     rounded = [max(factor, round(side / factor) * factor) for side in (height, width)]
     area = rounded[0] * rounded[1]
