@@ -86,6 +86,46 @@ class Source(_Section):
     committed become rejects."""
 
 
+class Video(_Section):
+    """How clips are sampled and sized. What is null is the family's own (`index/video_sampling.py` writes it out)."""
+
+    sampler: Literal["transformers", "qwen_vl_utils"] = "transformers"
+    """Whose choice of frames and sizes: the family's own video processor, or the package qwen-vl-utils."""
+
+    fps: float | None = Field(default=None, gt=0, le=1000, allow_inf_nan=False)
+    """Frames taken of a second of film."""
+
+    num_frames: int | None = Field(default=None, ge=1, le=1 << 20)
+    """Frames taken of each clip, in place of fps."""
+
+    min_frames: int | None = Field(default=None, ge=1, le=1 << 20)
+    """The fewest frames that are taken of a clip."""
+
+    max_frames: int | None = Field(default=None, ge=2, le=1 << 20)
+    """The most frames that are taken of a clip."""
+
+    min_pixels: int | None = Field(default=None, ge=1)
+    """The least size, as the sampler counts it: of a frame, or of all frames together."""
+
+    max_pixels: int | None = Field(default=None, ge=1)
+    """The largest size, as the sampler counts it."""
+
+    total_pixels: int | None = Field(default=None, ge=1)
+    """qwen_vl_utils only: the budget of all frames of a clip together."""
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Video:
+        if self.num_frames is not None:
+            for name in ("fps", "min_frames", "max_frames"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"num_frames and {name} exclude each other")
+        for low, high in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and most is not None and most < least:
+                raise ValueError(f"{high} ({most}) must be at least {low} ({least})")
+        return self
+
+
 class Preprocess(_Section):
     min_pixels: int | None = Field(default=None, ge=1)
     """Smaller images are scaled up to it: height times width after resizing. null: the checkpoint's own, which is
@@ -93,6 +133,9 @@ class Preprocess(_Section):
 
     max_pixels: int | None = Field(default=None, ge=784)
     """Larger images are scaled down to it: the budget of tokens of one image. null: the checkpoint's own."""
+
+    video: Video = Video()
+    """How clips are sampled and sized."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Preprocess:

@@ -2,6 +2,12 @@
 
 headers  what an encoded image's header says
 changes  what became of planned files that are in another state
+video_file      opening a video, and what an error says of its bytes
+video_entry     key frames from which decoding may begin
+video_header    frames, times, size and codec, by demuxing
+video_rules     a family's and a sampler's rules, every default written out
+video_sampling  which frames of a clip are taken, and how large
+video_times     the frames of a span, and the times that a language model is told
 write    a part to its index, Parquet
 read     the columns that cutting needs, what an estimate needs, or some samples whole
 units    cut: a part's index to units, one output shard each

@@ -6,10 +6,11 @@ import hashlib
 import json
 from importlib import metadata
 
-from ..config_fields import Config
+from ..config_fields import Config, Video
 from .layout import SCHEMA_VERSION
 
-LATER_FIELDS: dict[str, object] = {"output.deepstack": True}  # of the configuration, with what was so before them
+# Fields of the configuration that outputs of earlier versions do not have, with what was so before them.
+LATER_FIELDS: dict[str, object] = {"output.deepstack": True, "preprocess.video": Video().model_dump()}
 _NO_DEFAULT = object()
 
 

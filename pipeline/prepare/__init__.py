@@ -3,5 +3,8 @@
 decode   encoded bytes to RGB pixels: the image policy
 guard    the same for bytes that may crash their decoder, or never let it return
 patches  pixels to patches: resize, cut
+video_decode  the frames of a video that are asked for, one at a time
+video         videos to patches, two frames each
+video_frames  frame images as one video
 unit     a whole unit, and what became of each sample
 """

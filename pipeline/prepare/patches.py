@@ -43,17 +43,23 @@ def resize(pixels: Uint8, height: int, width: int) -> Uint8:
     return planes.contiguous().numpy()
 
 
-def cut_patches(planes: Uint8, patch_size: int, merge_size: int, out_PC: Uint8) -> None:
+def cut_patches(
+    planes: Uint8, patch_size: int, merge_size: int, out_PC: Uint8, frame: int = 0, frames: int = 1
+) -> None:
     """Cuts [3, H, W] into patches, the merge_size² patches of a merged token together, channel before row.
 
     Rows of a patch move as one item of `patch_size` bytes, which is several times faster than moving bytes.
+
+    Args:
+        out_PC: uint8 [P, C], C = 3·frames·patch_size².
+        frame: which of the `frames` of a temporal patch it is; the others are left as they are.
     """
     height, width = planes.shape[1] // patch_size, planes.shape[2] // patch_size
     row = np.dtype(f"V{patch_size}")
     shape = (height // merge_size, merge_size, patch_size, width // merge_size, merge_size)
     source = planes.view(row).reshape(CHANNELS, *shape)
-    target = out_PC.view(row).reshape(shape[0], shape[3], merge_size, merge_size, CHANNELS, patch_size)
-    target[...] = source.transpose(1, 4, 2, 5, 0, 3)
+    target = out_PC.view(row).reshape(shape[0], shape[3], merge_size, merge_size, CHANNELS, frames, patch_size)
+    target[..., frame, :] = source.transpose(1, 4, 2, 5, 0, 3)
 
 
 def prepare_image(
