@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ..errors import DamagedPart, EncodeError, OutputError, RequestError, RunFailed, SourceError
 from ..output.fingerprint import version_of
-from .console import Interrupted, catch_signals, print_any_text
+from .console import Interrupted, catch_signals, print_any_text, say
 
 COMMANDS = {
     "run": "encode a source into an output; given again, it goes on where it stopped",
@@ -76,6 +76,8 @@ def run_command(name: str, arguments: list[str] | None = None) -> int:
         from .bench import run_bench
 
         return run_bench(sys.argv[1:] if arguments is None else arguments)
+    if name == "run" and "--json" not in (arguments or sys.argv):
+        say("reading the request")  # at once: what a run needs takes a second to load
     return run_module(name, load_command(name), arguments)
 
 

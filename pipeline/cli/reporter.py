@@ -12,6 +12,8 @@ from ..run.progress import Progress
 from .console import catch_signals, say, seconds_text
 
 TICK_SECONDS = 0.5
+COUNTED = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}{postfix}]"
+UNCOUNTED = "{desc}{n_fmt} images [{elapsed}{postfix}]"
 # Between two lines where there is no terminal: at first, and at most; in between a tenth of the time that has passed.
 SHORTEST_SECONDS, LONGEST_SECONDS = 2.0, 60.0
 
@@ -109,8 +111,9 @@ class Reporter:
     def _draw(self) -> None:
         done, total = self._shown
         if self._bar is None:
-            self._bar = tqdm(unit=" images", dynamic_ncols=True, leave=False)
+            self._bar = tqdm(dynamic_ncols=True, leave=False)
         self._bar.total, self._bar.n = total, done
+        self._bar.bar_format = COUNTED if total else UNCOUNTED
         self._bar.set_description_str(self._doing, refresh=False)
         self._bar.set_postfix_str(self._counts, refresh=False)
         self._bar.refresh()

@@ -36,6 +36,7 @@ class IndexArrays:
     Attributes:
         damaged: what is wrong with the part, and what came of that; "" where nothing is.
         left_alone: members that are no sample's, counted by extension.
+        of: how many parts the source had; 0 in an index of an earlier version.
     """
 
     width_N: npt.NDArray[np.int64]
@@ -47,6 +48,7 @@ class IndexArrays:
     damaged: str
     left_alone: Counter[str] = field(default_factory=Counter)
     is_lost: bool = False
+    of: int = 0
 
     @cached_property
     def byte_ends(self) -> npt.NDArray[np.int64]:
@@ -92,6 +94,7 @@ def _arrays_of(table: pa.Table) -> IndexArrays:
         damaged=facts["damaged"],
         left_alone=Counter(facts.get("left_alone")),
         is_lost=facts.get("is_lost", False),
+        of=facts.get("of", 0),
     )
 
 

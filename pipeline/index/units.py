@@ -2,7 +2,7 @@
 
 A unit is a run of consecutive samples of one part and becomes one output shard. It closes before the sample that would
 take it over `shard_tokens`, 16 384 samples, or 512 MiB of bytes to read; in Parquet before a row group that does not
-fit.
+fit. A small source, one of few parts, is cut finer, so that several encoders have work and a run shows how far it is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from .read import IndexArrays
 
 MAX_UNIT_SAMPLES = 16_384
 MAX_UNIT_BYTES = 512 << 20
+UNITS_OF_A_SOURCE = 16  # at least, where it has the tokens for units of this size
+FINE_UNIT_TOKENS = 1024
 _UNIT_ID = re.compile(r"([0-9]{6,9})-([0-9]{4,9})")
 
 
@@ -94,9 +96,21 @@ def cut_units(part: int, index: IndexArrays, geometry: Geometry, shard_tokens: i
     ]
 
 
+def _fine(part_tokens: int, parts: int) -> int:
+    """Tokens of a unit of a small source.
+
+    A function of the source alone, and not of the number of encoders, as bits depend on how units are cut. `parts` was
+    written down when the part was indexed, so a source that grows later changes nothing.
+    """
+    if not 0 < parts < UNITS_OF_A_SOURCE:
+        return part_tokens + 1
+    return max(FINE_UNIT_TOKENS, -(-part_tokens * parts // UNITS_OF_A_SOURCE))
+
+
 def cut_ends(index: IndexArrays, tokens_N: npt.NDArray[np.int64], shard_tokens: int) -> list[int]:
     """Returns the end index of each unit in a part. Lists and bisection: a tenth of the time that arrays take here."""
     token_ends: list[int] = offsets(tokens_N).tolist()
+    shard_tokens = min(shard_tokens, _fine(token_ends[-1], index.of))
     byte_ends, starts = index.byte_ends, index.group_starts
     total = len(tokens_N)
     ends: list[int] = []

@@ -85,7 +85,7 @@ def index_part(
         kept = replace(part, files=tuple(file for file in part.files if not file.fate))
         lost = _lost_whole(part)
         samples = iter(()) if lost else _samples(part, columns, facts)
-        about = IndexedFacts(damaged=lost, is_lost=bool(lost), digest=part_digest(kept))
+        about = IndexedFacts(damaged=lost, is_lost=bool(lost), digest=part_digest(kept), of=part.of)
         count, damage = _write(path, samples, facts, about)
         if damage is not None:
             if on_damaged == "fail":
@@ -106,11 +106,13 @@ class IndexedFacts:
         damaged: what is wrong with it, and what came of that, or "".
         is_lost: whether that is because its file is gone, which was accepted.
         digest: see `changes.part_digest`.
+        of: how many parts the source had when this one was read: one of few is cut finer.
     """
 
     damaged: str = ""
     is_lost: bool = False
     digest: str = ""
+    of: int = 0
 
 
 def _lost_whole(part: Part) -> str:

@@ -52,6 +52,7 @@ class Part:
 
     Attributes:
         members: the rule by which a tar's members form samples (`tar_samples`), decided when the source was planned.
+        of: how many parts its source has, when it is read.
     """
 
     number: int
@@ -59,3 +60,4 @@ class Part:
     root: str
     files: tuple[SourceFile, ...]
     members: str = "grouped"
+    of: int = 0

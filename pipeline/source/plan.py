@@ -105,7 +105,14 @@ class Plan:
         states = self.states.between(rows[0]["path"], rows[-1]["path"])
         files = tuple(as_now(SourceFile(**row), states.get(row["path"])) for row in rows)
         planned = self.planned
-        return Part(number=number, format=planned.format, root=planned.root, files=files, members=planned.members)
+        return Part(
+            number=number,
+            format=planned.format,
+            root=planned.root,
+            files=files,
+            members=planned.members,
+            of=self.num_parts,
+        )
 
     def _list_path(self, start: int) -> AnyPath:
         return self.lists_folder / f"parts-{start:06d}.parquet"

@@ -61,3 +61,22 @@ def test_what_lies_between_samples_of_a_tar_is_read_and_counts() -> None:
 def test_row_groups_are_not_cut_unless_they_are_too_large(size: int, cuts: list[int]) -> None:
     groups = np.arange(10) // size
     assert ends(index(10, group_N=groups), shard_tokens=4) == cuts
+
+
+@pytest.mark.parametrize(
+    ("parts", "tokens", "units"),
+    [
+        (1, 100_000, 17),  # images of 100 tokens do not fill 6250
+        (3, 100_000, 6),  # 18 in all
+        (15, 100_000, 2),
+        (16, 100_000, 1),  # no small source
+        (0, 100_000, 1),  # an index of an earlier version
+        (1, 5_000, 5),  # units of 1024 tokens at least
+        (1, 900, 1),
+    ],
+)
+def test_a_small_source_is_cut_finer(parts: int, tokens: int, units: int) -> None:
+    one = index(tokens // 100, of=parts)
+    found = ends(one, [100] * len(one.length_N))
+    assert len(found) == units
+    assert ends(one, [100] * len(one.length_N), shard_tokens=300)[:2] == [3, 6][: len(found) + 1]
