@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--photos", type=Path, help="a folder of photos; without it those that are shipped")
     parser.add_argument("--model", default=None, help="of `encoder`: random:wide on a CPU, random:7b on a GPU")
     parser.add_argument("--dtype", default=None, choices=("bfloat16", "float32"), help="of `encoder`")
+    parser.add_argument("--grid", help="of `encoder` on a CPU: one image of so many patches, 48x60")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", metavar="FILE", nargs="?", const="-", help="write the results as JSON")
     parser.add_argument("--samples", type=int, help=argparse.SUPPRESS)  # of the driver's memory measurement

@@ -22,7 +22,7 @@ from pipeline.tower.tower import Tower
 SEED = 7
 SHIPPED_PHOTOS = Path("tests/data/photos")
 MIN_PIXELS, MAX_PIXELS = 3136, 1_003_520
-PATCH, FACTOR = 14, 28
+PATCH = 14
 UNIT_TOKENS, PACK_PATCHES = 65_536, 32_768
 MATRIX_SIDE = {"cuda": 8192, "cpu": 2048}
 CPU_PATCHES = 4000
@@ -39,7 +39,7 @@ GEOMETRY = Geometry(
 )
 
 
-def log_normal_grids(count: int, median_mpx: float = 0.5, sigma: float = 0.5) -> list[Grid]:
+def log_normal_grids(count: int, median_mpx: float = 0.5, sigma: float = 0.5, patch: int = PATCH) -> list[Grid]:
     """Grids of photos with log-normal areas and common aspect ratios, capped at MAX_PIXELS. Seeded."""
     generator = np.random.default_rng(SEED)
     areas = np.exp(generator.normal(np.log(median_mpx * 1e6), sigma, count))
@@ -47,8 +47,8 @@ def log_normal_grids(count: int, median_mpx: float = 0.5, sigma: float = 0.5) ->
     grids: list[Grid] = []
     for area, ratio in zip(areas.tolist(), ratios.tolist(), strict=True):
         height, width = round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
-        height, width, _ = smart_resize(height, width, FACTOR, MIN_PIXELS, MAX_PIXELS)
-        grids.append((1, height // PATCH, width // PATCH))
+        height, width, _ = smart_resize(height, width, 2 * patch, MIN_PIXELS, MAX_PIXELS)
+        grids.append((1, height // patch, width // patch))
     return grids
 
 
@@ -74,17 +74,29 @@ def mixes() -> dict[str, list[list[Grid]]]:
 
 
 def useful_flops(grids: Sequence[Grid], tower: Tower) -> float:
-    """Multiply-adds counted twice: linear layers, patch embedding of one frame, attention, merger; no padding."""
+    """Multiply-adds counted twice: linear layers, patch embedding of one frame, attention, mergers; no padding."""
     config = tower.config
-    width, merged = config.width, config.width * config.merge_size**2
-    full = len(config.full_attention_blocks)
-    linear = config.depth * (4 * width**2 + 3 * width * config.intermediate)
-    merger = (merged**2 + merged * config.out_width) / config.merge_size**2
-    total = 2.0 * patches_of(grids) * (linear + tower.patch_weight_still.numel() + merger)
-    for grid in grids:
-        frame = full * grid[0] * (grid[1] * grid[2]) ** 2
-        total += 4.0 * width * ((config.depth - full) * window_pairs(grid, tower) + frame)
+    width, merged = config.width, config.merged_width
+    matrices = 3 if config.activation == "silu_gated" else 2
+    linear = config.depth * (4 * width**2 + matrices * width * config.intermediate)
+    mergers = (1 + config.streams) * (merged**2 + merged * config.out_width) / config.merge_size**2
+    linear_flops = 2.0 * patches_of(grids) * (linear + tower.patch_weight_still.numel() + mergers)
+    return linear_flops + attention_flops(grids, tower)
+
+
+def attention_flops(grids: Sequence[Grid], tower: Tower) -> float:
+    """The part of the useful arithmetic that is attention's."""
+    config = tower.config
+    full = sum(map(config.attends_fully, range(config.depth)))
+    total = full * frame_flops(grids, tower)
+    if full < config.depth:
+        total += 4.0 * config.width * (config.depth - full) * sum(window_pairs(grid, tower) for grid in grids)
     return total
+
+
+def frame_flops(grids: Sequence[Grid], tower: Tower) -> float:
+    """Attention over whole frames in one block."""
+    return 4.0 * tower.config.width * sum(t * (h * w) ** 2 for t, h, w in grids)
 
 
 def window_pairs(grid: Grid, tower: Tower) -> float:
@@ -105,10 +117,10 @@ def seconds_of(calls: dict[str, Call], repeats: int, device: torch.device) -> di
 
 
 def _timed(call: Call, device: torch.device) -> float:
-    if device.type != "cuda":
-        started = time.perf_counter()
+    if device.type != "cuda":  # one thread's own time: what else the machine does meets it less
+        started = time.thread_time()
         call()
-        return time.perf_counter() - started
+        return time.thread_time() - started
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     first.record()
@@ -125,9 +137,12 @@ class Packs:
         generator = torch.Generator().manual_seed(SEED)
         self.tower, self.packs = tower, packs
         self.plans = [tower.plan(grids) for grids in packs]
+        values = tower.patch_weight_still.shape[1]
         self.patches = [
             [
-                torch.randint(0, 256, (patches_of(grids), 588), dtype=torch.uint8, generator=generator).to(tower.device)
+                torch.randint(0, 256, (patches_of(grids), values), dtype=torch.uint8, generator=generator).to(
+                    tower.device
+                )
                 for grids in packs
             ]
             for _ in range(3 if tower.device.type == "cuda" else 1)

@@ -81,6 +81,6 @@ def packs_of(
     chosen: list[tuple[int, int, int]] = []
     while sum(t * h * w for t, h, w in chosen) < (PACKS + 1) * budget:
         chosen.append(grids[int(generator.integers(len(grids)))])
-    sizes = [Size(patches=t * h * w, frame_patches=h * w, linear_patches=linear_patches) for t, h, w in chosen]
-    packs = [[chosen[image] for image in pack] for pack in pack_images(sizes, budget)]
+    sizes = [Size(patches=t * h * w, frame_patches=h * w) for t, h, w in chosen]
+    packs = [[chosen[image] for image in pack] for pack in pack_images(sizes, budget, linear_patches)]
     return [packs[int(number)] for number in generator.permutation(len(packs))]

@@ -2,8 +2,7 @@
 
 First-fit-decreasing fills packs to the budget; the same number of packs is then balanced by cost (longest first onto
 the cheapest pack that still has room), so that no unit ends in one small pack that leaves the device idle. Cost of a
-frame of N patches is N + N² / L: the linear layers against full attention, where L (`TowerConfig.linear_patches`) is
-the number of patches at which both cost the same.
+frame of N patches is N + N² / `linear_patches`: the linear layers against full attention, see `TowerConfig`.
 
 First-fit is found through a tree of free room, O(N log N) for N images.
 """
@@ -18,15 +17,13 @@ from ..tower.config import LINEAR_PATCHES
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """An image's size to the packer: patches in all, and of one frame; `linear_patches` of the tower."""
+    """An image's size to the packer: patches in all, and patches of one frame."""
 
     patches: int
     frame_patches: int
-    linear_patches: int = LINEAR_PATCHES
 
-    @property
-    def cost(self) -> float:
-        return self.patches * (1 + self.frame_patches / self.linear_patches)
+    def cost(self, linear_patches: int) -> float:
+        return self.patches * (1 + self.frame_patches / linear_patches)
 
 
 def first_fit_decreasing(sizes: list[int], budget: int) -> list[list[int]]:
@@ -58,26 +55,28 @@ def first_fit_decreasing(sizes: list[int], budget: int) -> list[list[int]]:
     return alone + packs
 
 
-def pack_images(sizes: list[Size], budget: int) -> list[list[int]]:
+def pack_images(sizes: list[Size], budget: int, linear_patches: int = LINEAR_PATCHES) -> list[list[int]]:
     """Chooses the forwards of one unit.
 
     Args:
         sizes: of the unit's distinct images, in order.
         budget: patches per forward. A larger image runs alone.
+        linear_patches: of the tower: patches of a frame whose full attention costs as much as everything else.
 
     Returns:
         Lists of indices into `sizes`, each in increasing order; every index exactly once.
     """
     packs = first_fit_decreasing([size.patches for size in sizes], budget)
     shared = [pack for pack in packs if sizes[pack[0]].patches <= budget]
-    balanced = _balance(shared, sizes, budget)
+    costs = [size.cost(linear_patches) for size in sizes]
+    balanced = _balance(shared, sizes, costs, budget)
     alone = [pack for pack in packs if sizes[pack[0]].patches > budget]
     return alone + [sorted(pack) for pack in (balanced or shared)]
 
 
-def _balance(packs: list[list[int]], sizes: list[Size], budget: int) -> list[list[int]] | None:
+def _balance(packs: list[list[int]], sizes: list[Size], costs: list[float], budget: int) -> list[list[int]] | None:
     """The same images over the same number of packs, evened out; None where the budget leaves no room to."""
-    indices = sorted((index for pack in packs for index in pack), key=lambda index: (-sizes[index].cost, index))
+    indices = sorted((index for pack in packs for index in pack), key=lambda index: (-costs[index], index))
     heap = [(0.0, number, 0) for number in range(len(packs))]  # cost, pack, patches
     heapify(heap)
     result: list[list[int]] = [[] for _ in packs]
@@ -88,7 +87,7 @@ def _balance(packs: list[list[int]], sizes: list[Size], budget: int) -> list[lis
         if not heap:
             return None
         cost, number, patches = heap[0]
-        heapreplace(heap, (cost + sizes[index].cost, number, patches + sizes[index].patches))
+        heapreplace(heap, (cost + costs[index], number, patches + sizes[index].patches))
         result[number].append(index)
         for entry in full:
             heappush(heap, entry)

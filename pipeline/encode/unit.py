@@ -80,11 +80,10 @@ class UnitEncoder:
             EncodeError: one image does not fit on the device alone, or a value does not fit the stored dtype.
         """
         config = self.tower.config
-        linear = config.linear_patches
-        sizes = [Size(patches=t * h * w, frame_patches=h * w, linear_patches=linear) for t, h, w in prepared.grids]
+        sizes = [Size(patches=t * h * w, frame_patches=h * w) for t, h, w in prepared.grids]
         tokens = np.array([size.patches // config.merge_size**2 for size in sizes], np.int64)
         ends_N = np.cumsum(tokens)
-        packs = pack_images(sizes, self.max_patches)
+        packs = pack_images(sizes, self.max_patches, config.linear_patches)
         with self._turn:
             started = time.perf_counter()
             torch.set_num_threads(self.threads)  # here, because it is a property of the calling thread

@@ -19,7 +19,7 @@ from ..process import DaemonThreads
 from ..storage.files import absolute_uri
 from ..storage.location import check_location
 from .config import INDEX_NAME, read_json, read_preprocessor, tower_config
-from .tensors import PREFIXES, TORCH_DTYPES, Piece, Pieces, find_tensors, header_entry, open_file, quantisation_of
+from .tensors import PREFIXES, TORCH_DTYPES, Piece, Pieces, find_tensors, header_entry, open_file, quantization_of
 
 if TYPE_CHECKING:
     import torch  # imported where tensors are read: `plan` and `status` need their headers only
@@ -57,7 +57,7 @@ class Checkpoint:
         self.config = config if deepstack else replace(config, deepstack_blocks=())
         self._tensors: Pieces = {}
         if weights or not on_hub:
-            self._tensors = find_tensors(self.folder, self.config, quantisation_of(tree), path)
+            self._tensors = find_tensors(self.folder, self.config, quantization_of(tree), path)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields our name and tensor, on the CPU and in the checkpoint's dtype, file by file."""

@@ -22,8 +22,8 @@ from .families.family import QKV, split_names
 # On the Hub, and as transformers 5 saves.
 PREFIXES = ("model.visual.", "visual.", "thinker.visual.", "thinker.model.visual.")
 TORCH_DTYPES = {"BF16": "torch.bfloat16", "F16": "torch.float16", "F32": "torch.float32"}
-# What stands beside, or instead of, a weight that is quantised: AWQ and GPTQ, FP8, compressed-tensors, bitsandbytes.
-QUANTISED = (
+# What stands beside, or instead of, a weight that is quantized: AWQ and GPTQ, FP8, compressed-tensors, bitsandbytes.
+QUANTIZED = (
     "qweight",
     "qzeros",
     "scales",
@@ -52,11 +52,11 @@ def find_tensors(folder: Path, config: TowerConfig, scheme: str, path: str) -> P
     """Where each of the tower's tensors lies, by our name for it.
 
     Args:
-        scheme: how the checkpoint says that it is quantised, "" if it does not.
+        scheme: how the checkpoint says that it is quantized, "" if it does not.
         path: what the user calls the checkpoint.
 
     Raises:
-        RequestError: a tensor is missing, misshapen or quantised, or the index is wrong.
+        RequestError: a tensor is missing, misshapen or quantized, or the index is wrong.
     """
     names = _stored_names(folder, path)
     found = {
@@ -117,33 +117,33 @@ def _pieces(name: str, found: Mapping[str, Piece], config: TowerConfig, scheme: 
     for pieces in candidates:
         if all(piece in found for piece in pieces):
             for piece in pieces:
-                _refuse_quantised(piece, found, scheme, path)
+                _refuse_quantized(piece, found, scheme, path)
             return tuple(found[piece] for piece in pieces)
     missing = next(piece for piece in candidates[0] if piece not in found)
-    _refuse_quantised(missing, found, scheme, path)
+    _refuse_quantized(missing, found, scheme, path)
     raise RequestError(f"model.path: {path}: tensor visual.{missing} is missing")
 
 
-def _refuse_quantised(name: str, found: Mapping[str, Piece], scheme: str, path: str) -> None:
-    """Raises RequestError: what a quantisation keeps of a weight stands where the weight is, or should be."""
+def _refuse_quantized(name: str, found: Mapping[str, Piece], scheme: str, path: str) -> None:
+    """Raises RequestError: what a quantization keeps of a weight stands where the weight is, or should be."""
     module, _, kind = name.rpartition(".")
     if kind == "weight":
-        for suffix in QUANTISED:
+        for suffix in QUANTIZED:
             if f"{module}.{suffix}" in found:
-                raise _quantised(f"{module}.{suffix} stands beside it", name, scheme, path)
+                raise _quantized(f"{module}.{suffix} stands beside it", name, scheme, path)
 
 
-def _quantised(what: str, name: str, scheme: str, path: str) -> RequestError:
+def _quantized(what: str, name: str, scheme: str, path: str) -> RequestError:
     by = f" ({scheme})" if scheme else ""
     return RequestError(
-        f"model.path: {path}: tensor visual.{name} is quantised{by}: {what}; quantized towers are not supported, take "
+        f"model.path: {path}: tensor visual.{name} is quantized{by}: {what}; quantized towers are not supported, take "
         "a checkpoint whose vision tower is whole"
     )
 
 
 def _check(header: Any, piece: Piece, shape: tuple[int, ...], scheme: str, path: str) -> None:
     if header.get_dtype() not in TORCH_DTYPES:
-        raise _quantised(f"it is {header.get_dtype()}", piece.name, scheme, path)
+        raise _quantized(f"it is {header.get_dtype()}", piece.name, scheme, path)
     if tuple(header.get_shape()) != shape:
         raise RequestError(
             f"model.path: {path}: tensor visual.{piece.name} is {list(header.get_shape())}, config.json says "
@@ -151,8 +151,8 @@ def _check(header: Any, piece: Piece, shape: tuple[int, ...], scheme: str, path:
         )
 
 
-def quantisation_of(config: Mapping[str, Any]) -> str:
-    """How a checkpoint says that it is quantised, "" where it does not."""
+def quantization_of(config: Mapping[str, Any]) -> str:
+    """How a checkpoint says that it is quantized, "" where it does not."""
     for tree in (config, config.get("text_config"), config.get("thinker_config")):
         scheme = tree.get("quantization_config") if isinstance(tree, dict) else None
         if isinstance(scheme, dict):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.encode.pack import Size, first_fit_decreasing, pack_images
+from pipeline.tower.random_tower import SIZES
 
 
 def sizes_of(patches: list[int]) -> list[Size]:
@@ -81,6 +82,18 @@ def test_packs_are_balanced_as_a_scan_would() -> None:
         balanced += expected is not None
         assert packs == (expected or [sorted(pack) for pack in first_fit_decreasing(patches, 8 * unit)])
     assert 10 < balanced < 40
+
+
+def test_what_attention_costs_is_the_towers() -> None:
+    """Where every block attends to whole frames, attention is as dear as the rest at a ninth of the patches."""
+    assert {SIZES[size].linear_patches for size in ("tiny", "3b", "7b")} == {63_000}  # packs of earlier versions
+    assert SIZES["qwen3_vl_8b"].linear_patches == pytest.approx(7000, rel=0.1)
+    assert SIZES["qwen2_vl_7b"].linear_patches == pytest.approx(7900, rel=0.1)
+    sizes = sizes_of([8000, *[2000] * 8])
+    windows, whole = (pack_images(sizes, 16_000, SIZES[size].linear_patches) for size in ("7b", "qwen3_vl_8b"))
+    assert windows != whole
+    costs = [sum(sizes[image].cost(SIZES["qwen3_vl_8b"].linear_patches) for image in pack) for pack in whole]
+    assert max(costs) < 1.35 * min(costs)
 
 
 def test_an_image_over_the_budget_runs_alone() -> None:

@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import RequestError
 from pipeline.tower.checkpoint import Checkpoint
-from pipeline.tower.config import INDEX_NAME, tower_config
-from pipeline.tower.random_tower import write_random_checkpoint
+from pipeline.tower.config import INDEX_NAME, MAX_PIXELS, MIN_PIXELS, tower_config
+from pipeline.tower.families import MODEL_TYPES
+from pipeline.tower.random_tower import SIZES, write_random_checkpoint
+from pipeline.tower.tensors import PREFIXES
 
 
 @pytest.fixture
@@ -117,7 +121,7 @@ def test_defaults_of_what_old_checkpoints_leave_out(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model_type": "qwen2_vl"}, "embed_dim is missing"),
+        ({"model_type": "qwen2_vl"}, "hidden_act is 'silu', not 'quick_gelu'"),
         ({"model_type": "qwen9_vl"}, "type 'qwen9_vl'; Qwen types that this version knows are qwen2_vl, qwen2_5_vl"),
         ({"model_type": "llama", "vision_config": None}, "type 'llama'"),
         ({"vision_config": None}, "no vision_config"),
@@ -161,12 +165,207 @@ def test_another_mean_is_used(copy: Path) -> None:
     assert Checkpoint(str(copy)).config.image_mean == (0.5, 0.5, 0.5)
 
 
-def test_a_quantized_tower_is_refused(copy: Path) -> None:
+# `random:tiny` and `random:small`, as the version before there were other families took them.
+EARLIER = {
+    "tiny": "c465b597daccb81046094fdc508808a72070e0be225de71c7e0b76fc851a9af1",
+    "small": "937b5f0edcffcb5f19b7fbf11c48c1d041d762bace727543f74ed1e34868fd6c",
+}
+
+
+@pytest.mark.parametrize("size", EARLIER)
+def test_the_digests_of_earlier_versions_stand(size: str, tmp_path: Path) -> None:
+    """An output that an earlier version began goes on: what its checkpoint is must not have another name."""
+    write_random_checkpoint(tmp_path, SIZES[size])
+    assert Checkpoint(str(tmp_path)).sha256() == EARLIER[size]
+    edit(tmp_path / "preprocessor_config.json", min_pixels=None, max_pixels=50_176)  # pinned by the configuration
+    assert Checkpoint(str(tmp_path)).sha256() == EARLIER[size]
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    @cache
+    def write(model_type: str) -> Path:
+        folder = tmp_path_factory.mktemp(model_type)
+        config = SIZES[f"{model_type}_tiny"]
+        streams = config.deepstack_blocks[:2]
+        write_random_checkpoint(folder, replace(config, depth=2, deepstack_blocks=streams, out_width=16))
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_prefix_of_every_type_is_the_same_tower(
+    model_type: str, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    first = Checkpoint(str(written(model_type)))
+    assert first.config.model_type == model_type
+    for prefix in PREFIXES:
+        write_random_checkpoint(tmp_path, first.config, prefix=prefix)
+        assert Checkpoint(str(tmp_path)).sha256() == first.sha256()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "part"),
+    [("qwen2_5_omni", "_thinker"), ("qwen3_omni_moe", "_thinker"), ("qwen3_vl", "_vision"), ("qwen2_vl", "_vision")],
+)
+def test_a_part_that_was_saved_by_itself(
+    model_type: str, part: str, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(written(model_type), tmp_path / "part"))
+    tree = json.loads((folder / "config.json").read_text())
+    tree = tree.get("thinker_config", tree)
+    tree = tree["vision_config"] if part == "_vision" else tree
+    (folder / "config.json").write_text(json.dumps(tree | {"model_type": model_type + part}))
+    assert Checkpoint(str(folder)).config == Checkpoint(str(written(model_type))).config
+
+
+def test_queries_keys_and_values_may_be_one_tensor_or_three(written: Callable[[str], Path], tmp_path: Path) -> None:
+    apart = Checkpoint(str(written("qwen2_5_omni")))
+    assert any(name.endswith("attn.k.weight") for name, _ in apart.stored_tensors())
+    write_random_checkpoint(tmp_path, replace(apart.config, model_type="qwen2_5_vl"))
+    fused = Checkpoint(str(tmp_path))
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(apart.tensors(), fused.tensors(), strict=True))
+    assert apart.sha256() == fused.sha256()
+    edit(tmp_path / "config.json", model_type="qwen2_5_omni")  # one tensor, although the type has three
+    assert Checkpoint(str(tmp_path)).sha256() == fused.sha256()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "fields"),
+    [
+        ("qwen2_vl", {"mlp_ratio": None}, {"intermediate": 640}),
+        ("qwen3_vl", {"num_position_embeddings": None, "deepstack_visual_indexes": [0, 1]}, {"positions": 2304}),
+        ("qwen3_5", {"deepstack_visual_indexes": None}, {"deepstack_blocks": ()}),
+        ("qwen3_omni_moe", {"image_size": 512}, {"positions": 1024}),
+        ("qwen3_omni_moe", {"image_size": None}, {"positions": 2304}),
+        ("qwen3_vl", {"patch_size": None}, {"patch_size": 16}),
+        ("qwen3_5", {"rope_parameters": {"rope_type": "axial", "rope_theta": 10000.0}}, {}),
+    ],
+)
+def test_what_real_configurations_leave_out(
+    model_type: str, changes: dict[str, object], fields: dict[str, object], written: Callable[[str], Path]
+) -> None:
+    folder = written(model_type)
+    tree = json.loads((folder / "config.json").read_text())
+    vision = tree.get("thinker_config", tree)["vision_config"]
+    for name, value in changes.items():
+        vision[name] = value
+    vision = {name: value for name, value in vision.items() if value is not None}
+    expected = replace(Checkpoint(str(folder)).config, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, **fields)
+    assert tower_config({"model_type": model_type, "vision_config": vision}, {}, "it") == expected
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "limits"),
+    [
+        ({}, (3136, 1_003_520)),
+        ({"size": {"shortest_edge": 65_536, "longest_edge": 16_777_216}}, (65_536, 16_777_216)),
+        ({"size": {"min_pixels": 5000, "max_pixels": 70_000}}, (5000, 70_000)),
+        ({"min_pixels": 4000, "max_pixels": 80_000, "size": {"longest_edge": 9}}, (4000, 80_000)),
+        ({"min_pixels": None, "max_pixels": None, "size": {"longest_edge": 90_000}}, (3136, 90_000)),
+    ],
+)
+def test_the_checkpoints_own_pixel_limits(
+    preprocessor: dict[str, object], limits: tuple[int, int], written: Callable[[str], Path]
+) -> None:
+    tree = json.loads((written("qwen3_vl") / "config.json").read_text())
+    config = tower_config(tree, preprocessor, "it")
+    assert (config.min_pixels, config.max_pixels) == limits
+    assert (config.factor, config.image_mean, config.image_std) == (32, (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(RequestError, match="max_pixels is 'many', not an area"):
+        tower_config(tree, {"max_pixels": "many"}, "it")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "says"),
+    [
+        ("qwen3_vl", {"deepstack_visual_indexes": [1, 0]}, "not in increasing order"),
+        ("qwen3_vl", {"deepstack_visual_indexes": [0, 2]}, "not one of a Qwen3-VL tower"),
+        ("qwen3_vl", {"deepstack_visual_indexes": 1}, "not a list of block numbers"),
+        ("qwen3_5", {"deepstack_visual_indexes": [1]}, "in a type that has none"),
+        ("qwen3_5", {"num_position_embeddings": 2000}, "2000, not a square"),
+        ("qwen3_vl", {"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu', not 'gelu_pytorch_tanh'"),
+        ("qwen2_vl", {"embed_dim": None}, "embed_dim is missing"),
+        ("qwen2_vl", {"hidden_act": "gelu"}, "hidden_act is 'gelu', not 'quick_gelu'"),
+        ("qwen3_vl", {"rope_parameters": {"rope_theta": 5000.0}}, "rope_theta must be 10000"),
+        ("qwen3_vl", {"num_heads": 5}, "not one of a Qwen3-VL tower"),
+    ],
+)
+def test_a_wrong_config_of_another_family_is_named(
+    model_type: str, changes: dict[str, object], says: str, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(written(model_type), tmp_path / "model"))
+    edit(folder / "config.json", **{f"vision_config__{name}": value for name, value in changes.items()})
+    with pytest.raises(RequestError, match=says):
+        Checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("model_type", ["qwen9_vl", "qwen3_vl_next", "llava", None, 7])
+def test_a_type_that_is_not_known_is_named_with_those_that_are(model_type: object) -> None:
+    with pytest.raises(RequestError) as error:
+        tower_config({"model_type": model_type, "vision_config": {}}, {}, "it")
+    assert repr(model_type) in str(error.value)
+    assert all(known in str(error.value) for known in MODEL_TYPES)
+    assert ("Qwen types that this version knows are" in str(error.value)) == str(model_type).startswith("qwen")
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Rewrites a checkpoint of one shard, and its index."""
+    (file,) = folder.glob("*.safetensors")
+    tensors = change(load_file(file))
+    save_file(tensors, file)
+    (folder / INDEX_NAME).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, file.name)}))
+
+
+SCHEMES = {
+    "awq": ["qweight", "qzeros", "scales"],
+    "gptq": ["qweight", "qzeros", "scales", "g_idx"],
+    "fp8": ["weight_scale_inv"],
+    "compressed-tensors": ["weight_packed", "weight_scale"],
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_quantized_language_model_beside_a_whole_tower(
+    scheme: str, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(written("qwen3_vl"), tmp_path / "model"))
+    whole = Checkpoint(str(folder)).sha256()
+    name = "model.language_model.layers.0.mlp.up_proj"
+    language = {f"{name}.{kind}": torch.zeros(4, 4, dtype=torch.int32) for kind in SCHEMES[scheme]}
+    change_tensors(folder, lambda tensors: tensors | language)
+    edit(folder / "config.json", quantization_config={"quant_method": scheme, "modules_to_not_convert": ["visual"]})
+    assert Checkpoint(str(folder)).sha256() == whole
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_tower_quantized_in_any_way_is_refused(
+    scheme: str, kept: bool, written: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """By what stands beside the weight, or in its place."""
+    folder = Path(shutil.copytree(written("qwen3_vl"), tmp_path / "model"))
+    name = "model.visual.blocks.1.mlp.linear_fc1"
+
+    def quantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weight = tensors.pop(f"{name}.weight")
+        tensors |= {f"{name}.{kind}": torch.zeros(4, 4, dtype=torch.int32) for kind in SCHEMES[scheme]}
+        return tensors | ({f"{name}.weight": weight.to(torch.float8_e4m3fn)} if kept else {})
+
+    change_tensors(folder, quantize)
+    edit(folder / "config.json", quantization_config={"quant_method": scheme})
+    with pytest.raises(RequestError, match=rf"visual.blocks.1.mlp.linear_fc1.weight is quantized \({scheme}\)"):
+        Checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.uint8])
+def test_a_weight_of_another_dtype_is_refused(dtype: torch.dtype, copy: Path) -> None:
     name = "visual.blocks.1.mlp.up_proj.weight"
     file = copy / json.loads((copy / INDEX_NAME).read_text())["weight_map"][name]
     tensors = load_file(file)
-    save_file(tensors | {name: tensors[name].to(torch.int8)}, file)
-    with pytest.raises(RequestError, match=rf"{name} is I8"):
+    save_file(tensors | {name: tensors[name].to(dtype)}, file)
+    with pytest.raises(RequestError, match=rf"{name} is quantized: it is (I8|U8|F8_E4M3)"):
         Checkpoint(str(copy))
 
 

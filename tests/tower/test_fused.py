@@ -14,19 +14,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pipeline.tower import fused
-from pipeline.tower.block import RMS_NORM_EPS, rms_norm, rotate
+from pipeline.tower.block import NORM_EPS, NormWeights, activate, normalize, rotate
+from pipeline.tower.tower import aligned_values
 
+ADD_NORM = "x_ptr:* y_ptr:* weight_ptr:* bias_ptr:* out_ptr:* width:i32 eps:fp32"
+ROTATE = "qkv_ptr:* cos_ptr:*fp32 sin_ptr:*fp32 row_stride:i32 vectors:i32 half:i32"
 KERNELS = {
-    "add_rms_norm": (
-        fused._add_rms_norm,
-        "x_ptr:* y_ptr:* weight_ptr:* out_ptr:* width:i32 eps:fp32",
-        {"ADD": True, "BLOCK": 2048},
-    ),
-    "rotate": (
-        fused._rotate,
-        "qkv_ptr:* cos_ptr:*fp32 sin_ptr:*fp32 row_stride:i32 vectors:i32 half:i32",
-        {"VECTORS": 32, "HALF": 64},
-    ),
+    "add_rms_norm": (fused._add_norm, ADD_NORM, {"ADD": True, "LAYER": False, "BLOCK": 2048}),
+    "add_layer_norm": (fused._add_norm, ADD_NORM, {"ADD": True, "LAYER": True, "BLOCK": 2048}),
+    # Half a head: 40 and 36 values go by 64, 32 by 32.
+    "rotate": (fused._rotate, ROTATE, {"VECTORS": 32, "HALF": 64}),
+    "rotate_of_head_64": (fused._rotate, ROTATE, {"VECTORS": 32, "HALF": 32}),
+    "quick_gelu": (fused._gelu, "x_ptr:* width:i32", {"TANH": False, "BLOCK": fused.ACTIVATION_BLOCK}),
+    "tanh_gelu": (fused._gelu, "x_ptr:* width:i32", {"TANH": True, "BLOCK": fused.ACTIVATION_BLOCK}),
     "silu_mul": (fused._silu_mul, "gate_up_ptr:* out_ptr:* width:i32", {"BLOCK": fused.ACTIVATION_BLOCK}),
     "normalize": (
         fused._normalize,
@@ -70,9 +70,10 @@ def test_kernels_interpreted() -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_kernels_on_a_gpu(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("width", "inner", "values"), [(1280, 5120, 588), (1152, 4352, 768), (1024, 4096, 768)])
+def test_kernels_on_a_gpu(dtype: torch.dtype, width: int, inner: int, values: int) -> None:
     """At the real dimensions, against the same steps in float64."""
-    rows, width, heads, inner = 1000, 1280, 16, 3456
+    rows, heads = 1000, 16
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, device="cuda").to(dtype)
@@ -82,25 +83,29 @@ def test_kernels_on_a_gpu(dtype: torch.dtype) -> None:
         assert float((ours.double() - exact.double()).abs().max()) <= step * float(exact.abs().max())
 
     torch.manual_seed(0)
-
     x, y, weight = random(rows, width), random(rows, width), random(width)
-    stream = x.clone()
-    normed = fused.add_rms_norm(stream, y, weight, RMS_NORM_EPS)
-    assert torch.equal(stream, x + y)
-    close(normed, rms_norm((x + y).double(), weight.double()))
-    assert torch.equal(normed[:10], fused.add_rms_norm(stream[:10].clone(), None, weight, RMS_NORM_EPS))
+    for bias in (None, random(width)):
+        stream, norm = x.clone(), NormWeights(weight, bias)
+        normed = fused.add_norm(stream, y, norm, NORM_EPS)
+        assert torch.equal(stream, x + y)
+        close(
+            normed, normalize((x + y).double(), NormWeights(weight.double(), None if bias is None else bias.double()))
+        )
+        assert torch.equal(normed[:10], fused.add_norm(stream[:10].clone(), None, norm, NORM_EPS))
     qkv = random(rows, 3 * width)
-    cos, sin = (torch.randn(rows, 40, device="cuda") for _ in range(2))
+    cos, sin = (torch.randn(rows, width // heads // 2, device="cuda") for _ in range(2))
     turned = qkv.clone()
     fused.rotate_(turned, cos, sin, heads)
     close(turned.view(rows, 3, heads, -1)[:, :2], rotate(qkv.view(rows, 3, heads, -1)[:, :2], cos, sin))
     assert torch.equal(turned[:, 2 * width :], qkv[:, 2 * width :])
-    gate_up = random(rows, 2 * inner)
-    gate, up = gate_up.double().chunk(2, -1)
-    close(fused.silu_mul(gate_up), torch.nn.functional.silu(gate) * up)
-    patches = torch.randint(0, 256, (rows, 588), dtype=torch.uint8, device="cuda")
+    for activation in ("silu_gated", "quick_gelu", "gelu_tanh"):
+        inner_PI = random(rows, 2 * inner)
+        exact = activate(inner_PI.double(), activation)
+        close(fused.activate(inner_PI, activation), exact)
+    patches = torch.randint(0, 256, (rows, values), dtype=torch.uint8, device="cuda")
     mean, std = torch.tensor([122.7, 116.7, 104.1]).cuda(), torch.tensor([68.5, 66.6, 70.3]).cuda()
     expected = ((patches.float().view(rows, 3, -1) - mean[:, None]) / std[:, None]).flatten(1).to(dtype)
-    values = fused.normalize(patches, mean, std, 592, dtype)
-    assert torch.equal(values[:, :588], expected)
-    assert not values[:, 588:].any()
+    padded = aligned_values(values)
+    normalized = fused.normalize(patches, mean, std, padded, dtype)
+    assert torch.equal(normalized[:, :values], expected)
+    assert not normalized[:, values:].any()

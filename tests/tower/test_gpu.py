@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from test_tower import (
+    FP32_TOLERANCE,
     attend_fully_one_block_early,
     drop_a_bias,
+    error_of,
     random_patches,
     relative_rms,
     shift_the_windows,
@@ -69,6 +71,26 @@ def test_parity_and_planted_mistakes(real: Checkpoint, tower: Tower, exact: torc
         with pytest.MonkeyPatch.context() as monkeypatch:
             mistake(monkeypatch, tower)
             assert relative_rms(ours_of(tower), exact) > 2 * theirs, mistake.__name__
+
+
+@pytest.mark.parametrize("size", ["qwen2_vl_7b", "qwen3_vl_2b", "qwen3_vl_8b", "qwen3_5_9b"])
+def test_parity_of_the_other_families(size: str, tmp_path: Path) -> None:
+    """Heads of 80, 64 and 72, each stream by itself, in both dtypes."""
+    write_random_checkpoint(tmp_path, SIZES[size])
+    checkpoint = Checkpoint(str(tmp_path))
+    config = checkpoint.config
+    patches = random_patches(GRIDS, channels=3 * config.patch_size**2).to(CUDA)
+    tower = Tower(checkpoint, torch.float32, CUDA, compile_blocks=True)
+    pixels = pixel_values(tower, patches)
+    exact = run_reference(reference_tower(checkpoint, torch.float32, CUDA), pixels, GRIDS).clone()
+    ours = tower.forward(patches, tower.plan(GRIDS))
+    for one, other in zip(ours.split(config.out_width, 1), exact.split(config.out_width, 1), strict=True):
+        assert error_of(one, other) <= FP32_TOLERANCE
+    theirs = run_reference(reference_tower(checkpoint, torch.bfloat16, CUDA), pixels.bfloat16(), GRIDS)
+    half = Tower(checkpoint, torch.bfloat16, CUDA, compile_blocks=True)
+    ours = half.forward(patches, half.plan(GRIDS))
+    for streams in zip(*(x.split(config.out_width, 1) for x in (ours, theirs, exact)), strict=True):
+        assert relative_rms(streams[0], streams[2]) <= 1.05 * relative_rms(streams[1], streams[2])
 
 
 def test_neighbours_do_not_leak(tower: Tower) -> None:
