@@ -34,10 +34,11 @@ def check_output(output: AnyPath, facts: dict[str, object]) -> None:
     if foreign and "dataset.json" not in names and not (output / "dataset.json").exists():
         first = sorted(foreign)[0].rstrip("/")
         raise RequestError(f"output.uri: {output} is not empty and not an output of visionbake ({first})")
-    stored = stored_facts(output)
-    for name, value in (LATER_FIELDS | facts).items() if stored is not None else ():
-        there = (LATER_FIELDS | stored).get(name)
-        if there != value:
+    if (stored := stored_facts(output)) is None:
+        return
+    stored = LATER_FIELDS | stored
+    for name, value in (LATER_FIELDS | facts).items():
+        if (there := stored.get(name)) != value:
             raise RequestError(
                 f"output.uri: {output} is another run's: {name} is {there!r} there and {value!r} here; use another "
                 "output.uri"
