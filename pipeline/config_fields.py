@@ -151,8 +151,9 @@ class Model(_Section):
     revision: str | None = None
     """A commit, tag or branch of a Hub id."""
 
-    dtype: Annotated[Literal["bfloat16", "float32"], BeforeValidator(_dtype)] = "bfloat16"
-    """Of weights and computation."""
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], BeforeValidator(_dtype)] = "auto"
+    """Of weights and computation. auto: bfloat16 where the device multiplies it fast (GPUs; CPUs with AMX or
+    AVX512-BF16), else float32; what it came to is in the output's configuration."""
 
     linear: Literal["exact", "fp8"] = "exact"
     """exact, or fp8 for the matrix products of the blocks, with its error recorded."""
@@ -162,7 +163,7 @@ class Model(_Section):
 
     @model_validator(mode="after")
     def _fp8_in_bfloat16(self) -> Model:
-        if self.linear == "fp8" and self.dtype != "bfloat16":
+        if self.linear == "fp8" and self.dtype == "float32":
             raise ValueError(f"linear fp8 needs dtype bfloat16, not {self.dtype}")
         return self
 

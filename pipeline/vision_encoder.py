@@ -24,6 +24,7 @@ from .prepare.unit import PreparedSample, PreparedUnit
 from .rejects import Reject
 from .source.sample import IndexedSample
 from .tower.checkpoint import Checkpoint
+from .tower.device import DTYPES, choose_device, choose_dtype, dtype_name
 from .tower.geometry import geometry_of
 from .tower.pack_plan import Grid
 from .tower.tower import Tower
@@ -55,14 +56,16 @@ class VisionEncoder:
 
     def __init__(self, tower: Tower, geometry: Geometry, max_patches: int) -> None:
         self.tower, self.geometry = tower, geometry
-        dtype = {value: key for key, value in (("bfloat16", torch.bfloat16), ("float32", torch.float32))}[tower.dtype]
-        self._encoder = UnitEncoder(tower, max_patches=max_patches, stored_dtype=dtype, threads=torch.get_num_threads())
+        stored = dtype_name(tower.dtype)
+        self._encoder = UnitEncoder(
+            tower, max_patches=max_patches, stored_dtype=stored, threads=torch.get_num_threads()
+        )
 
     @classmethod
     def from_pretrained(
         cls,
         path: str,
-        dtype: str | torch.dtype = "bfloat16",
+        dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
         *,
         revision: str | None = None,
@@ -75,18 +78,22 @@ class VisionEncoder:
 
         Args:
             path: a local directory, a Hub id, or `random:SIZE`.
-            dtype: bfloat16 or float32, of weights, computation and result.
+            dtype: bfloat16 or float32, of weights, computation and result; auto: see `choose_dtype`.
             min_pixels, max_pixels: None for the checkpoint's own.
             device: by default the GPU where there is one.
 
         Raises:
             RequestError: the checkpoint or an argument is wrong; the message says how.
         """
+        chosen = choose_device("auto") if device is None else torch.device(device)
         if isinstance(dtype, str):
-            if dtype not in ("bfloat16", "float32"):
-                raise RequestError(f"dtype: must be bfloat16 or float32, not {dtype!r}")
-            dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        chosen = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+            if dtype not in ("auto", *DTYPES):
+                raise RequestError(f"dtype: must be auto, bfloat16 or float32, not {dtype!r}")
+            dtype = choose_dtype(dtype, chosen)
+        if chosen.type == "cuda" and not torch.cuda.is_available():
+            raise RequestError(
+                f"device: {device}: torch {torch.__version__} sees no GPU here; device='cpu' encodes without"
+            )
         checkpoint = Checkpoint(path, revision)
         geometry = geometry_of(
             checkpoint.config, min_pixels=min_pixels, max_pixels=max_pixels, max_image_pixels=max_image_pixels

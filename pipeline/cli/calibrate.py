@@ -12,7 +12,7 @@ import torch
 from ..encode.pack import Size, pack_images
 from ..process import keep_freed_memory
 from ..run.request import Request
-from ..tower.device import choose_device, device_name
+from ..tower.device import choose_device, choose_dtype, device_name
 from ..tower.tower import Tower
 
 SEED = 5
@@ -44,7 +44,7 @@ class Calibrator:
         model = self._config.model
         compiled = model.compile == "on" or (model.compile == "auto" and device.type == "cuda")
         self._tower = Tower(
-            request.checkpoint, getattr(torch, model.dtype), device, compile_blocks=compiled, linear=model.linear
+            request.checkpoint, choose_dtype(model.dtype, device), device, compile_blocks=compiled, linear=model.linear
         )
 
     def measure(self, grids: Sequence[tuple[int, int, int]]) -> Calibration:

@@ -1,4 +1,7 @@
-"""Comparison: accepted samples encoded again by transformers' own processor and tower. M tokens, O values."""
+"""Comparison: accepted samples encoded again by transformers' own processor and tower.
+
+M tokens, O values of a row, S streams.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from .console import add_json_argument, print_json, say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF")
     parser.add_argument("--model", required=True, metavar="M", help="Hub id, local directory, or random:tiny")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--min-pixels", type=int, help="by default the checkpoint's own")
     parser.add_argument("--max-pixels", type=int, help="by default the checkpoint's own")
     parser.add_argument(

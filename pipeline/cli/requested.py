@@ -11,6 +11,7 @@ from ..errors import RequestError
 
 MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"  # in examples
 CONFIG_SUFFIXES = (".yaml", ".yml")
+LARGEST_CONFIG = 1 << 20
 SHORT = {"model": "model.path", "max_pixels": "preprocess.max_pixels", "dtype": "model.dtype"}
 
 
@@ -19,14 +20,21 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="CONFIG|SOURCE", help="a YAML configuration, or what is to be read")
     parser.add_argument("output", nargs="?", metavar="OUTPUT", help="of SOURCE: where the output lies")
     parser.add_argument("--model", metavar="M", help="Hub id, local directory, or random:tiny (model.path)")
-    parser.add_argument("--dtype", metavar="D", help="bfloat16 or float32 (model.dtype)")
+    parser.add_argument("--dtype", metavar="D", help="auto, bfloat16 or float32 (model.dtype)")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override one field"
     )
 
 
 def is_config(word: str) -> bool:
-    """Whether a word names a configuration, and no source."""
+    """Whether a word names a configuration, and no source; JSON is YAML, and may be either."""
+    if word.lower().endswith(".json"):
+        try:
+            with open(word, encoding="utf-8") as stream:
+                tree = json.loads(stream.read(LARGEST_CONFIG))
+        except (OSError, ValueError):
+            return False
+        return isinstance(tree, dict) and {"source", "model", "output"} <= tree.keys()
     return word.lower().endswith(CONFIG_SUFFIXES)
 
 

@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from .. import rejects
 from ..errors import ReaderLost
 from ..rejects import Reject
-from .unknown import name_of
+from ..source.unknown import name_of
 
 VideoSource = bytes | str | Path | IO[bytes]
 # Containers that hold a picture and name no other file. A playlist would have the decoder open what it says.

@@ -36,9 +36,9 @@ def check_output(output: AnyPath, facts: dict[str, object]) -> None:
         raise RequestError(f"output.uri: {output} is not empty and not an output of visionbake ({first})")
     if (stored := stored_facts(output)) is None:
         return
+    stored = LATER_FIELDS | stored
     for name, value in (LATER_FIELDS | facts).items():
-        there = (LATER_FIELDS | stored).get(name)
-        if there != value:
+        if (there := stored.get(name)) != value:
             raise RequestError(
                 f"output.uri: {output} is another run's: {name} is {there!r} there and {value!r} here; use another "
                 "output.uri"

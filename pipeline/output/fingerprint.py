@@ -37,6 +37,8 @@ def config_facts(config: Config) -> dict[str, object]:
         for name, value in getattr(config, section).model_dump().items():
             if name not in without and LATER_FIELDS.get(f"{section}.{name}", _NO_DEFAULT) != value:
                 facts[f"{section}.{name}"] = value
+    if config.model.dtype == "auto":  # an encoder says what it comes to
+        del facts["model.dtype"]
     if config.model.compile != "auto":  # what that comes to is known when the device is
         facts["compiled"] = config.model.compile == "on"
     facts["source.image_column"] = config.source.image_column

@@ -20,7 +20,7 @@ from ..process import keep_freed_memory, peak_memory_bytes
 from ..storage.files import as_path
 from ..storage.scratch import Scratch
 from ..tower.checkpoint import Checkpoint
-from ..tower.device import choose_device, device_name
+from ..tower.device import choose_device, choose_dtype, device_name, dtype_name
 from ..tower.linear import openblas_version
 from ..tower.tower import Tower
 from .settings import StageSettings
@@ -51,7 +51,7 @@ class EncodeStage:
         self._tower_sha256 = checkpoint.sha256()  # of what this process reads: another node may find another folder
         tower = Tower(
             checkpoint,
-            getattr(torch, settings.dtype),
+            choose_dtype("bfloat16" if settings.linear == "fp8" else settings.dtype, chosen),
             chosen,
             compile_blocks=self.compiled,
             linear=settings.linear,
@@ -86,6 +86,7 @@ class EncodeStage:
             "cuda": torch.version.cuda if tower.device.type == "cuda" else None,
             "pyarrow": pyarrow.__version__,
             "device": device_name(tower.device),
+            "model.dtype": dtype_name(tower.dtype),
             "attention": tower.kernel,
             "compiled": self.compiled,
             "linear": openblas_version() if tower.linear_kernel == "openblas" else tower.linear_kernel,

@@ -233,11 +233,13 @@ class Run:
         check_output(output, facts)
         tower = self._request.checkpoint.config
         hidden_size = tower.width_of(config.output.stage)
+        resolved = config.model_dump()
+        resolved["model"]["dtype"] = facts["model.dtype"]
         info = DatasetInfo(
             schema_version=SCHEMA_VERSION,
             fingerprint=fingerprint_of(facts),
             fingerprint_facts=facts,
-            config=config.model_dump(),
+            config=resolved,
             hidden_size=hidden_size,
             merge_size=tower.merge_size,
             patch_size=tower.patch_size,

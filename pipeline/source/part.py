@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,4 +60,4 @@ class Part:
     root: str
     files: tuple[SourceFile, ...]
     members: str = "grouped"
-    of: int = 0
+    of: int = field(default=0, compare=False)

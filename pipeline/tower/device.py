@@ -15,6 +15,31 @@ def device_name(device: torch.device) -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+FAST_BFLOAT16 = (8, 0)  # compute capability of the first GPUs that multiply it
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The dtype of weights and computation.
+
+    Args:
+        wanted: `bfloat16`, `float32`, or `auto`: bfloat16 where the device multiplies it fast (GPUs since Ampere, CPUs
+            with AMX or AVX512-BF16), else float32; on other CPUs it runs at an eighth of the speed.
+    """
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= FAST_BFLOAT16
+    else:
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as the configuration spells it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def choose_device(wanted: str = "auto") -> torch.device:
     """The device to encode on.
 

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from conftest import STREAMED, STREAMED_PIXELS, config_for, files_of, run_here
 
-from pipeline import EmbeddingDataset
+from pipeline import CachedProcessor, EmbeddingDataset
 from pipeline.cli.stats import statistics_of
 from pipeline.config import Config, parse_config
 from pipeline.errors import RequestError
@@ -169,6 +169,13 @@ def test_without_them_an_output_is_another_one(folder: Path, streamed_path: Path
         assert "deepstack_embeds" not in ours and torch.equal(ours["image_embeds"], theirs["image_embeds"])
     with pytest.raises(RequestError, match=r"output\.deepstack is True there and False here"):
         run_here(configured(folder, exact, streamed_path, deepstack=False))
+    with pytest.raises(RequestError, match=r"was made with output\.deepstack: false"):
+        CachedProcessor(None, dataset)
+
+
+def test_an_output_without_them_is_not_continued_with_them(folder: Path, streamed_path: Path, tmp_path: Path) -> None:
+    """Its fingerprint names the field; that of the other run does not."""
+    assert run_here(configured(folder, tmp_path / "out", streamed_path, deepstack=False)).complete
     with pytest.raises(RequestError, match=r"output\.deepstack is False there and True here"):
         run_here(configured(folder, tmp_path / "out", streamed_path))
 

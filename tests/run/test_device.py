@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import assert_whole, config_for, keys_of, make_folder, run_here
 
 from pipeline.errors import RequestError
+from pipeline.output.info import read_dataset
 from pipeline.run.ray_cluster import check_alike, device_of
 from pipeline.run.sizing import NodeFacts
-from pipeline.tower.device import choose_device
+from pipeline.tower.device import choose_device, choose_dtype
 
 
 def node(name: str, gpus: int, *models: str) -> NodeFacts:
@@ -66,3 +70,41 @@ def test_a_process_takes_what_is_asked_for_or_refuses(there: bool, monkeypatch: 
     else:
         with pytest.raises(RequestError, match=r"cluster\.device: cuda: torch .* sees no GPU here"):
             choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "capability", "cpu", "cuda"),
+    [
+        (False, False, (7, 5), torch.float32, torch.float32),
+        (True, False, (8, 0), torch.bfloat16, torch.bfloat16),
+        (False, True, (9, 0), torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_auto_takes_bfloat16_where_it_is_fast(
+    amx: bool, avx512: bool, capability: tuple[int, int], cpu: object, cuda: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_dtype("auto", torch.device("cpu")) is cpu
+    assert choose_dtype("auto", torch.device("cuda")) is cuda
+    assert choose_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
+    assert choose_dtype("float32", torch.device("cuda")) is torch.float32
+
+
+def test_what_auto_came_to_is_written_down_and_held_to(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = make_folder(tmp_path / "in", 2), tmp_path / "out"
+    fields = {"model": {"path": str(model_path), "dtype": "auto"}}
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert run_here(config_for(source, output, model_path, **fields)).complete
+    info = read_dataset(output)
+    assert info.config["model"]["dtype"] == info.fingerprint_facts["model.dtype"] == "float32"
+    assert_whole(output, keys_of(source))
+    (source / "new.png").write_bytes((source / "0" / "0000.png").read_bytes())
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    with pytest.raises(RequestError, match=r"model\.dtype is 'float32' there and 'bfloat16' here"):
+        run_here(config_for(source, output, model_path, **fields))
+    assert run_here(config_for(source, output, model_path)).complete  # named, it goes on
