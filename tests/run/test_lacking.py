@@ -6,6 +6,7 @@ Catches: a part that fails on every run because one file has no such column; ima
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from conftest import assert_stands, config_for, encoded, noise, run_here
+from conftest import assert_stands, config_for, encoded, noise, run_here, run_in_a_fork
 
 from pipeline.errors import RequestError
+from pipeline.output.shard_formats import shard_format
 from pipeline.output.verify import Verifier
 from pipeline.source.formats import FORMATS
 from pipeline.source.formats.parquet import Parquet
@@ -237,3 +239,28 @@ def test_files_that_break_off_are_refused_skipped_or_salvaged(name: str, model_p
         assert len(skipped) == {"parquet": 4, "arrow": 2, "json": 2}[name]
         if on_damaged == "salvage":
             assert all("salvaged" in line for line in skipped), skipped
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "webdataset"])
+def test_a_shard_with_other_carried_values_is_not_adopted(output_format: str, model_path: Path, tmp_path: Path) -> None:
+    """A caption that was mended between a death and the next run, whose shard was published without its record."""
+    (tmp_path / "in").mkdir()
+    for number, data in enumerate(GOOD):
+        (tmp_path / "in" / f"{number}.png").write_bytes(data)
+        (tmp_path / "in" / f"{number}.txt").write_text(f"caption {number}")
+    source = {"carry": ["txt"]}
+    config = config_for(tmp_path / "in", tmp_path / "out", model_path, source=source, output={"format": output_format})
+    marker = tmp_path / "fired"
+    assert run_in_a_fork(config, VISIONBAKE_FAULT=f"after_data_publish:kill@{marker}") == -signal.SIGKILL
+    assert marker.exists()
+    assert len(list((tmp_path / "out" / "data").iterdir())) == 1
+    assert not (tmp_path / "out" / "samples").exists() or not list((tmp_path / "out" / "samples").iterdir())
+    (tmp_path / "in" / "1.txt").write_text("mended")
+    rows = assert_stands(config)
+    assert [row["txt"] for row in rows] == ["caption 0", "mended", "caption 2"]
+    (shard,) = (tmp_path / "out" / "data").iterdir()
+    stored = shard_format(output_format).rows(shard)
+    assert [row["txt"] for row in stored] in (
+        ["caption 0", "mended", "caption 2"],
+        [b"caption 0", b"mended", b"caption 2"],
+    )
