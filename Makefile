@@ -26,16 +26,16 @@ demo: $(VENV)/.demo
 	@echo "SELECT key, grid_thw, num_tokens, norm_mean FROM 'out/demo/samples/*.parquet' ORDER BY num_tokens DESC"
 	@$(BIN)/python -c "import duckdb; print(duckdb.sql(\"SELECT key, grid_thw, num_tokens, round(norm_mean, 2) AS norm_mean FROM 'out/demo/samples/*.parquet' ORDER BY num_tokens DESC\"))"
 
-# All at once, since what needs a Ray cluster (of which there must never be two) waits most of its time; each says its
-# own when it has ended.
+# All at once: what needs a Ray cluster (of which there must never be two) has the cores first, since some of it has
+# limits of time; the others use what it leaves. Each says its own when it has ended.
 test: $(VENV)/.test
-	$(MAKE) -j3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) lint test-ray test-others
-
-test-others: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray and not chaos'
+	$(MAKE) -j3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) test-ray test-others lint
 
 test-ray: $(VENV)/.test
 	$(BIN)/python -m pytest -m 'ray and not chaos'
+
+test-others: $(VENV)/.test
+	nice $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray and not chaos'
 
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not ray and not chaos'
@@ -51,7 +51,7 @@ mutants: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	nice $(BIN)/mypy
 
 clean:
 	rm -rf out build *.egg-info

@@ -16,7 +16,8 @@ from pipeline import rejects
 from pipeline.config import Source
 from pipeline.errors import DamagedPart, OutputError, RequestError, SourceError
 from pipeline.grid import Geometry
-from pipeline.index.headers import PlainReader
+from pipeline.index.changes import digest_of
+from pipeline.index.headers import Header, PlainReader
 from pipeline.index.read import read_index_arrays, read_index_rows
 from pipeline.index.units import MAX_UNIT_SAMPLES, cut_units
 from pipeline.index.write import index_part, index_samples
@@ -264,6 +265,30 @@ def test_a_file_that_changes_under_the_index_is_a_failure(tmp_path: Path) -> Non
     (source / "1" / "0001.jpg").write_bytes(b"other")
     with pytest.raises(SourceError, match=r"1/0001\.jpg"):
         list(index_samples(plan.part(0), Columns()))
+
+
+def test_a_file_that_changes_while_it_is_indexed_is_a_failure(tmp_path: Path) -> None:
+    """Behind the place that is being read, so that no byte of it tells."""
+    path = make_tar(tmp_path / "a.tar", [(f"{number}.png", encoded(noise(60, 60, number))) for number in range(3)])
+    plan = planned(path, tmp_path / "out")
+
+    class Changing(PlainReader):
+        def header(self, key: str, data: bytes) -> Header:
+            os.utime(path, ns=(1, 1))
+            return super().header(key, data)
+
+    with (
+        Scratch(tmp_path / "out") as scratch,
+        pytest.raises(SourceError, match=r"a\.tar has changed since it was planned"),
+    ):
+        index_part(plan.part(0), Columns(), plan.index_path(0), scratch, Changing())
+    assert not plan.index_path(0).exists()
+
+
+def test_a_parts_digest_is_of_its_own_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    for start, end in ((0, 100), (0, 7), (7, 40), (40, 100)):
+        assert digest_of(str(tmp_path / "a"), start, end) == hashlib.sha256(bytes(range(start, end))).hexdigest()
 
 
 def test_units_hold_every_sample_once_and_close_before_their_limit(tmp_path: Path) -> None:

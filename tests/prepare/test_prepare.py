@@ -113,6 +113,14 @@ def test_orientation_is_applied(kind: str, orientation: int) -> None:
     assert np.array_equal(decode(data), expected)
 
 
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_there_is_not_leaves_the_picture_as_it_is(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    header = read_header(encoded(noise(40, 70), exif=exif.tobytes()))
+    assert (header.height, header.width, header.orientation) == (40, 70, 1)
+
+
 def test_a_late_exif_chunk_counts_without_decoding() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

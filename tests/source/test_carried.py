@@ -26,7 +26,7 @@ from pipeline.errors import OutputError, RequestError, SourceError
 from pipeline.output.carried import check_carried
 from pipeline.source import row_cursor
 from pipeline.source.carried_types import schema_of_records, schema_of_tables
-from pipeline.source.carried_values import carried_of_rows, carried_of_table, fit
+from pipeline.source.carried_values import carried_of_rows, carried_of_table, fit, same
 from pipeline.source.row_cursor import RowCursor
 from pipeline.source.sample import IndexedSample
 
@@ -408,3 +408,17 @@ def test_a_group_is_read_once_for_all_units_that_it_serves(tmp_path: Path, monke
 def test_a_value_that_would_not_come_back_equal_is_refused(array: pa.Array, kind: pa.DataType) -> None:
     with pytest.raises(SourceError, match="not every value of double is one of float"):
         fit(array, kind, "a.parquet: carried x")
+
+
+@pytest.mark.parametrize("wide", [pa.list_(pa.int64()), pa.large_list(pa.int64()), pa.list_(pa.int64(), 2)])
+def test_lists_stay_null_or_empty_as_they_are(wide: pa.DataType) -> None:
+    values = [[1, 2], None, [3, 4], None] + ([] if pa.types.is_fixed_size_list(wide) else [[], [5]])
+    narrow = pa.list_(pa.int32(), 2) if pa.types.is_fixed_size_list(wide) else pa.list_(pa.int32())
+    assert fit(pa.array(values, narrow), wide, "")[0].to_pylist() == values
+
+
+def test_what_is_equal_when_it_comes_back() -> None:
+    equal = [(1, 1.0), (True, True), (float("nan"), float("nan")), ({"a": None}, {}), ([1], [1.0]), ("1", "1")]
+    other = [(1, True), (False, 0), ([True], [1]), ("1", 1), ({"a": 0}, {}), ([1], [1, 1]), (float("nan"), 0.0)]
+    assert all(same(*pair) and same(*reversed(pair)) for pair in equal)
+    assert not any(same(*pair) or same(*reversed(pair)) for pair in other)

@@ -158,3 +158,16 @@ def test_digests_that_differ_in_one_half_alone_are_two_keys(monkeypatch: pytest.
     made = {"a": bytes(15) + b"1", "b": bytes(15) + b"2", "c": b"1" + bytes(15), "d": b"2" + bytes(15)}
     monkeypatch.setattr(keys_module, "key_digest", made.__getitem__)
     assert repeats_by_part([["a", "c", "a"], ["b", "d"], ["a"]]) == [b"", b"", made["a"]]
+
+
+def test_rows_without_a_key_are_numbered_over_the_whole_file(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another row has such a number as its key."""
+    write_lines(manifest, [{"image": "1.png"}] * 8)
+    assert statuses(manifest, tmp_path / "out") == [(f"m.jsonl:{row}", "ok") for row in range(8)]
+    monkeypatch.setitem(FORMATS, "parquet", Parquet(rows_per_part=3))
+    ids = ["a", "a.parquet:4", "b", "c", None, "d", "e", None]
+    pq.write_table(pa.table({"image": [PICTURE] * 8, "id": ids}), tmp_path / "a.parquet", row_group_size=3)
+    found = statuses(tmp_path / "a.parquet", tmp_path / "table", key_column="id")
+    assert found == [(key or f"a.parquet:{row}", "duplicate_key" if row == 4 else "ok") for row, key in enumerate(ids)]

@@ -26,6 +26,7 @@ import torch
 from conftest import (
     IMAGES,
     REPOSITORY,
+    command,
     config_for,
     connected,
     embeddings,
@@ -33,7 +34,7 @@ from conftest import (
     make_tar,
     run_here,
     run_in_a_fork,
-    run_two_at_once,
+    write_config,
 )
 from doors import as_bytes, as_csv, as_json, as_jsonl, as_lists, as_paths, as_tar, fields_of
 from s3_server import BUCKET, Request, S3Server
@@ -627,7 +628,13 @@ def test_killed_between_its_publications(
 def test_two_drivers_on_one_output(
     s3: S3Server, source: str, many_parts: None, expected: list[bytes], model_path: Path, tmp_path: Path
 ) -> None:
-    run_two_at_once(s3_config(source, model_path))
+    path = write_config(tmp_path / "config.yaml", s3_config(source, model_path))
+    twins = [
+        subprocess.Popen(command("jobs.run", path), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]
+    said = [twin.communicate(timeout=200)[0].decode() for twin in twins]
+    assert [twin.returncode for twin in twins] == [0, 0], said
     assert_whole(expected, tmp_path / "out")
 
 
