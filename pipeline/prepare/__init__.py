@@ -1,7 +1,9 @@
 """Prepare: a unit's bytes to its patches.
 
 decode   encoded bytes to RGB pixels: the image policy
+pipe     messages between a process and its child
 guard    the same for bytes that may crash their decoder, or never let it return
+guard_child  the process that it does so in
 patches  pixels to patches: resize, cut
 video_decode  the frames of a video that are asked for, one at a time
 video         videos to patches, two frames each

@@ -1,38 +1,41 @@
 """Guard: headers and pixels of bytes that may crash their decoder, or never let it return. No Ray and no torch in here.
 
-ImageReader    reads them in this process, under a timer that ends it
+ImageReader    reads images and videos in this process, under a timer that ends it
 GuardedReader  reads them in a child process: a sample that kills a fresh one twice, alone, is a reject (`crash`)
 """
 
 from __future__ import annotations
 
 import os
-import pickle
-import resource
-import selectors
 import signal
-import struct
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import rejects
 from ..errors import ReaderLost
 from ..fault import fault_point
+from ..grid import Int64
 from ..index.headers import Header, open_image, read_header
 from ..rejects import Reject
 from .decode import Decoder, Uint8
+from .pipe import exactly, receive, send
 
+if TYPE_CHECKING:  # av is loaded where a video is read
+    from ..index.video_file import VideoSource
+    from ..index.video_header import VideoHeader
+
+Take = Callable[[int, Uint8], None]  # what a frame's index and pixels are given to
 ALONE = 2  # times that a sample must kill a process that reads nothing else
 ALONE_PATIENCE = 3  # times sample_seconds that it has then: a busy machine must not make a reject
 START_SECONDS = 120.0
+MINUTE_SECONDS, MINUTE_BYTES = 60.0, 256 << 20  # of a video: each gives it `sample_seconds` more
 # What a decoder can do to its process. Every other death, and every other signal, came from outside.
 OWN_DEATHS = (
     signal.SIGSEGV,
@@ -45,9 +48,9 @@ OWN_DEATHS = (
     signal.SIGALRM,
 )
 HELLO = b"visionbake"
+CHILD = f"{__package__}.guard_child"
 # Where this package lies: the parent may have found it through the current directory, which is '' in sys.path.
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
-PIECE_BYTES = 1 << 20
 
 
 class ImageReader:
@@ -78,13 +81,31 @@ class ImageReader:
             with open_image(data) as image:
                 return self._decoder.decode(image, data, orientation)
 
+    def video_header(self, key: str, source: VideoSource) -> VideoHeader:
+        """Raises Reject and OSError as `read_video_header` does."""
+        from ..index.video_header import read_video_header
+
+        with self._timer(_longer_by_bytes(source)):
+            fault_point(f"header={key}")
+            return read_video_header(source)
+
+    def frames(self, key: str, source: VideoSource, header: VideoHeader, wanted: Int64, take: Take) -> None:
+        """Gives `take` each wanted frame, RGB, uint8 [H, W, 3], in order. Raises as `decode_frames` does."""
+        from .video_decode import decode_frames
+
+        with self._timer(_longer_by_length(header)):
+            fault_point(f"decode={key}")
+            for index, pixels in decode_frames(source, header, wanted):
+                take(index, pixels)
+                fault_point(f"frame={key}")
+
     @contextmanager
-    def _timer(self) -> Iterator[None]:
+    def _timer(self, longer: float = 1.0) -> Iterator[None]:
         """The system ends the process by SIGALRM, also while a decoder lets no Python code run."""
         if self._seconds is None:
             yield
             return
-        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+        signal.setitimer(signal.ITIMER_REAL, self._seconds * longer)
         try:
             yield
         finally:
@@ -111,34 +132,60 @@ class GuardedReader(ImageReader):
         self._child: subprocess.Popen[bytes] | None = None
 
     def header(self, key: str, data: bytes) -> Header:
-        return self._call("header", key, data)
+        return self._call("header", key, lambda: (data,))
 
     def pixels(self, key: str, data: bytes, orientation: int) -> Uint8:
-        return self._call("pixels", key, data, orientation)
+        return self._call("pixels", key, lambda: (data, orientation))
 
-    def _call(self, method: str, key: str, *arguments: Any) -> Any:
+    def video_header(self, key: str, source: VideoSource) -> VideoHeader:
+        sent = _sendable(source)
+        return self._call("video_header", key, lambda: (sent,), longer=_longer_by_bytes(source))
+
+    def frames(self, key: str, source: VideoSource, header: VideoHeader, wanted: Int64, take: Take) -> None:
+        sent, taken = _sendable(source), 0
+
+        def count(index: int, pixels: Uint8) -> None:
+            nonlocal taken
+            taken += 1
+            take(index, pixels)
+
+        # A process that goes on after another has died begins behind what that one gave.
+        rest = lambda: (sent, header, wanted[taken:])  # noqa: E731
+        self._call("frames", key, rest, longer=_longer_by_length(header), take=count)
+
+    def _call(
+        self,
+        method: str,
+        key: str,
+        arguments: Callable[[], tuple[Any, ...]],
+        longer: float = 1.0,
+        take: Take | None = None,
+    ) -> Any:
         try:
-            return self._try(method, key, *arguments)
+            return self._try(method, key, arguments, longer, take)
         except Reject:
             raise
         except BaseException:  # also an interruption: a half-read answer must not be taken for the next one
             self.close()
             raise
 
-    def _try(self, method: str, key: str, *arguments: Any) -> Any:
+    def _try(
+        self, method: str, key: str, arguments: Callable[[], tuple[Any, ...]], longer: float, take: Take | None
+    ) -> Any:
         code = 0
         for number in range(1 + ALONE):  # the first time, others have been read in the same process
             seconds = self._seconds and self._seconds * (ALONE_PATIENCE if number else 1)
             child = self._start(fresh=number > 0)
             try:
-                answer = self._ask(child, seconds, (method, seconds, key, *arguments))
+                patience = seconds and seconds * longer
+                answer = self._ask(child, patience, (method, seconds, key, *arguments()), take)
                 break
             except (BrokenPipeError, EOFError):
                 code = self._ended()
             if code <= 0 and -code not in OWN_DEATHS:
                 raise ReaderLost(f"{key}: the process that read it was killed from outside ({_name_of(code)})")
         else:
-            how = f"hangs for {seconds:g} s" if code == -signal.SIGALRM else f"ends its process ({_name_of(code)})"
+            how = f"hangs for {patience:g} s" if code == -signal.SIGALRM else f"ends its process ({_name_of(code)})"
             raise Reject(rejects.CRASH, f"its decoder {how}, {ALONE} times alone in a fresh process")
         kind, *result = answer
         if kind == "reject":
@@ -157,14 +204,14 @@ class GuardedReader(ImageReader):
             return self._child
         try:
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__],  # -P: nothing is imported from the current directory
+                [sys.executable, "-P", "-m", CHILD],  # -P: nothing is imported from the current directory
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join([*filter(None, sys.path), PACKAGE_PARENT])},
                 start_new_session=True,  # Ctrl-C is the parent's affair
             )
             assert self._child.stdout is not None
-            said = _exactly(self._child.stdout, len(HELLO), time.monotonic() + self._start_seconds)
+            said = exactly(self._child.stdout, len(HELLO), time.monotonic() + self._start_seconds)
             if said != HELLO:
                 raise EOFError
         except (OSError, EOFError) as error:
@@ -172,18 +219,24 @@ class GuardedReader(ImageReader):
             raise ReaderLost(f"the process that reads images cannot be started ({error or _name_of(code)})") from error
         return self._child
 
-    def _ask(self, child: subprocess.Popen[bytes], seconds: float | None, request: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _ask(
+        self, child: subprocess.Popen[bytes], seconds: float | None, request: tuple[Any, ...], take: Take | None
+    ) -> tuple[Any, ...]:
         """The child's answer. Raises EOFError or BrokenPipeError if it died over it, ReaderLost if it stands still."""
         assert child.stdin is not None and child.stdout is not None
-        _send(child.stdin, request)
+        send(child.stdin, request)
         # The child ends itself in time, unless it was stopped or sleeps in the kernel.
         deadline = None if seconds is None else time.monotonic() + 2 * seconds + self._start_seconds
-        answer: tuple[Any, ...] = _receive(child.stdout, deadline)
-        if answer[0] == "pixels":
-            return "result", np.frombuffer(_exactly(child.stdout, int(np.prod(answer[1])), deadline), np.uint8).reshape(
-                answer[1]
-            )
-        return answer
+        while True:
+            kind, *rest = receive(child.stdout, deadline)
+            if kind not in ("pixels", "frame"):
+                return kind, *rest
+            shape = rest[-1]
+            pixels = np.frombuffer(exactly(child.stdout, int(np.prod(shape)), deadline), np.uint8).reshape(shape)
+            if kind == "pixels":
+                return "result", pixels
+            assert take is not None
+            take(rest[0], pixels)
 
     def _ended(self) -> int:
         child, self._child = self._child, None
@@ -204,85 +257,29 @@ class GuardedReader(ImageReader):
             self._ended()
 
 
+def _sendable(source: VideoSource) -> bytes | str:
+    """A video as a child can read it: by its path, or its bytes. Raises OSError."""
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, str | Path):
+        return str(Path(source).absolute())
+    source.seek(0)
+    return source.read()
+
+
+def _longer_by_bytes(source: VideoSource) -> float:
+    """How many times `sample_seconds` a video has, to be demuxed."""
+    if isinstance(source, str | Path):
+        size = Path(source).stat().st_size
+    else:
+        size = len(source) if isinstance(source, bytes) else source.seek(0, os.SEEK_END)
+    return 1 + size / MINUTE_BYTES
+
+
+def _longer_by_length(header: VideoHeader) -> float:
+    """How many times `sample_seconds` a video has, to be decoded; damaged times make no hour of a frame."""
+    return 1 + min(header.duration, header.frames) / MINUTE_SECONDS
+
+
 def _name_of(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-def _send(stream: IO[bytes], message: Any) -> None:
-    data = pickle.dumps(message, protocol=5)
-    stream.write(struct.pack("<Q", len(data)))
-    stream.write(data)
-    stream.flush()
-
-
-def _receive(stream: IO[bytes], deadline: float | None = None) -> Any:
-    (length,) = struct.unpack("<Q", _exactly(stream, 8, deadline))
-    return pickle.loads(_exactly(stream, length, deadline))  # between a process of ours and its own child
-
-
-def _exactly(stream: IO[bytes], length: int, deadline: float | None = None) -> bytearray:
-    """Raises EOFError: the other end is gone; ReaderLost: it said nothing until the deadline."""
-    data = bytearray(length)
-    view = memoryview(data)
-    with selectors.DefaultSelector() as selector:
-        selector.register(stream, selectors.EVENT_READ)
-        while view:
-            if deadline is not None and not selector.select(max(0.0, deadline - time.monotonic())):
-                raise ReaderLost("the process that reads images stands still")
-            count = os.readv(stream.fileno(), [view[:PIECE_BYTES]])
-            if not count:
-                raise EOFError
-            view = view[count:]
-    return data
-
-
-def serve() -> None:
-    """The child: answers until its parent is gone. What decoders print goes to stderr."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # whatever the parent was started with
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with os.fdopen(os.dup(1), "wb") as answers:
-        if _is_open(2):
-            os.dup2(2, 1)
-        else:
-            os.close(1)
-        answers.write(HELLO)
-        answers.flush()
-        reader = ImageReader()
-        while True:
-            try:
-                method, seconds, *arguments = _receive(sys.stdin.buffer)
-            except EOFError:
-                return
-            _answer(answers, reader, method, seconds, arguments)
-
-
-def _answer(answers: IO[bytes], reader: ImageReader, method: str, seconds: float | None, arguments: list[Any]) -> None:
-    reader.limit(seconds)
-    try:
-        result = getattr(reader, method)(*arguments)
-    except Reject as reject:
-        _send(answers, ("reject", reject.reason, reject.message))
-    except ReaderLost as error:
-        _send(answers, ("lost", str(error)))
-    except Exception:  # noqa: BLE001 - told to the parent, which raises it
-        _send(answers, ("error", traceback.format_exc()))
-    else:
-        if isinstance(result, np.ndarray):
-            _send(answers, ("pixels", result.shape))
-            answers.write(np.ascontiguousarray(result).data)
-            answers.flush()
-        else:
-            _send(answers, ("result", result))
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
-
-
-if __name__ == "__main__":
-    serve()

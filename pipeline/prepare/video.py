@@ -11,6 +11,7 @@ Source: transformers 5.23, `models/qwen2_vl/video_processing_qwen2_vl.py`, `patc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,8 +21,8 @@ from ..index.video_rules import TEMPORAL, VideoSampling
 from ..index.video_sampling import ClipPlan
 from ..rejects import Reject
 from .decode import CHANNELS, Uint8
+from .guard import ImageReader
 from .patches import cut_patches, resize
-from .video_decode import decode_frames
 
 
 def row_bytes(sampling: VideoSampling) -> int:
@@ -29,39 +30,50 @@ def row_bytes(sampling: VideoSampling) -> int:
     return CHANNELS * TEMPORAL * sampling.patch_size**2
 
 
+@dataclass(frozen=True, kw_only=True)
+class VideoFile:
+    """A file of which clips are made: its key in messages, its bytes or where they are, and their header."""
+
+    key: str
+    source: VideoSource
+    header: VideoHeader
+
+
 def prepare_clips(
-    source: VideoSource,
-    header: VideoHeader,
+    file: VideoFile,
     plans: Sequence[ClipPlan],
     sampling: VideoSampling,
     rows_PC: Sequence[Uint8],
+    reader: ImageReader,
 ) -> list[Reject | None]:
-    """Makes the patches of clips of one file.
+    """Makes the patches of clips of one file, which is read once.
 
     Args:
-        header: of these bytes; `plans` are of its frames.
+        plans: of the file's frames.
         rows_PC: where each clip's patches are written, uint8 [P, C].
 
     Returns:
         For each clip None, or why it is not whole: of one whose frames came before the damage, None.
 
     Raises:
-        ReaderLost: no memory.
+        ReaderLost: no memory, or the process that decodes was killed from outside.
         OSError: the source cannot be read.
     """
     wanted = np.unique(np.concatenate([plan.frames for plan in plans]))
     slots = [_slots(plan) for plan in plans]
-    last = {number: int(plan.frames[-1]) for number, plan in enumerate(plans)}
+    waiting = {number: int(plan.frames[-1]) for number, plan in enumerate(plans)}
+
+    def take(index: int, pixels: Uint8) -> None:
+        for number, plan in enumerate(plans):
+            if index in slots[number]:
+                write_frame(pixels, plan, sampling, rows_PC[number], slots[number][index])
+            if waiting.get(number) == index:
+                del waiting[number]
+
     try:
-        for index, pixels in decode_frames(source, header, wanted):
-            for number, plan in enumerate(plans):
-                positions = slots[number].get(index, [])
-                if positions:
-                    write_frame(pixels, plan, sampling, rows_PC[number], positions)
-                if last.get(number) == index:
-                    del last[number]
+        reader.frames(file.key, file.source, file.header, wanted, take)
     except Reject as reject:
-        return [reject if number in last else None for number in range(len(plans))]
+        return [reject if number in waiting else None for number in range(len(plans))]
     return [None] * len(plans)
 
 

@@ -168,7 +168,7 @@ def test_after_an_interruption_answers_are_not_mixed_up(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(guard_module, "_receive", interrupted)
+        patch.setattr(guard_module, "receive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             guarded.pixels("a", data, 1)
     assert guarded._child is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import cache
 from unittest import mock
 
@@ -15,13 +16,16 @@ from PIL import Image
 from transformers import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
+import pipeline.prepare.guard as guard_module
 from pipeline.config import Video
 from pipeline.index.video_header import read_video_header
 from pipeline.index.video_rules import resolve_sampling
 from pipeline.index.video_sampling import ClipPlan, plan_clip
-from pipeline.prepare.video import prepare_clips, row_bytes
+from pipeline.prepare.guard import GuardedReader, ImageReader
+from pipeline.prepare.video import VideoFile, prepare_clips, row_bytes
 from pipeline.prepare.video_decode import decode_frames
 from pipeline.prepare.video_frames import plan_frames, prepare_frame
+from pipeline.rejects import Reject
 
 utils = pytest.importorskip("qwen_vl_utils.vision_process")
 ALL = [*NAMES, *MADE]
@@ -43,28 +47,33 @@ def sampling_of(model_type="qwen2_5_vl", patch_size=14, **fields):
     return resolve_sampling(Video(**fields), model_type, patch_size, 2)
 
 
+def clips_of(data, header, plans, sampling, rows, reader=None):
+    file = VideoFile(key="clip", source=data, header=header)
+    return prepare_clips(file, plans, sampling, rows, reader or ImageReader())
+
+
 def ours(name, sampling, **span):
     """Plan and uint8 [P, C] of a whole clip."""
     data = clip_of(name)
     header = read_video_header(data)
     plan = plan_clip(header.frames, header.fps, header.height, header.width, sampling)
     rows = np.full((plan.patches, row_bytes(sampling)), 7, np.uint8)
-    assert prepare_clips(data, header, [plan], sampling, [rows]) == [None]
+    assert clips_of(data, header, [plan], sampling, [rows]) == [None]
     return plan, rows
 
 
-def processed(processor, frames, rate, **options):
-    """The processor's patches and grid: pixel values as it gives them without normalising."""
+def processed(processor, frames, rate=25.0, asked=None):
+    """The processor's own frames, patches before normalising, and grid; all frames where nothing is asked for."""
     metadata = VideoMetadata(total_num_frames=len(frames), fps=rate)
+    index = np.arange(len(frames)) if asked is None else np.asarray(processor.sample_frames(metadata, **asked))
     result = processor(
-        videos=[torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)],
-        video_metadata=[metadata],
+        videos=[torch.from_numpy(np.ascontiguousarray(frames[index])).permute(0, 3, 1, 2)],
+        do_sample_frames=False,
         do_normalize=False,
         do_rescale=False,
         return_tensors="pt",
-        **options,
     )
-    return result["pixel_values_videos"].numpy(), tuple(result["video_grid_thw"][0].tolist())
+    return index.tolist(), result["pixel_values_videos"].numpy(), tuple(result["video_grid_thw"][0].tolist())
 
 
 @pytest.mark.parametrize("name", MANY)
@@ -73,8 +82,8 @@ def test_patches_are_those_of_qwen2(name) -> None:
     plan, rows = ours(name, sampling)
     size = {"shortest_edge": 3136, "longest_edge": 64 * 784}
     fps = read_video_header(clip_of(name)).fps
-    expected, grid = processed(Qwen2VLVideoProcessor(size=size), all_frames(name), fps, do_sample_frames=True, fps=3)
-    assert plan.grid == grid
+    frames, expected, grid = processed(Qwen2VLVideoProcessor(size=size), all_frames(name), fps, {"fps": 3})
+    assert plan.frames.tolist() == frames and plan.grid == grid
     assert np.array_equal(rows, expected)
 
 
@@ -84,8 +93,8 @@ def test_patches_are_those_of_qwen3(name) -> None:
     plan, rows = ours(name, sampling)
     size = {"shortest_edge": 4096, "longest_edge": 40 * 200 * 1024}
     fps = read_video_header(clip_of(name)).fps
-    expected, grid = processed(Qwen3VLVideoProcessor(size=size), all_frames(name), fps)
-    assert plan.grid == grid
+    frames, expected, grid = processed(Qwen3VLVideoProcessor(size=size), all_frames(name), fps, {})
+    assert plan.frames.tolist() == frames and plan.grid == grid
     assert np.array_equal(rows, expected)
 
 
@@ -149,7 +158,7 @@ def test_a_single_frame_is_doubled(model_type, sampler) -> None:
     data, header = clip_of("three.mp4"), read_video_header(clip_of("three.mp4"))
     pair = ClipPlan(frames=np.array([0, 0]), height=plan.height, width=plan.width, grid=plan.grid, clamped="none")
     twice = np.empty_like(rows)
-    assert prepare_clips(data, header, [pair], sampling, [twice]) == [None]
+    assert clips_of(data, header, [pair], sampling, [twice]) == [None]
     assert twice.any() and twice.shape == rows.shape
     assert np.array_equal(twice.reshape(-1, 3, 2, 256)[:, :, 0], twice.reshape(-1, 3, 2, 256)[:, :, 1])
 
@@ -172,11 +181,11 @@ def test_spans_of_one_file_are_made_in_one_pass() -> None:
     rows = [np.empty((plan.patches, row_bytes(sampling)), np.uint8) for plan in plans]
     opened = mock.Mock(wraps=av.open)
     with mock.patch.object(av, "open", opened):
-        assert prepare_clips(data, header, plans, sampling, rows) == [None] * 3
+        assert clips_of(data, header, plans, sampling, rows) == [None] * 3
     assert opened.call_count == 1
     for plan, got in zip(plans, rows, strict=True):
         alone = np.empty_like(got)
-        prepare_clips(data, header, [plan], sampling, [alone])
+        clips_of(data, header, [plan], sampling, [alone])
         assert np.array_equal(got, alone)
 
 
@@ -186,10 +195,10 @@ def test_damage_costs_the_clips_that_it_is_in() -> None:
     plans = [plan_clip(10, header.fps, 48, 64, sampling, first) for first in (0, 36)]
     rows = [np.empty((plan.patches, row_bytes(sampling)), np.uint8) for plan in plans]
     cut = data[: data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2]
-    first, second = prepare_clips(cut, header, plans, sampling, rows)
+    first, second = clips_of(cut, header, plans, sampling, rows)
     assert first is None and second is not None and second.reason == "truncated"
     whole = np.empty_like(rows[0])
-    prepare_clips(data, header, plans[:1], sampling, [whole])
+    clips_of(data, header, plans[:1], sampling, [whole])
     assert np.array_equal(rows[0], whole)
 
 
@@ -198,7 +207,7 @@ def test_a_clip_that_does_not_decode_is_corrupt() -> None:
     header = read_video_header(data)
     plan = plan_clip(50, header.fps, 48, 64, sampling_of())
     rows = np.empty((plan.patches, row_bytes(sampling_of())), np.uint8)
-    (reject,) = prepare_clips(data, header, [plan], sampling_of(), [rows])
+    (reject,) = clips_of(data, header, [plan], sampling_of(), [rows])
     assert reject is not None and reject.reason == "corrupt"
 
 
@@ -228,7 +237,7 @@ def test_frame_images_are_a_video(count) -> None:
     ):
         plan, rows = images_of(frames, sampling)
         doubled = frames if count > 1 else np.repeat(frames, 2, 0)
-        expected, grid = processed(processor, doubled, 2.0, do_sample_frames=False)
+        _, expected, grid = processed(processor, doubled)
         assert plan.grid == grid and np.array_equal(rows, expected)
 
 
@@ -251,3 +260,58 @@ def images_of(frames, sampling):
     for position, pixels in enumerate(frames):
         prepare_frame(position, pixels, plan, sampling, rows)
     return plan, rows
+
+
+@pytest.fixture
+def guarded():
+    reader = GuardedReader(1.0, start_seconds=10.0)
+    yield reader
+    reader.close()
+
+
+def test_a_child_gives_the_same(guarded, tmp_path) -> None:
+    data, sampling = made("turned.mp4"), sampling_of("qwen3_vl", 16, num_frames=7)
+    header = read_video_header(data)
+    (tmp_path / "a.mp4").write_bytes(data)
+    for source in (data, tmp_path / "a.mp4", io.BytesIO(data)):
+        again = guarded.video_header("clip", source)
+        assert (again.frames, again.pts_N.tolist()) == (header.frames, header.pts_N.tolist())
+        plan, rows = ours("turned.mp4", sampling)
+        got = np.empty_like(rows)
+        assert clips_of(source, header, [plan], sampling, [got], guarded) == [None]
+        assert np.array_equal(got, rows)
+    for source, reason in ((made("sound.m4a"), "unidentified"), (made("cut.mp4"), "truncated")):
+        with pytest.raises(Reject) as caught:
+            guarded.video_header("clip", source)
+        assert caught.value.reason == reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "action"), [("decode", "exit"), ("frame", "exit"), ("decode", "sleep=100")])
+def test_a_decoder_that_dies_costs_one_clip(point, action, guarded, monkeypatch, tmp_path) -> None:
+    data, sampling = made("h264.mp4"), sampling_of("qwen3_vl", 16, num_frames=6)
+    plan, rows = ours("h264.mp4", sampling)
+    header = read_video_header(data)
+    monkeypatch.setenv("VISIONBAKE_FAULT", f"{point}=bad:{action}@+{tmp_path / 'fired'}")
+    got = np.empty_like(rows)
+    bad = VideoFile(key="bad", source=data, header=header)
+    (reject,) = prepare_clips(bad, [plan], sampling, [np.empty_like(rows)], guarded)
+    assert reject is not None and reject.reason == "crash"
+    assert (tmp_path / "fired").read_bytes() == b"..."
+    assert clips_of(data, header, [plan], sampling, [got], guarded) == [None]
+    assert np.array_equal(got, rows)
+
+
+def test_a_child_that_dies_once_goes_on_where_it_was(guarded, monkeypatch, tmp_path) -> None:
+    data, sampling = made("h264.mp4"), sampling_of("qwen3_vl", 16, num_frames=6)
+    plan, rows = ours("h264.mp4", sampling)
+    monkeypatch.setenv("VISIONBAKE_FAULT", f"frame=clip:exit@{tmp_path / 'fired'}")
+    got = np.empty_like(rows)
+    assert clips_of(data, read_video_header(data), [plan], sampling, [got], guarded) == [None]
+    assert (tmp_path / "fired").exists() and np.array_equal(got, rows)
+
+
+def test_a_long_film_has_more_time() -> None:
+    header = replace(read_video_header(made("one.mp4")), duration=600.0, frames=15_000)
+    assert guard_module._longer_by_length(header) == 11
+    assert guard_module._longer_by_length(replace(header, frames=60)) == 2  # damaged times make no hour of it
