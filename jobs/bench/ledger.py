@@ -47,7 +47,7 @@ print(json.dumps([time.perf_counter() - started, peak_memory_bytes()]), file=sys
 """
 READER = """
 from pipeline.read.reader import EmbeddingDataset
-print(len(EmbeddingDataset({output!r})))
+print(len(EmbeddingDataset({output!r}, allow_incomplete=True)))
 """
 COMMAND = """
 from pipeline.cli import main

@@ -49,7 +49,7 @@ def compared(verifier: Verifier, count: int) -> list[dict[str, Any]]:
     preprocess = config["preprocess"]
     processor = reference_processor(checkpoint.config, preprocess["min_pixels"], preprocess["max_pixels"])
     tower = reference_tower(checkpoint, torch.float32, torch.device("cpu"))
-    dataset = EmbeddingDataset(str(verifier.output))
+    dataset = EmbeddingDataset(str(verifier.output), allow_incomplete=True)
     limit = LIMITS[config["output"]["dtype"]]
     if config["model"]["dtype"] == "bfloat16":
         limit = max(limit, BFLOAT16_TOWER)

@@ -75,6 +75,7 @@ for sample in webdataset.WebDataset("data/part-000000-0000.tar", shardshuffle=Fa
     return f"""---
 configs:
 - config_name: tokens
+  default: true
   data_files: data/*.{suffix}
 - config_name: samples
   data_files: samples/*.parquet

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from ..encode.dtypes import STORED, is_scaled, restore, scale_bytes, scale_of
 from ..errors import OutputError, RequestError
 from ..index.units import UnitId
+from ..output.dataset import is_complete
 from ..output.info import read_dataset
 from ..output.layout import samples_path
 from ..output.ledger import CommittedUnits, folded_parts, read_committed
@@ -38,11 +39,11 @@ from ..storage.files import AnyPath, absolute, open_input, small_file
 from ..storage.remote import RemotePath, check_uri
 from .items import Item, item_of
 from .items import collate as collate  # a public name of this module
+from .keys import KeyIndex
 from .stream import EmbeddingStream
 
 TABLES_KEPT = 8
 FILES_KEPT = 64
-FOOTERS_AT_ONCE = 32
 _WHERE = ("key", "source", "grid_thw", "num_tokens", "shard", "offset", "length")
 
 
@@ -67,12 +68,13 @@ class EmbeddingDataset(Dataset[Item]):
 
     Args:
         uri: the output, local or anything that fsspec opens.
+        allow_incomplete: read what is committed so far of a run that has not ended.
 
     Raises:
-        RequestError: it is not an output of visionbake.
+        RequestError: it is not an output of visionbake, or not a complete one.
     """
 
-    def __init__(self, uri: str | os.PathLike[str]) -> None:
+    def __init__(self, uri: str | os.PathLike[str], *, allow_incomplete: bool = False) -> None:
         self.uri = os.fspath(uri)
         check_uri("output", self.uri)
         self._root = absolute(self.uri)
@@ -82,6 +84,11 @@ class EmbeddingDataset(Dataset[Item]):
             folded = folded_parts(self._root) if committed.count else set()
         except OSError as error:
             raise RequestError(f"{self.uri} is not an output of visionbake: {error}") from error
+        if not allow_incomplete and not is_complete(self._root):
+            raise RequestError(
+                f"{self.uri} is not complete: {committed.count:,} units are committed; run again to finish it, or read "
+                "what there is by allow_incomplete=True"
+            )
         # Two numbers and a sum for each unit: there may be millions.
         self._unit_parts, self._unit_numbers, counts = (
             np.frombuffer(one, np.int64) for one in self._lengths(committed, folded)
@@ -98,10 +105,12 @@ class EmbeddingDataset(Dataset[Item]):
         self._tables: OrderedDict[int, _Rows] = OrderedDict()
         self._files: OrderedDict[str, int] = OrderedDict()
         self._scales: OrderedDict[str, list[bytes]] = OrderedDict()
-        self._hashes: tuple[np.ndarray, np.ndarray] | None = None
+        # No method of this object: a ring of two would keep files open until it is collected.
+        shard_of = partial(_samples_shard, self._root, self._unit_parts, self._unit_numbers)
+        self._keys = KeyIndex(shard_of, len(self._ends))
 
     def __getstate__(self) -> dict[str, Any]:
-        private = ("_tables", "_files", "_scales", "_hashes")
+        private = ("_tables", "_files", "_scales", "_keys")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -109,8 +118,9 @@ class EmbeddingDataset(Dataset[Item]):
         self._forget()
 
     def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
+        close: Any = getattr(os, "close", None)  # gone when the interpreter ends
+        for descriptor in getattr(self, "_files", {}).values() if close is not None else ():
+            close(descriptor)
 
     def _lengths(self, committed: CommittedUnits, folded: set[int]) -> tuple[array[int], array[int], array[int]]:
         """Part, number and rows of each committed unit, in order. Raises OutputError: a footer cannot be read."""
@@ -128,19 +138,39 @@ class EmbeddingDataset(Dataset[Item]):
         return parts, numbers, rows
 
     def _unit(self, unit: int) -> AnyPath:
-        """The samples shard of the unit-th committed unit."""
-        return samples_path(self._root, str(UnitId(int(self._unit_parts[unit]), int(self._unit_numbers[unit]))))
+        return _samples_shard(self._root, self._unit_parts, self._unit_numbers, unit)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __getitem__(self, index: int | str | tuple[str, str]) -> Item:
-        """By number, by key, or by `(source, key)`.
+    def __contains__(self, key: object) -> bool:
+        """Whether there is a row with a key, or with `(source, key)`; not whether an item is one of them."""
+        try:
+            return isinstance(key, str | tuple) and bool(self._find_all(key))
+        except (TypeError, ValueError):  # a tuple of something else
+            return False
+
+    def keys(self) -> Iterator[str]:
+        """Yields the keys of all rows, in their order; no embedding is read."""
+        return iter(self._keys)
+
+    @overload
+    def __getitem__(self, index: int | str | tuple[str, str]) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice | list[int | str | tuple[str, str]]) -> list[Item]: ...
+
+    def __getitem__(self, index: Any) -> Item | list[Item]:
+        """By number, by key, or by `(source, key)`; a slice or a list of those gives a list.
 
         Raises:
             IndexError, KeyError: there is no such row.
             RequestError: the key is in several files of the source.
         """
+        if isinstance(index, slice):
+            return self.get_many(range(*index.indices(len(self))))
+        if isinstance(index, list):
+            return self.get_many(index)
         unit, row = self._place(index) if isinstance(index, int | np.integer) else self._find(index)
         return self.read(unit, row)
 
@@ -159,39 +189,26 @@ class EmbeddingDataset(Dataset[Item]):
         unit = int(np.searchsorted(self._ends, wanted, side="right"))
         return unit, wanted - (int(self._ends[unit - 1]) if unit else 0)
 
-    def _find(self, key: str | tuple[str, str]) -> tuple[int, int]:
+    def _find_all(self, key: str | tuple[str, str]) -> list[tuple[int, int]]:
+        """The unit and row of every row with this key."""
         source, name = key if isinstance(key, tuple) else (None, key)
-        if self._hashes is None:
-            self._hashes = self._hash_keys()
-        hashes, order = self._hashes
-        first, last = (int(np.searchsorted(hashes, hash(name), side=side)) for side in ("left", "right"))
         found = []
-        for number in order[first:last].tolist():
+        for number in self._keys.rows_like(name):
             unit, row = self._place(number)
             columns = self._rows(unit).columns
             if columns["key"][row] == name and source in (None, columns["source"][row]):
                 found.append((unit, row))
+        return found
+
+    def _find(self, key: str | tuple[str, str]) -> tuple[int, int]:
+        found = self._find_all(key)
         if not found:
-            raise KeyError(key)
+            nearest = self._keys.nearest(key if isinstance(key, str) else key[1])
+            raise KeyError(f"{key!r}" + (f"; did you mean {nearest!r}?" if nearest else ""))
         if len(found) > 1:
-            sources = sorted({self._rows(unit).columns["source"][row] for unit, row in found})
-            where = ", ".join(sources)
-            raise RequestError(f"the key {name!r} stands {len(found)} times: in {where}; ask by (source, key)")
+            where = ", ".join(sorted({self._rows(unit).columns["source"][row] for unit, row in found}))
+            raise RequestError(f"the key {key!r} stands {len(found)} times: in {where}; ask by (source, key)")
         return found[0]
-
-    def _hash_keys(self) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes of all keys in sorted order, and the row of each: 16 bytes a row."""
-
-        def of_unit(unit: int) -> np.ndarray:
-            with open_input(self._unit(unit), forwards=False) as stream:
-                table = pq.read_table(stream, columns=["key", "status"])
-            keys = table.filter(pc.equal(table.column("status"), "ok")).column("key")
-            return np.fromiter((hash(key) for key in keys.to_pylist()), np.int64, len(keys))
-
-        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-            hashes = np.concatenate([np.empty(0, np.int64), *pool.map(of_unit, range(len(self._ends)))])
-        order = np.argsort(hashes, kind="stable")
-        return hashes[order], order
 
     def _rows(self, unit: int) -> _Rows:
         if unit not in self._tables:
@@ -261,6 +278,11 @@ class EmbeddingDataset(Dataset[Item]):
 
     def unit_lengths(self) -> list[int]:
         return np.diff(self._ends, prepend=0).tolist()
+
+
+def _samples_shard(root: AnyPath, parts: np.ndarray, numbers: np.ndarray, unit: int) -> AnyPath:
+    """The samples shard of the unit-th committed unit."""
+    return samples_path(root, str(UnitId(int(parts[unit]), int(numbers[unit]))))
 
 
 def _keep(store: OrderedDict[Any, Any], name: Any, value: Any, limit: int, drop: Any = None) -> None:

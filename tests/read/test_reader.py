@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import config_for, encoded, make_tar, noise
+from conftest import REPOSITORY, config_for, encoded, make_tar, noise
 
 import pipeline.read.reader as reader_module
 from pipeline import EmbeddingDataset
@@ -179,10 +181,10 @@ def test_parts_that_are_not_folded_are_read_by_their_records(
     """As while a run goes on, or behind one that was killed; and only units that are committed."""
     assert list((output / "ledger").iterdir())
     copy = Path(shutil.copytree(output, tmp_path / "out", ignore=shutil.ignore_patterns("ledger", "_SUCCESS")))
-    dataset = EmbeddingDataset(copy)
+    dataset = EmbeddingDataset(copy, allow_incomplete=True)
     assert [same(item, row) for item, row in zip(dataset.stream(), rows, strict=True)] == [True] * 22
     (copy / "samples" / "part-000000-0000.parquet").unlink()
-    fewer = EmbeddingDataset(copy)
+    fewer = EmbeddingDataset(copy, allow_incomplete=True)
     lost = dataset.unit_lengths()[0]
     assert len(fewer) == 22 - lost
     assert same(fewer[0], rows[lost])
@@ -324,3 +326,51 @@ def test_other_engines_open_it(output: Path, rows: list[dict[str, Any]]) -> None
     assert sum(hugging_face["num_tokens"]) == total
     assert hugging_face[3]["embedding"] == wanted
     assert pq.read_table(output / "data", columns=["num_tokens"]).column(0).to_numpy().sum() == total
+
+
+def test_it_is_used_as_people_use_such_things(output: Path, rows: list[dict[str, object]]) -> None:
+    dataset = EmbeddingDataset(output)
+    keys = [row["key"] for row in rows]
+    assert list(dataset.keys()) == keys
+    assert all(key in dataset for key in keys)
+    assert (rows[0]["source"], keys[0]) in dataset
+    assert not any(
+        other in dataset for other in ("none", ("none", keys[0]), (1, 2, 3), 0, None, dataset[0]["grid_thw"])
+    )
+    assert [item["key"] for item in dataset[1:7:2]] == keys[1:7:2]
+    assert [item["key"] for item in dataset[::-1]] == keys[::-1]
+    assert dataset[5:5] == []
+    assert [item["key"] for item in dataset[[3, keys[1], -1]]] == [keys[3], keys[1], keys[-1]]
+    with pytest.raises(KeyError, match=f"did you mean {str(keys[2])!r}"):
+        dataset[f"{keys[2]}x"]
+
+
+def test_an_output_that_is_not_complete_says_how_far_it_is(output: Path, tmp_path: Path) -> None:
+    shutil.copytree(output, tmp_path / "out")
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    last = max((tmp_path / "out" / "samples").iterdir())
+    units = len(list(last.parent.iterdir()))
+    for folder in ("samples", "ledger"):
+        for path in (tmp_path / "out" / folder).iterdir():
+            if path == last or folder == "ledger":
+                path.unlink()
+    with pytest.raises(RequestError, match=rf"not complete: {units - 1} units are committed.*allow_incomplete"):
+        EmbeddingDataset(tmp_path / "out")
+    part = EmbeddingDataset(tmp_path / "out", allow_incomplete=True)
+    assert 0 < len(part) < len(EmbeddingDataset(output))
+
+
+def test_hugging_face_loads_an_output_as_it_lies(output: Path, rows: list[dict[str, object]], tmp_path: Path) -> None:
+    """By its folder alone, rows by default, and no file of the plan for one."""
+    import datasets
+
+    loaded = datasets.load_dataset(str(output), split="train", cache_dir=str(tmp_path))
+    assert loaded["key"][:] == [row["key"] for row in rows]
+    samples = datasets.load_dataset(str(output), "samples", split="train", cache_dir=str(tmp_path))
+    assert set(samples["status"]) > {"ok"} or len(samples) >= len(rows)
+
+
+def test_the_end_of_the_interpreter_says_nothing(output: Path) -> None:
+    program = f"from pipeline import EmbeddingDataset\nkept = EmbeddingDataset({str(output)!r})\nkept[0]"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
