@@ -80,6 +80,19 @@ def print_json(tree: object, indent: int | None = 2) -> None:
     say(json.dumps(tree, indent=indent))
 
 
+def check_file(option: str, path: str | None) -> None:
+    """Makes sure, before any work, that a file can be written where an option says. Raises RequestError."""
+    if path is None:
+        return
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir():
+        raise RequestError(f"{option} {path} is a folder; give a file's name")
+    if not folder.is_dir():
+        raise RequestError(f"{option} {path}: there is no folder {folder}")
+    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+        raise RequestError(f"{option} {path} cannot be written")
+
+
 def write_page(path: str, text: str) -> None:
     """Raises OutputError."""
     try:

@@ -6,7 +6,7 @@ import argparse
 
 from ..errors import OutputError, RequestError
 from ..vision_encoder import VisionEncoder
-from .console import add_json_argument, print_json, say
+from .console import add_json_argument, check_file, print_json, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,7 @@ def main(arguments: argparse.Namespace) -> int:
     for name in ("min_pixels", "max_pixels"):
         if (asked := getattr(arguments, name)) is not None and asked < 1:
             raise RequestError(f"--{name.replace('_', '-')}: must be positive, not {asked}")
+    check_file("--save", arguments.save)
     encoder = VisionEncoder.from_pretrained(
         arguments.model, arguments.dtype, min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels
     )

@@ -25,7 +25,7 @@ from ..index.read import read_index_arrays
 from ..run.indexing import make_plan
 from ..run.request import check_request
 from ..source.plan import Plan
-from .console import add_json_argument, bytes_text, ignored_text, number_text, print_json, say, write_page
+from .console import add_json_argument, bytes_text, check_file, ignored_text, number_text, print_json, say, write_page
 from .requested import add_request_arguments, is_config, requested_config
 
 COLUMN = 32
@@ -136,6 +136,7 @@ def check_numbers(arguments: argparse.Namespace) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     check_numbers(arguments)
+    check_file("--html", arguments.html)
     if is_config(arguments.source) or arguments.output is not None:
         return _answer(arguments, requested_config(arguments, "plan"))
     with tempfile.TemporaryDirectory(prefix="visionbake-plan-") as folder:  # the index is not kept

@@ -19,7 +19,7 @@ from ..source.plan import Plan
 from ..storage.files import AnyPath, names_in
 from ..storage.remote import RemotePath
 from ..storage.remote_read import dataset_of
-from .console import add_json_argument, bytes_text, number_text, output_of, print_json, say, write_page
+from .console import add_json_argument, bytes_text, check_file, number_text, output_of, print_json, say, write_page
 
 TEXT_ROWS = 200
 COLUMN = 32
@@ -99,6 +99,7 @@ def main(arguments: argparse.Namespace) -> int:
         if arguments.html:
             raise RequestError("--html: a page has no query; give --sql or --html")
         return _run_query(connect(output), arguments)
+    check_file("--html", arguments.html)
     result = statistics_of(output)
     if arguments.json:
         print_json(result)

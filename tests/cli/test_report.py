@@ -67,7 +67,7 @@ def test_a_page_is_one_file_that_asks_for_nothing(pages: dict[str, Path]) -> Non
 
 
 def test_a_page_that_cannot_be_written_is_named(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(config), "--html", str(config.parent / "nothing" / "x.html")]) == 1
+    assert main(["plan", str(config), "--html", str(config.parent / "nothing" / "x.html")]) == 2
     assert "x.html" in capsys.readouterr().err
 
 

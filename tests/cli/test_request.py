@@ -204,3 +204,21 @@ def test_where_there_is_no_terminal_lines_say_the_same(capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "0:00:00 loading the tower" in out
     assert "82/164 images (50%)" in out
+
+
+@pytest.mark.parametrize("bad", ["none/page", ".", "photos.jpg/page"])
+@pytest.mark.parametrize(
+    "words", [("plan", "in", "--model", "m", "--html"), ("encode", "a.jpg", "--model", "m", "--save")]
+)
+def test_a_file_that_cannot_be_written_is_found_before_any_work(
+    words: tuple[str, ...],
+    bad: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos.jpg").write_bytes(b"")
+    code, _, err = call(capsys, *words, bad)
+    assert code == 2
+    assert f"{words[-1]} {bad}" in err
