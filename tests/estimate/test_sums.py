@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import config_for, encoded, noise, run_here
 from conftest import config_for, encoded, make_tar, noise, run_here
+from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference_resize
 
 from pipeline import rejects
