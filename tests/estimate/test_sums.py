@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import config_for, encoded, noise, run_here
+from conftest import config_for, encoded, make_tar, noise, run_here
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference_resize
 
@@ -192,8 +191,8 @@ def test_a_plan_is_what_plain_code_counts(
 def test_a_reject_is_no_copy_not_the_first_one_either(model_path: Path, tmp_path: Path) -> None:
     """The bytes of a used key, then of a key of their own: they are encoded, and save nothing."""
     one, other = encoded(noise(60, 90, 1)), encoded(noise(90, 60, 2))
-    pq.write_table(pa.table({"image": [one, other, other], "id": ["x", "x", "y"]}), tmp_path / "a.parquet")
-    config = config_for(tmp_path / "a.parquet", tmp_path / "out", model_path, source={"key_column": "id"})
+    source = make_tar(tmp_path / "a.tar", [("x.png", one), ("x.png", other), ("y.png", other)])
+    config = config_for(source, tmp_path / "out", model_path)
     request = check_request(config)
     plan, _ = make_plan(request, say=lambda line: None)
     (estimate,), _ = estimate_plan(plan, request.geometry, [20_000], Writing.of(request.config, 48))
