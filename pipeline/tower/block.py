@@ -29,7 +29,7 @@ class NormWeights(NamedTuple):
 
 
 class BlockKind(NamedTuple):
-    """What the blocks of a tower have in common, besides their shapes."""
+    """Facts that the blocks of a tower have in common, besides their shapes."""
 
     num_heads: int
     activation: Activation

@@ -339,10 +339,10 @@ def test_a_quantized_language_model_beside_a_whole_tower(
     assert Checkpoint(str(folder)).sha256() == whole
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kept", [None, torch.float8_e4m3fn, torch.bfloat16])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_tower_quantized_in_any_way_is_refused(
-    scheme: str, kept: bool, written: Callable[[str], Path], tmp_path: Path
+    scheme: str, kept: torch.dtype | None, written: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """By what stands beside the weight, or in its place."""
     folder = Path(shutil.copytree(written("qwen3_vl"), tmp_path / "model"))
@@ -351,7 +351,7 @@ def test_a_tower_quantized_in_any_way_is_refused(
     def quantize(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         weight = tensors.pop(f"{name}.weight")
         tensors |= {f"{name}.{kind}": torch.zeros(4, 4, dtype=torch.int32) for kind in SCHEMES[scheme]}
-        return tensors | ({f"{name}.weight": weight.to(torch.float8_e4m3fn)} if kept else {})
+        return tensors | ({f"{name}.weight": weight.to(kept)} if kept else {})
 
     change_tensors(folder, quantize)
     edit(folder / "config.json", quantization_config={"quant_method": scheme})
