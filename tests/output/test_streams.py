@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from pipeline.config import Config, parse_config
 from pipeline.errors import RequestError
 from pipeline.estimate.estimate import Rates, Writing
 from pipeline.estimate.estimate_plan import estimate_plan
-from pipeline.output.layout import SUFFIXES
+from pipeline.output.commit import commit_unit
+from pipeline.output.layout import SUFFIXES, data_path, samples_path
 from pipeline.output.metadata import read_metadata
 from pipeline.output.shard_tar import read_tar_shard
 from pipeline.output.verify import Verifier
 from pipeline.read.items import collate, rows_of
+from pipeline.run import encode_stage
 from pipeline.run.request import check_request
 from pipeline.source.plan import Plan
+from pipeline.storage.scratch import Scratch
 
 WIDTH, STREAMS = STREAMED.out_width, STREAMED.streams
 FORMS = [("parquet", "float32"), ("parquet", "int8"), ("webdataset", "bfloat16"), ("webdataset", "fp8")]
@@ -111,6 +115,29 @@ def test_a_lost_record_is_made_again_of_the_shard_that_stands(output: Path, tmp_
     assert run_here(parse_config(tree)).this_run.units == 1
     assert pq.read_table(samples).equals(columns) and data.read_bytes() == before
     assert read_metadata(samples)["adopted"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"format": "webdataset", "dtype": "int8"}], ids=["parquet", "webdataset"])
+def test_a_standing_shard_of_other_last_bits_is_adopted(
+    fields: dict[str, Any], folder: Path, streamed_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of other packs, say: it is judged by its own values, and those by the norms of their main stream."""
+    caught: list[Any] = []
+    monkeypatch.setattr(encode_stage, "commit_unit", lambda *a: caught.append(a) or commit_unit(*a))
+    assert run_here(configured(folder, tmp_path / "out", streamed_path, **fields)).complete
+    prepared, encoded, output, _, settings, encoding = caught[0]
+    kind, unit = settings.format, prepared.unit.id
+    nudge = 1 + 1e-6
+    more: dict[str, Any] = {"norm_mean_N": encoded.norm_mean_N * nudge, "norm_max_N": encoded.norm_max_N * nudge}
+    more |= {"tokens_MO": encoded.tokens_MO * nudge} if not fields else {"scale_MS": encoded.scale_MS * nudge}
+    data_path(output, unit, kind).unlink()
+    with Scratch(output) as scratch:
+        for made, adopts in ((replace(encoded, **more), False), (encoded, True)):
+            samples_path(output, unit).unlink()
+            committed = commit_unit(prepared, made, output, scratch, settings, encoding)
+            assert committed.record.adopted == adopts
+    shutil.rmtree(output / "ledger")  # of the records that were
+    assert Verifier(tmp_path / "out").verify().proven
 
 
 def test_a_standing_shard_with_a_value_that_is_not_finite_in_any_stream_is_replaced(
