@@ -1,6 +1,6 @@
 """Measure side by side, in one run, against the reference implementation and the plain Ray Data recipe.
 
-prepare   encoded bytes to patches, one thread, against Pillow + the reference processor
+prepare   encoded bytes to patches, one thread, against Pillow + the reference processor; --media video: PyAV and it
 encoder   the tower against the reference tower on the same packs
 pack      how full first-fit-decreasing packs are, and how even after balancing
 write     a data shard against a raw write of the same bytes
@@ -38,6 +38,7 @@ from pipeline.errors import RequestError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("part", nargs="?", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}; or all")
     parser.add_argument("--photos", type=Path, help="a folder of photos; without it those that are shipped")
+    parser.add_argument("--media", default="image", choices=("image", "video"), help="of `prepare`")
     parser.add_argument("--model", default=None, help="of `encoder`: random:wide on a CPU, random:7b on a GPU")
     parser.add_argument("--dtype", default=None, choices=("bfloat16", "float32"), help="of `encoder`")
     parser.add_argument("--grid", help="of `encoder` on a CPU: one image of so many patches, 48x60")

@@ -21,6 +21,10 @@ SEED = 7
 
 
 def bench_prepare(arguments: argparse.Namespace) -> dict[str, object]:
+    if arguments.media == "video":
+        from jobs.bench.video import bench_video
+
+        return bench_video(arguments)
     import io
 
     from PIL import Image

@@ -48,8 +48,11 @@ class OpenVideo:
 
 
 @contextmanager
-def open_video(source: VideoSource) -> Iterator[OpenVideo]:
+def open_video(source: VideoSource, *, decoding: bool) -> Iterator[OpenVideo]:
     """Opens a video and chooses its stream: the one that libav takes for the best, of those that are no cover picture.
+
+    Args:
+        decoding: whether more than its first frame will be decoded; else opening is several times faster.
 
     What libav raises inside is a Reject: `truncated` where the file ends too early, else `corrupt`.
 
@@ -64,6 +67,8 @@ def open_video(source: VideoSource) -> Iterator[OpenVideo]:
             raise Reject(rejects.TRUNCATED, "the file has no bytes")
         file.seek(0)
         options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
+        if not decoding:  # libav decodes some frames on opening, to learn how many a decoder must hold back
+            options["skip_frame"] = "all"
         try:
             container: InputContainer = av.open(
                 file, "r", options=options, buffer_size=BUFFER_BYTES, metadata_errors="replace"

@@ -79,7 +79,7 @@ def read_video_header(source: VideoSource) -> VideoHeader:
         ReaderLost: no memory.
         OSError: the source cannot be read.
     """
-    with open_video(source) as video:
+    with open_video(source, decoding=False) as video:
         _check_announced(video)
         packets = _Packets(video.stream)
         for packet in video.container.demux(video.stream):

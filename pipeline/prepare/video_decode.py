@@ -59,7 +59,7 @@ def _pass(source: VideoSource, header: VideoHeader, wanted: Int64, *, sparing: b
     if not len(wanted):
         return
     reformatter = VideoReformatter()
-    with open_video(source) as video:
+    with open_video(source, decoding=True) as video:
         decoder = video.stream.codec_context
         decoder.thread_count = 1  # another number conceals damage in another way
         if sparing:
