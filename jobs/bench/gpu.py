@@ -87,11 +87,11 @@ def _first_token(model: str, dtype: str) -> float:
     """From a process's start to its first tokens, imports, weights and compiling included."""
     code = (
         "import sys, torch\n"
-        "from pipeline.checkpoint import Checkpoint\n"
-        "from pipeline.encoder import Tower\n"
+        "from pipeline.tower.checkpoint import Checkpoint\n"
+        "from pipeline.tower.tower import Tower\n"
         "dtype, device = getattr(torch, sys.argv[2]), torch.device('cuda')\n"
         "tower = Tower(Checkpoint(sys.argv[1]), dtype, device, compile_blocks=True)\n"
-        "patches = torch.randint(0, 256, (5184, 588), dtype=torch.uint8).cuda()\n"
+        "patches = torch.randint(0, 256, (5184, tower.patch_weight_still.shape[1]), dtype=torch.uint8).cuda()\n"
         "print(float(tower.forward(patches, tower.plan([(1, 72, 72)])).float().norm()))\n"
     )
     started = time.perf_counter()
@@ -102,7 +102,9 @@ def _first_token(model: str, dtype: str) -> float:
 def _parity(checkpoint: Checkpoint, tower: Tower) -> dict[str, object]:
     """Relative RMS against the reference in fp32, ours and the reference's own."""
     grids: list[Grid] = [(1, 22, 14), (1, 42, 58), (1, 2, 90), (1, 8, 8)]
-    patches = torch.randint(0, 256, (patches_of(grids), 588), dtype=torch.uint8).to(tower.device)
+    patches = torch.randint(0, 256, (patches_of(grids), tower.patch_weight_still.shape[1]), dtype=torch.uint8).to(
+        tower.device
+    )
     ours = tower.forward(patches, tower.plan(grids)).double()
     pixels = pixel_values(tower, patches)
     exact = run_reference(reference_tower(checkpoint, torch.float32, tower.device), pixels, grids).double()
@@ -252,7 +254,9 @@ def _pack_sizes(tower: Tower, repeats: int) -> dict[str, float]:
 def _bits(tower: Tower) -> dict[str, bool]:
     """Whether a pack's bits repeat, and whether an image's bits depend on the pack it is in."""
     grids = mixes()["A"][0]
-    patches = torch.randint(0, 256, (patches_of(grids), 588), dtype=torch.uint8).to(tower.device)
+    patches = torch.randint(0, 256, (patches_of(grids), tower.patch_weight_still.shape[1]), dtype=torch.uint8).to(
+        tower.device
+    )
     first = tower.forward(patches, tower.plan(grids))
     again = tower.forward(patches, tower.plan(grids))
     half = grids[: len(grids) // 2]
@@ -278,14 +282,16 @@ def _units(tower: Tower) -> dict[str, object]:
         if patches_of([*grids, grid]) // 4 > UNIT_TOKENS:
             break
         grids.append(grid)
-    patches = np.random.default_rng(SEED).integers(0, 256, (patches_of(grids), 588), dtype=np.uint8)
+    patches = np.random.default_rng(SEED).integers(
+        0, 256, (patches_of(grids), tower.patch_weight_still.shape[1]), dtype=np.uint8
+    )
     encoder = UnitEncoder(tower, max_patches=PACK_PATCHES, stored_dtype="bfloat16")
     settings = ShardSettings(
         fingerprint="",
         tower_sha256="",
         stage="merged",
         dtype="bfloat16",
-        hidden_size=tower.config.out_width,
+        hidden_size=tower.config.width_of("merged"),
         merge_size=tower.config.merge_size,
         row_group_bytes=32 << 20,
         device="",

@@ -20,6 +20,8 @@ def helped_reference(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.d
     from torch.nn.attention.varlen import varlen_attn
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 
+    if checkpoint.config.model_type != "qwen2_5_vl":
+        raise NotImplementedError(f"the reference of {checkpoint.config.model_type} is not helped")
     reference = reference_tower(checkpoint, dtype, device)
     extra: dict[str, Any] = {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
 
