@@ -184,10 +184,11 @@ def test_before_the_merger(tower: Tower) -> None:
     unit = unit_encoder(tower, stage="pre_merger").encode(prepared)
     assert unit.tokens_MO.shape[1] == 4 * tower.config.width
     patches_PD = unit.tokens_MO.view(-1, tower.config.width)
-    merger = tower.merger
-    normed_MD = rms_norm(patches_PD, merger.norm.weight).view(len(unit.tokens_MO), -1)
-    hidden = torch.nn.functional.gelu(torch.nn.functional.linear(normed_MD, merger.first, merger.first_bias))
-    merged = torch.nn.functional.linear(hidden, merger.second, merger.second_bias)
+    weights = {name: tensor.float() for name, tensor in tower.checkpoint.tensors() if name.startswith("merger.")}
+    normed_MD = rms_norm(patches_PD, weights["merger.ln_q.weight"]).view(len(unit.tokens_MO), -1)
+    first, second = ((weights[f"merger.mlp.{n}.weight"], weights[f"merger.mlp.{n}.bias"]) for n in (0, 2))
+    hidden = torch.nn.functional.gelu(torch.nn.functional.linear(normed_MD, *first))
+    merged = torch.nn.functional.linear(hidden, *second)
     assert torch.allclose(merged, unit_encoder(tower).encode(prepared).tokens_MO, atol=1e-5)
 
 

@@ -26,6 +26,7 @@ from pipeline.estimate.estimate_plan import estimate_plan
 from pipeline.output.commit import commit_unit
 from pipeline.output.layout import SUFFIXES, data_path, samples_path
 from pipeline.output.metadata import read_metadata
+from pipeline.output.output_size import VALUE_BYTES, token_bytes
 from pipeline.output.shard_tar import read_tar_shard
 from pipeline.output.verify import Verifier
 from pipeline.read.items import collate, rows_of
@@ -170,6 +171,11 @@ def test_the_card_says_how_a_row_is_split(output: Path, monkeypatch: pytest.Monk
     assert names["image_embeds"].shape[1] == WIDTH
 
 
+def scales_in(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(path, columns=["scale"]).to_pylist()
+    return rows
+
+
 def test_a_plan_counts_the_bytes_of_all_streams(output: Path) -> None:
     """To the byte of what is stored; around it a tar's last record may be a part of what is counted."""
     config = parse_config(json.loads((output / "dataset.json").read_text())["config"])
@@ -184,6 +190,9 @@ def test_a_plan_counts_the_bytes_of_all_streams(output: Path) -> None:
     rounded = said["units"] * 10_240 if config.output.format == "webdataset" else 0
     assert said["data_bytes"] == pytest.approx(written, rel=0.05, abs=rounded)
     kind, dtype = config.output.format, config.output.dtype
+    scales = [len(row["scale"] or b"") for path in (output / "data").glob("*.parquet") for row in scales_in(path)]
+    tokens = said["tokens"] if scales else 0
+    assert sum(scales) + tokens * writing.width * VALUE_BYTES[dtype] == tokens * token_bytes(writing.row, dtype)
     assert said[f"{kind}_bytes_by_dtype"][dtype] == said["data_bytes"]
 
 
