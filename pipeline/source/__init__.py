@@ -18,7 +18,9 @@ arrow_file     Arrow files, found by their messages' headers
 table          rows whose cells hold or name images
 drawing        some samples for an estimate, and how much of the source each stands for
 tar            strict reading of tar structure
+tar_links      the member that a link of a tar ends at
 tar_samples    a tar's samples: the members of one key, or each image
+tar_windows    the samples in a range of a tar's bytes
 members        what stands beside an image in a tar or a folder
 format         what a kind of source must be able to do
 json_object    the fields of a record, as JSON spells them

@@ -8,6 +8,7 @@ byte ranges, so names with `..`, links and devices cannot do anything.
 from __future__ import annotations
 
 import gzip
+import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -46,13 +47,16 @@ MAX_HEADER_BYTES = 1 << 20
 class Member:
     """A regular file in a tar: its data is `length` bytes at `offset` of the (decompressed) stream.
 
-    Or a link, which has no data: `link` is where it leads.
+    Attributes:
+        link: of a link, which has no data, the name of the member that it leads to; a symbolic one may lead elsewhere.
+        sparse: whether the data is a sparse file's: pieces that are not the file as it stands.
     """
 
     name: str
     offset: int
     length: int
     link: str | None = None
+    sparse: bool = False
 
 
 class TarStream:
@@ -130,14 +134,14 @@ class TarStream:
 def walk(stream: TarStream, wanted: tuple[str, ...] | None = None) -> Iterator[tuple[Member, bytes | None]]:
     """Yields every regular member and every link.
 
-    A regular member comes with its data where its name ends in one of `wanted` (in any case; None: all).
+    A regular member comes with its data where its name ends in one of `wanted` (in any case; None: all), unless it is
+    sparse.
 
     The whole archive is read, up to and including its end marker and the padding behind it.
 
     Raises:
         DamagedPart: cut anywhere (in a header, in data, in padding, at a member boundary), a damaged or zeroed
-            header, data or another tar behind the end marker, or a sparse member, whose bytes do not lie together.
-            The stream then says where (`within`, `ended`).
+            header, data or another tar behind the end marker. The stream then says where (`within`, `ended`).
     """
     path = stream.path
     extended: dict[str, str] = {}
@@ -159,27 +163,30 @@ def walk(stream: TarStream, wanted: tuple[str, ...] | None = None) -> Iterator[t
         if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE):
             _read_extended(stream, info, start, extended)
             continue
-        if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended):
-            raise DamagedPart(f"{path}: sparse member at byte {start}: not supported, its bytes do not lie together")
+        sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended)
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            _skip_sparse_map(stream, block)
         name, size = extended.get("path", info.name), info.size
+        name = extended.get("GNU.sparse.name", name)
         if "size" in extended:
             if not extended["size"].isdigit():
                 raise DamagedPart(f"{path}: extended header before byte {start} declares a size of {extended['size']}")
             size = int(extended["size"])
+        link = extended.get("linkpath", info.linkname)
         extended = {}
         if info.type in _SKIPPED:
             size = 0  # such members carry no data, whatever their header says
-        member = Member(name=_clean(name), offset=stream.position, length=size)
-        if info.type in _REGULAR:
+        member = Member(name=_clean(name), offset=stream.position, length=size, sparse=sparse)
+        if info.type in _REGULAR or sparse:
             stream.within, content = member.name, None
-            if wanted is None or member.name.lower().endswith(wanted):
+            if not sparse and (wanted is None or member.name.lower().endswith(wanted)):
                 content = stream.read_exactly(size, f"member {member.name!r}")
             else:
                 _skip(stream, size, f"member {member.name!r}")
             stream.within = None
             yield member, content
         elif info.type in (tarfile.LNKTYPE, tarfile.SYMTYPE):
-            yield replace(member, link=_clean(info.linkname)), None
+            yield replace(member, link=_leads_to(member.name, link, info.type)), None
         elif info.type not in _SKIPPED:
             _skip(stream, size, f"member {member.name!r}")
         stream.read_exactly(-size % BLOCK, "padding")
@@ -193,8 +200,20 @@ def _read_extended(stream: TarStream, info: tarfile.TarInfo, start: int, extende
     stream.read_exactly(-info.size % BLOCK, "padding")
     if info.type == tarfile.GNUTYPE_LONGNAME:
         extended["path"] = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    elif info.type == tarfile.GNUTYPE_LONGLINK:
+        extended["linkpath"] = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
     elif info.type == tarfile.XHDTYPE:
         extended.update(_pax_records(data, stream.path, start))
+
+
+def _skip_sparse_map(stream: TarStream, header: bytes) -> None:
+    """Skips the blocks that go on with a sparse file's map, which its header began. Raises DamagedPart.
+
+    Source: GNU tar manual, Basic Tar Format: `isextended` of the header, and of each further block.
+    """
+    goes_on = header[482]
+    while goes_on:
+        goes_on = stream.read_exactly(BLOCK, "a sparse file's map")[504]
 
 
 def _block(stream: TarStream) -> bytes | None:
@@ -252,6 +271,14 @@ def _clean(name: str) -> str:
     while name.startswith("./"):
         name = name[2:]
     return escaped(name)
+
+
+def _leads_to(name: str, link: str, kind: bytes) -> str:
+    """The member that a link names: a hard link by its name in the tar, a symbolic one relative to its own folder."""
+    link = _clean(link)
+    if kind == tarfile.LNKTYPE or link.startswith("/"):
+        return link
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
 
 
 def _pax_records(data: bytes, path: str, start: int) -> dict[str, str]:

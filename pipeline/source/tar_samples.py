@@ -1,4 +1,4 @@
-"""Samples of tars, by one of two rules: all of a tar, or those in a range of it.
+"""Samples of tars, by one of two rules.
 
 grouped  the members of one key form a sample, as WebDataset has it
 each     every image is a sample, whatever its name
@@ -7,24 +7,21 @@ each     every image is a sample, whatever its name
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import rejects
 from ..errors import DamagedPart
 from ..storage.names import left_alone_in
-from .drawing import Drawing, Drawn
 from .image_formats import EXTENSIONS, NOT_DECODED
 from .sample import IndexedSample
-from .tar import BLOCK, TarStream, walk
+from .tar import Member, TarStream, walk
+from .tar_links import ends_of
 
 if TYPE_CHECKING:
     from .format import Facts
 
-SYNC_BYTES = 1 << 20
 GROUPED, EACH = "grouped", "each"
 
 
@@ -60,13 +57,20 @@ def is_image(name: str, image_column: str) -> bool:
 
 @dataclass(kw_only=True)
 class _Group:
-    """The members of a tar that share a key, gathered while walking. `first` is the first one's offset."""
+    """The members of a tar that share a key, gathered while walking.
+
+    Attributes:
+        first: the first one's offset.
+        linked: images by way of links; their bytes stand elsewhere in the tar.
+        lost: rejects: links that lead to no member, and sparse files.
+    """
 
     first: int
     names: set[str] = field(default_factory=set)
     images: list[IndexedSample] = field(default_factory=list)
     duplicates: list[IndexedSample] = field(default_factory=list)
-    links: list[IndexedSample] = field(default_factory=list)
+    linked: list[IndexedSample] = field(default_factory=list)
+    lost: list[IndexedSample] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -94,13 +98,15 @@ def samples_of_tar(path: str, rule: TarRule, facts: Facts) -> Iterator[IndexedSa
         SourceError: as `tar.walk`.
     """
     groups: dict[str, _Group] = {}
+    links: list[Member] = []
     damage: DamagedPart | None = None
     with TarStream(path) as stream:
         try:
-            _gather(stream, groups, rule, facts)
+            _gather(stream, groups, links, rule, facts)
         except DamagedPart as error:
             damage = error
             _drop_broken(stream, groups, rule)
+        _follow(stream, groups, links, rule, facts)
     samples: list[IndexedSample] = []
     for key, group in groups.items():
         samples += [replace(sample, members=group.others or None) for sample in _samples_of(key, group, rule, facts)]
@@ -112,8 +118,8 @@ def samples_of_tar(path: str, rule: TarRule, facts: Facts) -> Iterator[IndexedSa
         raise damage
 
 
-def _gather(stream: TarStream, groups: dict[str, _Group], rule: TarRule, facts: Facts) -> None:
-    """Reads all members into their groups. Raises DamagedPart, SourceError: `groups` has what was read by then."""
+def _gather(stream: TarStream, groups: dict[str, _Group], links: list[Member], rule: TarRule, facts: Facts) -> None:
+    """Reads all members into their groups, but links. Raises DamagedPart, SourceError: `groups` has what was before."""
     wanted = wanted_suffixes(rule.image_column)
     for member, data in walk(stream, wanted):
         key, suffix = split_key(member.name, rule.members)
@@ -121,19 +127,76 @@ def _gather(stream: TarStream, groups: dict[str, _Group], rule: TarRule, facts: 
             facts.leave(member.name)
             continue
         group = groups.setdefault(key, _Group(first=member.offset))
-        name = member.name if rule.members == EACH else key
-        sample = IndexedSample(
-            key=name, source=rule.source, member=member.name, offset=member.offset, length=member.length
-        )
         if member.link is not None:
-            if member.name.lower().endswith(wanted):
-                message = f"member {member.name} is a link to {member.link}, not an image"
-                group.links.append(sample.rejected(rejects.MISSING_IMAGE, message))
+            if member.name not in group.names:
+                links.append(member)
+            elif member.name.lower().endswith(wanted):
+                group.duplicates.append(_sample_of(member, key, rule))
         elif data is not None:
+            sample = _sample_of(member, key, rule)
             (group.duplicates if member.name in group.names else group.images).append(facts(sample, data))
+        elif member.sparse:
+            if member.name.lower().endswith(wanted):
+                message = f"member {member.name} is a sparse file, whose bytes do not lie together in the tar"
+                group.lost.append(_sample_of(member, key, rule).rejected(rejects.MISSING_IMAGE, message))
+            else:
+                facts.leave(member.name)
         elif member.name not in group.names:
             group.others.append({"suffix": suffix, "offset": member.offset, "length": member.length})
         group.names.add(member.name)
+
+
+def _follow(stream: TarStream, groups: dict[str, _Group], links: Sequence[Member], rule: TarRule, facts: Facts) -> None:
+    """Makes of each link what it leads to: an image, or what stands beside one. Raises DamagedPart, SourceError."""
+    wanted = wanted_suffixes(rule.image_column)
+
+    def known(name: str) -> Member | None:
+        return _member_of(groups, name, rule)
+
+    unread: list[tuple[Member, Member]] = []
+    for link, target in ends_of(stream, links, known):
+        key, suffix = split_key(link.name, rule.members)
+        group = groups.get(key)
+        if group is None:  # a damage has taken it
+            continue
+        sample = _sample_of(link, key, rule)
+        if not link.name.lower().endswith(wanted):
+            if target is not None:
+                group.others.append({"suffix": suffix, "offset": target.offset, "length": target.length})
+        elif target is None:
+            message = f"member {link.name} is a link to {link.link}, which is no file of the tar"
+            group.lost.append(sample.rejected(rejects.MISSING_IMAGE, message))
+        elif image := _image_of(groups, target.name, rule):
+            group.linked.append(replace(image, key=sample.key, member=sample.member))
+        else:
+            unread.append((link, target))
+    for link, target in sorted(unread, key=lambda one: one[1].offset):  # a compressed tar is read forwards
+        key = split_key(link.name, rule.members)[0]
+        sample = replace(_sample_of(link, key, rule), offset=target.offset, length=target.length)
+        stream.seek(target.offset)
+        groups[key].linked.append(facts(sample, stream.read_exactly(target.length, f"member {target.name!r}")))
+
+
+def _image_of(groups: dict[str, _Group], name: str, rule: TarRule) -> IndexedSample | None:
+    group = groups.get(split_key(name, rule.members)[0])
+    return next((image for image in group.images if image.member == name), None) if group else None
+
+
+def _member_of(groups: dict[str, _Group], name: str, rule: TarRule) -> Member | None:
+    """The first regular member of a name, of those that are in groups."""
+    if image := _image_of(groups, name, rule):
+        return Member(name=name, offset=image.offset, length=image.length)
+    key, suffix = split_key(name, rule.members)
+    for other in groups[key].others if key in groups else ():
+        if other["suffix"] == suffix:
+            return Member(name=name, offset=other["offset"], length=other["length"])
+    return None
+
+
+def _sample_of(member: Member, key: str, rule: TarRule) -> IndexedSample:
+    """A member as a sample of which nothing but its place is known."""
+    name = member.name if rule.members == EACH else key
+    return IndexedSample(key=name, source=rule.source, member=member.name, offset=member.offset, length=member.length)
 
 
 def _drop_broken(stream: TarStream, groups: dict[str, _Group], rule: TarRule) -> None:
@@ -155,32 +218,34 @@ def _kinds(group: _Group, rule: TarRule) -> set[str]:
 
 def _samples_of(key: str, group: _Group, rule: TarRule, facts: Facts) -> list[IndexedSample]:
     """A group's samples: of `each` every image; else the chosen one, or a reject for every image that could be it."""
+    images = [*group.images, *group.linked]
     if rule.members == EACH:
-        if not group.images and not group.links:
+        if not images and not group.lost:
             for name in group.names:
                 facts.leave(name)
-        return [*group.images, *group.links]
-    images = group.images
-    if len(images) > 1:
-        images = [one for one in images if is_named(split_key(str(one.member))[1], rule.image_column)]
-    if len(images) == 1:
-        return images + [_by_member(link) for link in group.links]
-    if group.images:
-        names = ", ".join(split_key(str(one.member))[1] for one in group.images)
+        return [*images, *group.lost]
+    chosen = [one for one in images if len(images) == 1 or is_named(split_key(str(one.member))[1], rule.image_column)]
+    if len(chosen) == 1:
+        return chosen + [_by_member(one) for one in group.lost]
+    if images:
+        names = ", ".join(split_key(str(one.member))[1] for one in images)
         message = (
-            f"{len(group.images)} images of the key {key} ({names}): choose one with source.image_column, or take all "
+            f"{len(images)} images of the key {key} ({names}): choose one with source.image_column, or take all "
             "with source.members: each"
         )
-        unchosen = [replace(one, sha256=None).rejected(rejects.MISSING_IMAGE, message) for one in group.images]
-        return [_by_member(one) for one in unchosen + group.links]
-    if group.links:
-        return [group.links[0], *map(_by_member, group.links[1:])]
+        chosen = group.images if len(group.images) == 1 else []  # links beside an image are other names
+        unchosen = [
+            replace(one, sha256=None).rejected(rejects.MISSING_IMAGE, message) for one in images if one not in chosen
+        ]
+        return chosen + [_by_member(one) for one in unchosen + group.lost]
+    if group.lost:
+        return [group.lost[0], *map(_by_member, group.lost[1:])]
     nothing = IndexedSample(key=key, source=rule.source, offset=group.first)
     message = f"no image among its members: {', '.join(sorted(group.names))}"
-    return [nothing.rejected(_status_without_image(group.names), message)]
+    return [nothing.rejected(status_without_image(group.names), message)]
 
 
-def _status_without_image(names: Iterable[str]) -> str:
+def status_without_image(names: Iterable[str]) -> str:
     """The status of a sample of these members: text alone is no reject, an image of another format, or name, is."""
     endings = [os.path.splitext(name.lower())[1].strip() for name in names]
     return rejects.MISSING_IMAGE if any(one in (*EXTENSIONS, *NOT_DECODED) for one in endings) else rejects.NO_IMAGE
@@ -189,77 +254,3 @@ def _status_without_image(names: Iterable[str]) -> str:
 def _by_member(sample: IndexedSample) -> IndexedSample:
     """The same with its member's whole name as its key: the group's own is another's, or nobody's."""
     return replace(sample, key=str(sample.member))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """A member of a sample. `image`: of what is one by its name. `inside`: its header begins in the range."""
-
-    suffix: str
-    inside: bool
-    image: Drawn | None = None
-
-
-def samples_in_range(path: str, first: int, last: int, drawing: Drawing) -> list[Drawn]:
-    """The samples whose image's header begins in this range, or, of those without one, the first member's."""
-    wanted = wanted_suffixes(drawing.image_column)
-    groups: dict[str, list[_Seen]] = {}
-    key = ""
-    with TarStream(path) as stream:
-        if first:
-            start = _next_header(stream, first, last)
-            if start is None:
-                return []
-            stream.seek(start)
-        with suppress(DamagedPart):  # for the index to report
-            for member, data in walk(stream, wanted):
-                inside = member.offset - BLOCK < last
-                before, (key, suffix) = key, split_key(member.name, drawing.members)
-                if not inside and key != before:
-                    break
-                if suffix and not left_alone_in(member.name):
-                    image = None if data is None else drawing.headers.drawn(data)
-                    if member.link is not None and member.name.lower().endswith(wanted):
-                        image = Drawn(status=rejects.MISSING_IMAGE)
-                    groups.setdefault(key, []).append(_Seen(suffix=suffix, inside=inside, image=image))
-    if drawing.members == EACH:
-        return [one.image for group in groups.values() for one in group if one.image is not None and one.inside]
-    return list(_chosen(list(groups.values()), bool(first), drawing.image_column))
-
-
-def _chosen(groups: Sequence[Sequence[_Seen]], cut: bool, image_column: str) -> Iterator[Drawn]:
-    """Each sample's image, as the index chooses it. `cut`: the first one may have begun before what was seen."""
-    with_image = [[one for one in group if one.image is not None] for group in groups]
-    several = any(len(found) > 1 for found in with_image)
-    by_name = any(sum(is_named(one.suffix, image_column) for one in found) == 1 for found in with_image[cut:])
-    for number, (group, found) in enumerate(zip(groups, with_image, strict=True)):
-        begun_before = cut and not number
-        named = [one for one in found if is_named(one.suffix, image_column)]
-        if len(found) == 1 and not (begun_before and several):
-            named = found
-        if len(named) == 1:
-            if named[0].inside and named[0].image is not None:
-                yield named[0].image
-        elif found and not (begun_before and by_name):
-            yield from (Drawn(status=rejects.MISSING_IMAGE) for one in found if one.inside)
-        elif not begun_before and group[0].inside:
-            yield Drawn(status=_status_without_image(f"_.{one.suffix}" for one in group))
-
-
-def _next_header(stream: TarStream, first: int, last: int) -> int | None:
-    """The first member's header that begins in this range, known by its checksum."""
-    position = -(-first // BLOCK) * BLOCK
-    stream.seek(position)
-    while position < last and (data := stream.read(SYNC_BYTES)):
-        for offset in range(0, len(data) - BLOCK + 1, BLOCK):
-            if position + offset >= last:
-                return None
-            block = data[offset : offset + BLOCK]
-            if block[257:262] == b"ustar":
-                try:
-                    tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-                except tarfile.HeaderError:
-                    continue
-                return position + offset
-        position += len(data)
-    return None

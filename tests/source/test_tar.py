@@ -131,15 +131,6 @@ def test_a_declared_size_of_terabytes_costs_no_memory(tmp_path: Path) -> None:
         names_of(path)
 
 
-def test_sparse_members_are_refused(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("a.jpg")
-    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
-    path = tmp_path / "a.tar"
-    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(512) + bytes(1024))
-    with pytest.raises(DamagedPart, match="sparse"):
-        names_of(path)
-
-
 def test_a_compressed_stream_is_read_on_and_from_its_start(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "a.tar.gz", MEMBERS, "w:gz")
     with TarStream(path) as stream:

@@ -21,7 +21,8 @@ from ..planned import check_unchanged, read_planned
 from ..sample import IndexedSample
 from ..tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES, TarStream, walk
 from ..tar_rule import first_images, members_rule
-from ..tar_samples import TarRule, samples_in_range, samples_of_tar
+from ..tar_samples import TarRule, samples_of_tar
+from ..tar_windows import samples_in_range
 
 # How far from a unit's images a carried member may stand to be read in one range with them.
 BESIDE_BYTES = 16 << 20
