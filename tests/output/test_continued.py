@@ -1,7 +1,7 @@
 """Outputs that an earlier version began. Catches: a field that has come since, and makes another output of each.
 
 The constants are what the code before the families said, of `random:tiny` and a configuration that names no more than
-it must (`config_facts`, `Checkpoint.sha256`): that is the same on every machine.
+it must, and the dtype that was the default (`config_facts`, `Checkpoint.sha256`): that is the same on every machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ LATER_FIELDS = {"output": ("deepstack",)}  # of its configuration
 
 
 def test_a_default_configuration_has_the_fingerprint_that_it_had(folder: Path, tmp_path: Path) -> None:
-    tree = {"source": {"uri": str(folder)}, "model": {"path": "random:tiny"}, "output": {"uri": str(tmp_path / "out")}}
+    tree = {
+        "source": {"uri": str(folder)},
+        "model": {"path": "random:tiny", "dtype": "bfloat16"},
+        "output": {"uri": str(tmp_path / "out")},
+    }
     request = check_request(parse_config(tree))
     facts = config_facts(request.config)
     assert (facts["preprocess.min_pixels"], facts["preprocess.max_pixels"]) == (3136, 12_845_056)

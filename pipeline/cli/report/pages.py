@@ -158,7 +158,10 @@ def stats_page(output: AnyPath, connection: Any, result: dict[str, Any]) -> str:
     dataset = read_dataset(output)
     config = dataset.config
     sections = [
-        Section(title=title, body=table([[_words(name), number_text(name, result[name])] for name in names]))
+        Section(
+            title=title,
+            body=table([[_words(name), number_text(name, result[name])] for name in names if name in result]),
+        )
         for title, names in NUMBERS.items()
     ]
     sections.append(Section(title="Bytes it would take otherwise", body=_sizes(result)))
