@@ -155,6 +155,7 @@ class ShardFormat(Protocol):
     name: ClassVar[str]
     suffix: ClassVar[str]
     own_members: ClassVar[tuple[str, ...]]  # names that a carried value cannot have
+    names_of_streams: ClassVar[tuple[str, ...]]  # nor these, of rows with further streams
 
     def holds(self, kind: pa.DataType) -> bool:
         """Whether a carried value of this type comes back equal."""
@@ -190,6 +191,7 @@ class ParquetShards:
     name: ClassVar[str] = "parquet"
     suffix: ClassVar[str] = "parquet"
     own_members: ClassVar[tuple[str, ...]] = ()
+    names_of_streams: ClassVar[tuple[str, ...]] = ()
 
     def holds(self, kind: pa.DataType) -> bool:
         return True  # what Parquet cannot hold is refused with the types of the source

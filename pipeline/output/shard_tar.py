@@ -68,6 +68,7 @@ class TarShards:
     name: ClassVar[str] = "webdataset"
     suffix: ClassVar[str] = "tar"
     own_members: ClassVar[tuple[str, ...]] = ("json", "safetensors")
+    names_of_streams: ClassVar[tuple[str, ...]] = (STREAMS,)
 
     def holds(self, kind: pa.DataType) -> bool:
         return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _is_json(kind)

@@ -99,7 +99,7 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
         max_image_pixels=config.limits.max_image_pixels,
         spelling="preprocess.{}",
     )
-    carry = _carried(config, output, listing)
+    carry = _carried(config, output, listing, checkpoint.config.streams)
     return Request(
         config=_resolved(config, checkpoint, geometry),
         output=output,
@@ -111,10 +111,13 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     )
 
 
-def _carried(config: Config, output: AnyPath, listing: Future[Listing]) -> pa.Schema:
+def _carried(config: Config, output: AnyPath, listing: Future[Listing], streams: int) -> pa.Schema:
     """The carried columns' types, those of an earlier run if there was one. Raises RequestError."""
     if not config.source.carry:
         return pa.schema([])
+    for name in shard_format(config.output.format).names_of_streams if streams else ():
+        if name in config.source.carry:
+            raise RequestError(f"source.carry: {name} stands in each KEY.json already, of a model with further streams")
     carry = stored_carry(output) or carried_schema(config.source.carry, listing.result(), RESERVED_COLUMNS)
     for field in carry:
         if not shard_format(config.output.format).holds(field.type):

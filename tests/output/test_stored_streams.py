@@ -221,6 +221,18 @@ def test_where_there_are_none_nothing_is_left_out(source: Path, model_path: Path
     assert summary.complete and not summary.this_run.units
 
 
+def test_a_carried_name_that_the_shards_have_is_refused(streamed_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": "x.png", "streams": "rivers"}) + "\n")
+    config = config_for(
+        *(tmp_path / "a.jsonl", tmp_path / "out", streamed_path),
+        source={"carry": ["streams"]},
+        preprocess=dict(STREAMED_PIXELS),
+        output={"format": "webdataset"},
+    )
+    with pytest.raises(RequestError, match=r"source\.carry: streams stands in each KEY\.json already"):
+        check_request(config)
+
+
 def test_a_batch_has_the_streams_of_all_images(exact: Path) -> None:
     dataset = EmbeddingDataset(exact)
     batch = collate([dataset[0], dataset[1]])
