@@ -331,3 +331,14 @@ def test_two_planners_at_once_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert fired
     assert plan.num_parts == 1
     assert len(plan.part(0).files) == 6
+
+
+def test_an_index_says_of_how_many_parts_it_is_one(tmp_path: Path) -> None:
+    for number in range(3):
+        make_tar(tmp_path / "in" / f"{number}.tar", [("0.png", encoded(noise(32, 32)))])
+    plan = planned(tmp_path / "in", tmp_path / "out")
+    with Scratch(tmp_path / "out") as scratch:
+        indexed(plan, scratch)
+    make_tar(tmp_path / "in" / "4.tar", [("0.png", encoded(noise(32, 32)))])
+    assert planned(tmp_path / "in", tmp_path / "out").part(0).of == 4
+    assert read_index_arrays(plan.index_path(0)).of == 3  # and stays so

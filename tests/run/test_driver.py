@@ -448,3 +448,23 @@ def test_what_a_twin_makes_good_still_says_that_nothing_can_be_written() -> None
     with pytest.raises(OutputError, match="access denied"):
         drive(engine, parts=40)
     assert engine.fired == 1
+
+
+def test_images_are_counted_while_they_are_encoded_and_once() -> None:
+    """Also where an encoder's word comes when its unit is committed."""
+
+    class Telling(Faulty):
+        def submit(self, call: Call) -> None:
+            super().submit(call)
+            if call.stage is Stage.ENCODE and call.unit is not None:
+                told.append(call.unit.id)
+                self.listen({call.unit.id: 1, told[0]: 1})
+
+    told: list[str] = []
+    seen: list[tuple[int, int]] = []
+    observer = Observer(on_tick=lambda progress: seen.append((progress.samples_done, progress.totals.samples)))
+    progress = drive(Telling({}), observer=observer)
+    assert any(done > committed for done, committed in seen)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert progress.encoding == {}
+    assert progress.samples_done == progress.samples_to_do == progress.totals.samples == 15
