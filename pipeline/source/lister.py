@@ -12,7 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import RequestError, listing_error
 from ..process import DaemonThreads
-from ..storage.files import kind_of, map_ahead, may_be_read, reads_ahead, relative_to, states_of, why_unreadable
+from ..storage.files import (
+    kind_of,
+    map_ahead,
+    may_be_read,
+    reads_ahead,
+    relative_to,
+    states_of,
+    why_unlistable,
+    why_unreadable,
+)
 from ..storage.local import State
 from ..storage.names import left_alone_in
 from .formats import format_named
@@ -47,6 +56,10 @@ def _list_folder(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFi
         for path, state in kind_of(place.root).walk(place.root, suffixes):
             if state is None:
                 ignored[name_of_ignored(path, suffixes)] += 1
+            elif path.endswith("/") and not source_format.is_of_images:
+                # Of a file that nobody sees no row can be told.
+                folder = os.path.join(place.root, path)
+                raise RequestError(f"source.uri: {folder}: {why_unlistable(folder) or 'folder cannot be listed'}")
             elif is_left_alone(path):
                 ignored[os.path.splitext(path)[1].lower() + " (no data)"] += 1
             else:

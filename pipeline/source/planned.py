@@ -77,8 +77,8 @@ class KnownFile:
 
     def is_as_known(self, listed: SourceFile | None) -> bool:
         """Whether a listing has it as it was last known: there, in the same state, or gone."""
-        if listed is None:
-            return self.now.fate == MISSING
+        if listed is None:  # of a folder that could not be listed nothing is lost when it can be
+            return self.now.fate == MISSING or self.now.path.endswith("/")
         return self.now.fate != MISSING and self.now.state == listed.state
 
 

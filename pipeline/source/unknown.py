@@ -77,6 +77,18 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
 _SUBFILE, _PHOTOMETRIC, _MAKE, _SUB_IFDS, _DNG_VERSION = 254, 262, 271, 330, 50706  # TIFF tags
 _OF_A_SENSOR = (32803, 34892)  # photometric interpretations: colour filter array, linear raw
 _RAW_OF_MAKERS = {"NIKON": "NEF", "SONY": "ARW", "PENTAX": "PEF", "SAMSUNG": "SRW", "EPSON": "ERF"}
+# The formats that are decoded: no reject names them, but a file that should be something else may be one.
+_IMAGES: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89PNG\r\n", "a PNG image"),
+    (b"GIF8", "a GIF image"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"BM", "a BMP image"),
+)
+_XML = "XML"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b"))
 _LFS = b"version https://git-lfs.github.com/spec/"
 _ANNEX = re.compile(rb"^(\.\./)*\.git/annex/objects/|^/annex/objects/")
 _HTML = re.compile(rb"<(!doctype\s+html|html|head|body)\b", re.IGNORECASE)
@@ -92,10 +104,31 @@ def file_is(path: str, *no_news: str) -> str:
     """
     try:
         with open_input(path, forwards=False) as stream:
-            name = name_of(stream.read(LOOKED_AT))
+            name = _name_of_any(stream.read(LOOKED_AT))
     except OSError:
         return ""
     return f"; it is {name}" if name and not name.startswith(no_news) else ""
+
+
+def no_list_but(data: bytes) -> str:
+    """Names what should be a list of paths by its first bytes, "" where it may be one: text, in whatever encoding.
+
+    A path may begin as a file of some format does, so that only what is no text is looked up among those.
+    """
+    if data.translate(None, _CONTROLS) != data:
+        return _name_of_any(data) or "binary data"
+    name = _text_name(data)
+    lines = len(data.split(b"\n", 2))  # of a pointer that git-annex leaves one
+    return "" if name.startswith(("text", "JSON")) or name == _XML or (_ANNEX.match(data) and lines > 2) else name
+
+
+def _name_of_any(data: bytes) -> str:
+    """Names bytes as `name_of` does, or one of the image formats that are decoded, or text that is no UTF-8."""
+    if data.startswith(_UTF_16):
+        return "text in UTF-16: convert it to UTF-8"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "a WebP image"
+    return name_of(data) or next((name for start, name in _IMAGES if data.startswith(start)), "")
 
 
 def raw_name(image: Image.Image) -> str:
@@ -149,7 +182,7 @@ def _text_name(data: bytes) -> str:
             return "SVG, a drawing without pixels"
         if error := _XML_ERROR.search(head):
             return f"an error that a store answered with ({error[1].decode('utf-8', 'replace')}), not the file"
-        return "an HTML page, such as a server's error, not the file" if _HTML.search(head) else "XML"
+        return "an HTML page, such as a server's error, not the file" if _HTML.search(head) else _XML
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:

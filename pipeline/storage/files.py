@@ -194,6 +194,11 @@ def why_unreadable(location: str) -> str:
     return "" if is_remote(location) else local.why_unreadable(location)
 
 
+def why_unlistable(location: str) -> str:
+    """Says why a folder may not be listed, or ""; in object storage there are no such folders."""
+    return "" if is_remote(location) else local.why_unlistable(location)
+
+
 def read_if_same(location: str, state: State, start: int | None = None, end: int | None = None) -> bytes | None:
     """A file or a range of it, as `read_input`; None if its state is another one by now. Raises OSError."""
     etag = state[2]

@@ -19,6 +19,7 @@ State = tuple[int, int, str]  # size, mtime in ns, ETag
 
 # What a file that is there will answer however often it is asked, and who asks must be allowed to.
 _REFUSED = (errno.EACCES, errno.EPERM)
+UNKNOWN_STATE: State = (0, 0, "")  # of what may not be looked at
 _LEADS_NOWHERE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -48,6 +49,8 @@ def actual(path: str) -> str:
 def state_of(path: str) -> State:
     """Size, mtime in ns, and no ETag; of a link that cannot be followed the link's own.
 
+    Of what may not be looked at it is nothing.
+
     Raises:
         OSError: it cannot be said; EISDIR: it is neither a regular file nor such a link.
     """
@@ -55,7 +58,11 @@ def state_of(path: str) -> State:
     try:
         facts = os.stat(path)
     except OSError as error:
-        if error.errno not in _LEADS_NOWHERE + _REFUSED or not os.path.islink(path):
+        if error.errno not in _LEADS_NOWHERE + _REFUSED:
+            raise
+        if not os.path.islink(path):
+            if error.errno in _REFUSED:  # in a folder that lists its names and no more
+                return UNKNOWN_STATE
             raise
         facts = os.lstat(path)
     if (kind := _kind(facts.st_mode)) and not stat.S_ISLNK(facts.st_mode):
@@ -95,6 +102,15 @@ def why_unreadable(path: str) -> str:
         return str(error.strerror) if error.errno == errno.EISDIR else ""
 
 
+def why_unlistable(folder: str) -> str:
+    """Says why a folder cannot be listed, if who asks may not; else ""."""
+    try:
+        with os.scandir(actual(folder)):
+            return ""
+    except OSError as error:
+        return f"folder cannot be listed: {error.strerror}" if error.errno in _REFUSED else ""
+
+
 def glob(pattern: str) -> dict[str, State | None]:
     """The files and folders that a pattern names; their states are asked for later."""
     return dict.fromkeys(map(escaped, globbing.glob(pattern, recursive=True)))
@@ -105,14 +121,14 @@ def walk(root: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, State | No
 
     Depth first, and one folder's names at a time. No folder is entered twice: a link to one that is met anyway, or
     that another link led to, is not followed. What `names.is_left_alone` says is not entered either: such a folder
-    comes as its path with a slash behind it.
+    comes as its path with a slash behind it. So does a folder that may not be listed, but with a state.
 
     Args:
         suffixes: in lower case; of files with other ones no state is asked for, nor of what is left alone or no
             regular file.
 
     Raises:
-        OSError: a folder or file cannot be read.
+        OSError: a file, or a folder that may be, cannot be read; or the folder itself may not be listed.
     """
     return _Walk(root, suffixes).below("")
 
@@ -133,8 +149,14 @@ class _Walk:
             if (facts.st_dev, facts.st_ino) in self._linked:
                 return
             self._linked.add((facts.st_dev, facts.st_ino))
-        with os.scandir(here) as entries:
-            found = sorted((name, *facts) for entry in entries for name, facts in self._named(entry))
+        try:
+            with os.scandir(here) as entries:
+                found = sorted((name, *facts) for entry in entries for name, facts in self._named(entry))
+        except PermissionError:
+            if not folder or not why_unlistable(here):
+                raise
+            yield escaped(folder), UNKNOWN_STATE
+            return
         for name, plain, regular, is_link in found:
             if name.endswith("/"):
                 if is_left_alone(plain):

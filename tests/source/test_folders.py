@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from pipeline import rejects
 from pipeline.config import Source
-from pipeline.errors import RequestError, SourceError
+from pipeline.errors import RequestError, SourceBusy, SourceError
 from pipeline.index.write import index_samples
 from pipeline.output.verify import Verifier
 from pipeline.source.format import Columns
@@ -197,6 +198,90 @@ def test_a_tar_or_folder_that_may_not_be_read_is_refused_by_name(name: str) -> N
         put(Path(top, "closed"), "a.jpg").chmod(0)
         with as_nobody(), pytest.raises(RequestError, match=r"(x\.tar|closed).*Permission denied"):
             listed(Path(top, name))
+
+
+@contextmanager
+def with_closed_folder(mode: int) -> Iterator[Path]:
+    """A folder of images that nobody may read, but for `b`, and an empty output that nobody may write."""
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        top.chmod(0o755)
+        folder = put(top / "in", "a.png", "b/x.png", "c.png", "d/e/y.png")
+        put(folder, "a.txt", "b/x.txt", data=b"caption")
+        (top / "out").mkdir()
+        for path in (top / "out", folder / "b"):
+            os.chown(path, 65534, 65534)
+        (folder / "b").chmod(mode)
+        yield top
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to become nobody")
+@pytest.mark.parametrize(
+    ("mode", "key", "says"),
+    [
+        (0o000, "b/", "folder cannot be listed: Permission denied"),
+        (0o100, "b/", "folder cannot be listed: Permission denied"),
+        (0o400, "b/x.png", "it cannot be read: Permission denied"),
+    ],
+)
+def test_a_folder_that_may_not_be_looked_into_is_a_row(mode: int, key: str, says: str) -> None:
+    with with_closed_folder(mode) as top, as_nobody():
+        part = part_of(top / "in")
+        samples = list(index_samples(part, Columns()))
+        format_named("folder").check_unchanged(part)
+        members = format_named("folder").reader(Columns()).read(part, samples, ["txt"]).members
+    assert {one.key: one.status for one in samples} == {
+        **dict.fromkeys(("a.png", "c.png", "d/e/y.png"), rejects.OK),
+        key: rejects.MISSING_IMAGE,
+    }
+    assert [one.key for one in samples] == sorted(one.key for one in samples)
+    assert samples[1].error == says
+    assert (members[0], b"caption" in members[1].values()) == ({"txt": b"caption"}, False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to become nobody")
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
+def test_a_folder_of_tables_that_cannot_all_be_listed_is_refused(kind: str) -> None:
+    with with_closed_folder(0) as top:
+        place = resolve_source(Source(uri=str(top / "in"), format=kind))
+        with as_nobody(), pytest.raises(RequestError, match=r"in/b/: folder cannot be listed: Permission denied"):
+            list(list_files(place))
+
+
+def refuse_listing(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Lets a folder called `b` answer as one that may not be listed, or whose storage is away."""
+    scandir = os.scandir
+
+    def refused(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("/b/"):
+            raise OSError(number, os.strerror(number), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+def test_a_folder_that_does_not_answer_is_waited_for(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = resolve_source(Source(uri=str(put(tmp_path / "in", "a.png", "b/x.png"))))
+    refuse_listing(monkeypatch, number)
+    with pytest.raises(SourceBusy, match=r"in/b/ cannot be listed"):
+        list(list_files(place))
+
+
+def test_a_run_over_a_closed_folder_is_whole_and_goes_on_when_it_is_open(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(put(tmp_path / "in", "a.png", "b/x.png", "c.png"), tmp_path / "out", model_path)
+    with monkeypatch.context() as patch:
+        refuse_listing(patch, errno.EPERM)
+        summary = run_here(config)
+        assert (summary.totals.rows, dict(summary.totals.rejects)) == (2, {"missing_image": 1})
+        assert run_here(config).this_run.units == 0
+    summary = run_here(config)
+    assert (summary.totals.rows, dict(summary.totals.rejects)) == (3, {"missing_image": 1})
+    assert Verifier(tmp_path / "out").verify().proven
 
 
 @pytest.mark.parametrize("how", ["each other", "itself", "above", "outside and back", "an alias"])

@@ -290,6 +290,23 @@ def test_a_column_that_no_record_has_is_refused_with_those_that_there_are(
         Read(path, image_column="images", key_column="name")
 
 
+@pytest.mark.parametrize(("name", "write"), WRITERS)
+def test_a_column_that_no_file_of_several_has_is_refused_with_those_of_all(
+    name: str, write: Callable[[Path, list[dict[str, Any]]], Path], folder: Path
+) -> None:
+    (folder / "in").mkdir()
+    for number, fields in enumerate([{"id": "a", "img": "1.png"}, {"id": "b", "pic": "../1.png"}, {"caption": "c"}]):
+        write(folder / "in" / f"{number}-{name}", [fields] * 2)
+    uri = folder / "in" / f"*{Path(name).suffix}"
+    with pytest.raises(
+        RequestError, match=r"source\.image_column: no .* of .*\*\..* 'image'; they have id, img, pic, cap"
+    ):
+        Read(uri)
+    with pytest.raises(RequestError, match=r"source\.key_column: no .* 'name'; they have id, img, pic, caption"):
+        Read(uri, image_column="pic", key_column="name")
+    assert "ok" in Read(uri, image_column="pic").statuses
+
+
 def test_a_column_that_only_the_last_record_has_is_one(folder: Path) -> None:
     rows = [{"text": str(number)} for number in range(50)]
     read = Read(write_jsonl(folder / "m.jsonl", [*rows, {"image": "1.png"}]))

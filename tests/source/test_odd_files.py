@@ -20,11 +20,16 @@ from conftest import assert_stands, config_for, encoded, make_tar, noise, run_he
 from PIL import Image, TiffImagePlugin
 
 from pipeline import rejects
+from pipeline.config import Source
 from pipeline.errors import DamagedPart, RequestError
 from pipeline.index.headers import read_header
 from pipeline.rejects import Reject
+from pipeline.source.format import Columns
+from pipeline.source.formats import format_named
 from pipeline.source.json_object import object_of
+from pipeline.source.lister import list_source
 from pipeline.source.named_image import named_images
+from pipeline.source.resolve import resolve_source
 from pipeline.source.tar import TarStream, walk
 
 GOOD = [encoded(noise(60, 60, seed)) for seed in range(3)]
@@ -48,6 +53,51 @@ def test_what_a_source_is_instead_is_said(file: str, name: str, model_path: Path
         return
     with pytest.raises(RequestError, match=f"it is {name}"):
         run_here(config_for(tmp_path / file, tmp_path / "out", model_path))
+
+
+NO_LISTS = CONTENTS | {
+    "a JPEG image": encoded(noise(30, 30), "JPEG"),
+    "a PNG image": encoded(noise(30, 30)),
+    "a WebP image": encoded(noise(30, 30), "WEBP"),
+    "a tar": bytes(257) + b"ustar" + bytes(800),
+    "an error that a store answered with": b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>",
+    "a git-annex pointer": b"/annex/objects/SHA256E-s7--0f3a.txt\n",
+    "text in UTF-16: convert it to UTF-8": "1.png\n2.png\n".encode("utf-16"),
+    "binary data": b"\1\2\3" * 99,
+}
+
+
+@pytest.mark.parametrize("name", NO_LISTS)
+def test_what_a_list_of_paths_is_instead_is_said_whichever_of_them_it_is(name: str, tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(GOOD[0])
+    (tmp_path / "a.txt").write_text("1.png\n")
+    (tmp_path / "b.txt").write_bytes(NO_LISTS[name])
+    place = resolve_source(Source(uri=str(tmp_path / "*.txt")))
+    with pytest.raises(RequestError, match=rf"b\.txt is no list of paths; it is {name}"):
+        format_named("text").check(list_source(place), Columns(), "*.txt")
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "BM/1.png",
+        "PK\u0301.png",
+        "MZ0001.jpg",
+        "FORM/a.jpg",
+        "ID3.png",
+        "{a,b}/1.jpg",
+        "[1].jpg",
+        "GIF89/a.png",
+        "Rar!.jpg",
+        "../.git/annex/objects/a.png",
+        "a\tb.png",
+        "<a>.png",
+    ],
+)
+def test_a_list_of_paths_may_begin_as_other_files_do(first: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"{first}\n1.png\n2.png\n")
+    place = resolve_source(Source(uri=str(tmp_path / "a.txt")))
+    format_named("text").check(list_source(place), Columns(), "a.txt")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.zip", "a.tar.zst", "a.tar.lzma", "a.parquet.xz"])

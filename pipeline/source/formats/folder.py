@@ -13,7 +13,7 @@ import pyarrow as pa
 from ... import rejects
 from ...errors import RequestError, SourceBusy, SourceError, reading
 from ...process import DaemonThreads
-from ...storage.files import READS_AT_ONCE, kind_of, map_ahead, read_input, reads_ahead, why_unreadable
+from ...storage.files import READS_AT_ONCE, kind_of, map_ahead, read_input, reads_ahead, why_unlistable, why_unreadable
 from ..carried_values import Carried, carried_of_rows
 from ..drawing import DRAWS, Draw, Drawing, Draws
 from ..format import Columns, Facts, SourceFormat, UnitBytes
@@ -62,7 +62,7 @@ class Folder(SourceFormat):
 
     def check_unchanged(self, part: Part) -> None:
         for file in part.files:
-            if not file.etag:  # an object that is read whole has the ETag that it had
+            if not file.etag and not is_closed_folder(file):  # an object that is read whole has the ETag that it had
                 check_unchanged(part.root, file)
 
     def reader(self, columns: Columns) -> FolderReader:
@@ -119,7 +119,11 @@ class FolderReader:
     ) -> list[dict[str, bytes]]:
         if self._beside.names != tuple(suffixes):
             self._beside = FilesBeside(suffixes)
-        return [self._beside.read(os.path.join(part.root, sample.source)) for sample in samples]
+        closed = {file.path for file in part.files if is_closed_folder(file)}
+        return [
+            {} if sample.source in closed else self._beside.read(os.path.join(part.root, sample.source))
+            for sample in samples
+        ]
 
     def carried(
         self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
@@ -130,12 +134,20 @@ class FolderReader:
         """Nothing is held."""
 
 
+def is_closed_folder(file: SourceFile) -> bool:
+    """Whether what was listed is a folder that may not be: a row says so for all that is in it."""
+    return file.path.endswith("/")
+
+
 def _read_if_readable(root: str, file: SourceFile) -> bytes | str:
     """A planned file's bytes; or why it can never be read, if it lies there as it did when it was planned.
 
     Raises:
         SourceError: as `read_planned`, for what is no property of that file.
     """
+    if is_closed_folder(file):
+        why = why_unlistable(os.path.join(root, file.path))
+        return why or "folder could not be listed when the source was planned"
     try:
         return read_planned(root, file)
     except SourceBusy:

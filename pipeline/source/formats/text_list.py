@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from ...errors import RequestError
+from ...errors import RequestError, listing_error
+from ...storage.files import open_input
 from ..format import Columns
 from ..lines import LineFile, LineManifest
 from ..listing import Listing
+from ..unknown import LOOKED_AT, no_list_but
 
 PATH = "path"
 
@@ -33,6 +36,18 @@ class Text(LineManifest):
     suffixes = (".txt", ".lst", ".list")
     has_columns = False
     opened = PathLines
+
+    def check(self, listing: Listing, columns: Columns, uri: str) -> None:
+        for file in listing:
+            path = os.path.join(listing.place.root, file.path)
+            try:
+                with open_input(path, forwards=False) as stream:
+                    name = no_list_but(stream.read(LOOKED_AT))
+            except OSError as error:
+                raise listing_error(f"source: {path}: cannot be read as {self.name}: {error}", error) from error
+            if name:
+                raise RequestError(f"source.uri: {path} is no list of paths; it is {name}")
+        super().check(listing, columns, uri)
 
     def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
         raise RequestError(f"source.carry: {', '.join(names)}: a list of paths has no columns")
