@@ -27,6 +27,7 @@ from ..run.request import check_request
 from ..source.plan import Plan
 from .console import add_json_argument, bytes_text, check_file, ignored_text, number_text, print_json, say, write_page
 from .requested import add_request_arguments, is_config, requested_config
+from .verdict import verdict
 
 COLUMN = 32
 
@@ -140,22 +141,24 @@ def main(arguments: argparse.Namespace) -> int:
     if is_config(arguments.source) or arguments.output is not None:
         return _answer(arguments, requested_config(arguments, "plan"))
     with tempfile.TemporaryDirectory(prefix="visionbake-plan-") as folder:  # the index is not kept
-        return _answer(arguments, requested_config(arguments, "plan", folder))
+        return _answer(arguments, requested_config(arguments, "plan", folder), kept=False)
 
 
-def _answer(arguments: argparse.Namespace, config: Config) -> int:
+def _answer(arguments: argparse.Namespace, config: Config, *, kept: bool = True) -> int:
     planner = Planner(arguments, config)
     tree = planner.estimate()
+    said = verdict(tree, config.output, planner.request.geometry.factor, kept=kept)
     if arguments.json:
         print_json(tree)
     else:
+        say("\n".join(said) + "\n")
         _print(tree)
         if not planner.rates[0].tokens_per_second:
             say(f"{'device_hours':{COLUMN}}state --tokens-per-second (and --price-per-hour) to have them")
     if arguments.html:
         from .report.pages import plan_page
 
-        write_page(arguments.html, plan_page(tree, planner.config.source.uri))
+        write_page(arguments.html, plan_page(tree, planner.config.source.uri, said))
     return 0
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -17,7 +18,9 @@ from conftest import PHOTOS, REPOSITORY, make_folder
 from pipeline.cli import main
 from pipeline.cli.config import fields, markdown
 from pipeline.cli.reporter import Reporter
+from pipeline.cli.verdict import verdict
 from pipeline.config import load_config
+from pipeline.config_fields import Output
 from pipeline.errors import RequestError
 from pipeline.output.info import read_dataset
 from pipeline.run.progress import Progress
@@ -52,7 +55,11 @@ def test_plan_of_a_source_leaves_nothing_behind(
     before = sorted(tmp_path.rglob("*"))
     code, out, err = call(capsys, "plan", source, "--model", model_path, "--max-pixels", "20000,5000")
     assert code == 0, err
-    assert out.count("max_pixels ") == 2
+    assert out.count("max_pixels  ") == 2
+    assert re.match(
+        r"3 images are [\d,]+ tokens, \d+ an image, at max_pixels 20,000\. As bfloat16 they take [\d.]+ \w+\.\n", out
+    )
+    assert "output.dtype int8 takes" in out
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -222,3 +229,30 @@ def test_a_file_that_cannot_be_written_is_found_before_any_work(
     code, _, err = call(capsys, *words, bad)
     assert code == 2
     assert f"{words[-1]} {bad}" in err
+
+
+def test_the_verdict_says_whether_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = {
+        "budgets": [
+            {
+                "max_pixels": 1000,
+                "samples": {"estimate": 1_000_000, "low": 1, "high": 2},
+                "rejects": {"corrupt": 7},
+                "tokens": 600e6,
+                "tokens_mean": 600,
+                "data_bytes": 5e12,
+                "device_hours": 100,
+                "price": 250,
+            }
+        ]
+    }
+    output = Output(uri=str(tmp_path / "not" / "there" / "yet"))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=6e12 if folder == tmp_path else 0))
+    first, second = verdict(tree, output, 28)
+    assert "999,993 images (7 more would be rejects) are 600,000,000 tokens, 600 an image" in first
+    assert "5.00 TB, and 6.00 TB are free there: it fits" in first
+    assert second == "One device would take 4.2 days, 250 at the price that was given."
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=4e12))
+    assert "IT DOES NOT FIT" in verdict(tree, output, 28)[0]
+    assert "free" not in verdict(tree, output, 28, kept=False)[0]
+    assert "free" not in verdict(tree, Output(uri="s3://bucket/out"), 28)[0]

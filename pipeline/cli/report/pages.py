@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -103,19 +104,20 @@ def number_text(name: str, value: Any) -> str:
     return plain_number(value)
 
 
-def plan_page(tree: dict[str, Any], source: str) -> str:
-    """Budgets side by side, and what the source is made of."""
+def plan_page(tree: dict[str, Any], source: str, verdict: Sequence[str]) -> str:
+    """The verdict, budgets side by side, and what the source is made of."""
     budgets = tree["budgets"]
     names = [name for name, value in budgets[0].items() if not isinstance(value, dict | list) or "estimate" in value]
     rows = [
         [_words(name), *(number_text(name, one[name]) for one in budgets)] for name in names if name != "max_pixels"
     ]
     sections = [
+        Section(title="In words", wide=True, body="".join(f"<p>{html.escape(line)}</p>" for line in verdict)),
         Section(
             title="What a run would give",
             wide=len(budgets) > 1,
             body=table(rows, ["max_pixels", *(f"{one['max_pixels']:,}" for one in budgets)]),
-        )
+        ),
     ]
     for one in budgets:
         body = _sizes(one)
