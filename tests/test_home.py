@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from conftest import REPOSITORY
 
 from pipeline.errors import RequestError
 from pipeline.process import cache_folders, expand_home, name_caches
@@ -82,3 +85,21 @@ def test_the_hubs_cache_that_cannot_be_used_is_the_cause(
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(RequestError, match=r"cache cannot be used: .*HF_HOME"):
         Checkpoint("owner/name")
+
+
+@pytest.mark.parametrize(("utf8", "exit_code"), [("0", 2), ("1", 0), ("", 0)])
+def test_a_locale_in_which_names_are_no_utf8_is_refused_with_the_way_on(utf8: str, exit_code: int) -> None:
+    """A plain POSIX locale is none: Python takes it for UTF-8, unless it is told not to."""
+    code = (
+        "from pipeline.storage.location import check_location\n"
+        "from pipeline.errors import RequestError\n"
+        "check_location('output.uri', 's3://bucket/out')\n"
+        "try:\n    check_location('source.uri', '/in')\n"
+        "except RequestError as error:\n    print(error); raise SystemExit(2)\n"
+    )
+    set_by_user = {"PYTHONUTF8": utf8} if utf8 else {}
+    environment = {key: value for key, value in os.environ.items() if key not in ("LANG", "LC_CTYPE", "PYTHONUTF8")}
+    environment |= {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", **set_by_user}
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (exit_code, "")
+    assert ("set PYTHONUTF8=1" in done.stdout) == bool(exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from ..errors import RequestError, listing_error
 from . import uri
@@ -34,9 +35,15 @@ def check_location(field: str, text: str) -> None:
 
     Raises:
         RequestError: it cannot be used, and why: a URI of no storage, another machine's file, a variable that nobody
-            expands, a home folder that nobody knows.
+            expands, a home folder that nobody knows; or of this machine, where names of files are not taken for UTF-8.
     """
     check_uri(field, text)
+    encoding = sys.getfilesystemencoding()
+    if not is_remote(text) and encoding.lower().replace("_", "-") != "utf-8":  # keys would depend on the locale
+        raise RequestError(
+            f"{field}: {text}: this process takes names of files for {encoding}, not for UTF-8; set PYTHONUTF8=1, or a "
+            "locale such as LC_ALL=C.UTF-8"
+        )
     if not is_remote(text) and text.startswith("~") and not uri.is_file_uri(text):
         user = text.partition("/")[0]
         # Else an empty HOME would make `~/out` a folder of the root's.

@@ -162,6 +162,54 @@ def test_a_lost_file_is_rejects_of_what_is_not_committed(
     assert files_of(output / "samples") == before
 
 
+def move_behind_a_link(path: Path) -> None:
+    path.rename(path.parent.parent / "moved")
+    path.symlink_to(path.parent.parent / "moved")
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("9" + path.name))
+
+
+def make_a_folder_of(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def test_a_file_that_moved_behind_a_link_is_the_same(partly: tuple[Callable[..., list[str]], Path, Path]) -> None:
+    again, victim, output = partly
+    move_behind_a_link(victim)
+    again()
+    assert_whole(output, keys_there(output))
+
+
+@pytest.mark.parametrize(
+    ("partly", "change", "samples", "rows"),
+    [
+        ("folder", rename, 7, 6),
+        ("folder", make_a_folder_of, 6, 5),
+        ("tar", rename, 9, 6),
+        ("parquet", rename, 9, 6),
+        ("jsonl", rename, 9, 6),
+    ],
+    indirect=["partly"],
+)
+def test_a_file_of_another_name_or_kind_is_gone_and_new(
+    partly: tuple[Callable[..., list[str]], Path, Path], change: Callable[[Path], None], samples: int, rows: int
+) -> None:
+    again, victim, output = partly
+    change(victim)
+    with pytest.raises(RequestError, match=rf"{victim.name} was planned and has vanished; put it back .*on_changed"):
+        again()
+    again(on_changed="reject")
+    found = rows_of(output)
+    assert (len(found), sum(row["status"] == "ok" for row in found)) == (samples, rows)
+    assert {row["status"] for row in found} == {"ok", "missing_image"}
+    before = files_of(output / "samples")
+    again(on_changed="reject")
+    assert files_of(output / "samples") == before
+
+
 @pytest.mark.parametrize(("kind", "change"), [("folder", overwrite), ("folder", remove), ("tar", remove)])
 def test_a_plan_of_which_nothing_is_committed_is_made_anew(
     kind: str, change: Callable[[Path], None], model_path: Path, tmp_path: Path

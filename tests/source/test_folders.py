@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -324,6 +327,55 @@ def test_names_that_are_no_utf8_are_escaped_and_read(tmp_path: Path) -> None:
     read = format_named("folder").reader(Columns()).read(part, samples, ["txt"])
     assert read.encoded == [IMAGE] * len(RAW)
     assert read.members[keys.index("caf\\xe9.jpg")] == {"txt": b"caption"}
+
+
+STRANGE = [
+    "-x.png",
+    "--help.png",
+    "{a}.png",
+    "[1].png",
+    "*.png",
+    "?.png",
+    "$HOME.png",
+    "%20.png",
+    "#.png",
+    "~.png",
+    "~",
+]
+STRANGE += [
+    "'.png",
+    '".png',
+    "a;b|c&d.png",
+    "n\n.png",
+    "t\t.png",
+    " .png",
+    "dot..png",
+    "\u202ea.png",
+    "x" * 251 + ".png",
+]
+STRANGE += ["\u00e9.png", "e\u0301.png", "\u3042" * 83 + ".png", "a\x7f.png", "a:b.png"]
+
+
+@pytest.mark.parametrize("door", ["folder", "tar", "jsonl", "csv"])
+def test_strange_names_are_keys_as_they_are(door: str, tmp_path: Path) -> None:
+    names = [name for name in STRANGE if name != "~"]
+    folder = put(tmp_path / "in", *names, "~/a.png")
+    names.append("~/a.png")
+    if door == "tar":
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            tar.add(folder, ".")
+    (folder / "m.jsonl").write_text("".join(json.dumps({"image": name, "k": name}) + "\n" for name in names))
+    with open(folder / "m.csv", "w", newline="") as stream:
+        csv.writer(stream).writerows([["image", "k"], *([name, name] for name in names)])
+    uri = {"folder": folder, "tar": tmp_path / "a.tar"}.get(door, folder / f"m.{door}")
+    source = Source(uri=str(uri), members="each", **({"key_column": "k"} if door in ("jsonl", "csv") else {}))
+    plan = Plan(tmp_path / "out")
+    with Scratch(tmp_path / "out") as scratch:
+        plan.update(source, list_source(resolve_source(source)), scratch)
+    samples = list(index_samples(plan.part(0), Columns(key=source.key_column)))
+    assert sorted((sample.key, sample.status) for sample in samples) == sorted((name, "ok") for name in names)
+    read = format_named(plan.part(0).format).reader(Columns()).read(plan.part(0), samples)
+    assert read.encoded == [IMAGE] * len(names)
 
 
 def test_tars_whose_names_are_no_utf8_are_read(tmp_path: Path) -> None:
