@@ -87,7 +87,8 @@ class Source(_Section):
 
 
 class Video(_Section):
-    """How clips are sampled and sized. What is null is the family's own (`index/video_sampling.py` writes it out)."""
+    """How clips are sampled and sized; no field of the configuration yet: runs encode images. What is null is the
+    family's own (`index/video_sampling.py` writes it out)."""
 
     sampler: Literal["transformers", "qwen_vl_utils"] = "transformers"
     """Whose choice of frames and sizes: the family's own video processor, or the package qwen-vl-utils."""
@@ -133,9 +134,6 @@ class Preprocess(_Section):
 
     max_pixels: int | None = Field(default=None, ge=784)
     """Larger images are scaled down to it: the budget of tokens of one image. null: the checkpoint's own."""
-
-    video: Video = Video()
-    """How clips are sampled and sized."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Preprocess:

@@ -6,11 +6,11 @@ import hashlib
 import json
 from importlib import metadata
 
-from ..config_fields import Config, Video
+from ..config_fields import Config
 from .layout import SCHEMA_VERSION
 
 # Fields of the configuration that outputs of earlier versions do not have, with what was so before them.
-LATER_FIELDS: dict[str, object] = {"output.deepstack": True, "preprocess.video": Video().model_dump()}
+LATER_FIELDS: dict[str, object] = {"output.deepstack": True}
 _NO_DEFAULT = object()
 
 

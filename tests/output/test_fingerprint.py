@@ -19,7 +19,6 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "source.carry": ([], ["caption"]),
     "preprocess.min_pixels": (3136, 6272),
     "preprocess.max_pixels": (20_000, 30_000),
-    "preprocess.video": ({}, {"fps": 2.0}),
     "model.dtype": ("float32", "bfloat16"),
     "model.linear": ("exact", "fp8"),
     "model.compile": ("on", "off"),
