@@ -35,7 +35,7 @@ test-ray: $(VENV)/.test
 	$(BIN)/python -m pytest -m 'ray and not chaos'
 
 test-others: $(VENV)/.test
-	nice $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray and not chaos'
+	nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray and not chaos'
 
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not ray and not chaos'
@@ -51,7 +51,7 @@ mutants: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	nice $(BIN)/mypy
+	nice -n 19 $(BIN)/mypy
 
 clean:
 	rm -rf out build *.egg-info

@@ -21,11 +21,12 @@ def verdict(tree: dict[str, Any], output: Output, factor: int, *, kept: bool = T
     """
     budget = tree["budgets"][0]
     rejected = sum(_middle(count) for count in budget["rejects"].values()) if budget["rejects"] else 0
-    images = _middle(budget["samples"]) - rejected - _middle(budget.get("no_image", 0))
-    less = f" ({number_text(rejected)} more would be rejects)" if rejected else ""
+    if (images := _middle(budget.get("images"))) is None:  # of an index, not of a sample
+        images = budget["samples"] - rejected - budget["no_image"]
+    less = f" ({number_text(round(rejected))} more would be rejects)" if rejected else ""
     size = float(_middle(budget["data_bytes"]))
     lines = [
-        f"{number_text(images)} images{less} are {number_text(_middle(budget['tokens']))} tokens, "
+        f"{number_text(round(images))} images{less} are {number_text(_middle(budget['tokens']))} tokens, "
         f"{number_text(round(_middle(budget['tokens_mean'])))} an image, at max_pixels {budget['max_pixels']:,}. "
         f"As {output.dtype} they take {bytes_text(size)}{_room(output.uri, size) if kept else ''}."
     ]

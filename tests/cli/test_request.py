@@ -236,7 +236,8 @@ def test_the_verdict_says_whether_it_fits(tmp_path: Path, monkeypatch: pytest.Mo
         "budgets": [
             {
                 "max_pixels": 1000,
-                "samples": {"estimate": 1_000_000, "low": 1, "high": 2},
+                "samples": 1_000_000,
+                "no_image": 3,
                 "rejects": {"corrupt": 7},
                 "tokens": 600e6,
                 "tokens_mean": 600,
@@ -249,10 +250,12 @@ def test_the_verdict_says_whether_it_fits(tmp_path: Path, monkeypatch: pytest.Mo
     output = Output(uri=str(tmp_path / "not" / "there" / "yet"))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=6e12 if folder == tmp_path else 0))
     first, second = verdict(tree, output, 28)
-    assert "999,993 images (7 more would be rejects) are 600,000,000 tokens, 600 an image" in first
+    assert "999,990 images (7 more would be rejects) are 600,000,000 tokens, 600 an image" in first
     assert "5.00 TB, and 6.00 TB are free there: it fits" in first
     assert second == "One device would take 4.2 days, 250 at the price that was given."
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=4e12))
     assert "IT DOES NOT FIT" in verdict(tree, output, 28)[0]
     assert "free" not in verdict(tree, output, 28, kept=False)[0]
     assert "free" not in verdict(tree, Output(uri="s3://bucket/out"), 28)[0]
+    tree["budgets"][0]["images"] = {"estimate": 12.4, "low": 1, "high": 20}  # of a sample
+    assert verdict(tree, output, 28)[0].startswith("12 images (7 more")
