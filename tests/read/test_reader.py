@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, config_for, encoded, make_tar, noise
 
+import pipeline.read.keys as keys_module
 import pipeline.read.reader as reader_module
 from pipeline import EmbeddingDataset
 from pipeline.errors import OutputError, RequestError
@@ -116,7 +117,7 @@ def test_random_access_reads_little_more_than_the_embedding(
 def test_keys_of_equal_hashes_are_told_apart(
     output: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_module, "hash", lambda key: hash(key) % 3, raising=False)
+    monkeypatch.setattr(keys_module, "hash", lambda key: hash(key) % 3, raising=False)
     dataset = EmbeddingDataset(output)
     assert all(same(dataset[row["key"]], row) for row in rows)
     with pytest.raises(KeyError):
