@@ -22,7 +22,7 @@ from ..storage.files import path_named_in, read_input
 from ..storage.uri import WEB, problem_with, scheme_of
 from .columns import shown
 from .keys import digests_in, key_digest
-from .sample import IndexedSample
+from .sample import IndexedSample, VideoFacts
 
 URLS_LOOKED_AT = 100  # values that are all URLs of hosts, before a source of nothing else is refused
 SHOWN_OF_PATH = 300  # characters
@@ -41,6 +41,7 @@ class NamedImage:
         item: the image's number in the row's list, or None.
         group: the row group, -1 in a manifest.
         reason: the status of a sample with a problem.
+        video: of a video, the span that is asked for.
     """
 
     key: str
@@ -51,6 +52,7 @@ class NamedImage:
     path: str | None = None
     problem: str = ""
     reason: str = rejects.MISSING_IMAGE
+    video: VideoFacts | None = None
 
     def read(self) -> bytes | None:
         """The image's bytes; None if its file is not there. Raises SourceError: it is there and cannot be read."""
@@ -149,7 +151,7 @@ def refuse_urls(values: Iterable[Any], column: str, path: str) -> None:
     """
     first, count = "", 0
     for value in values:
-        if not (named := _first_named(value)):
+        if not (named := first_named(value)):
             continue
         if not (isinstance(named, str) and "://" in named and scheme_of(named).lower() in WEB):
             return
@@ -160,7 +162,7 @@ def refuse_urls(values: Iterable[Any], column: str, path: str) -> None:
         raise RequestError(f"source.image_column: {column} of {path} holds URLs: {problem_with(first)}")
 
 
-def _first_named(value: Any) -> Any:
+def first_named(value: Any) -> Any:
     """The first that a cell gives or names; None or empty where it names nothing."""
     if isinstance(value, list):
         value = next(filter(None, value), None)
@@ -215,7 +217,13 @@ def indexed(images: Iterator[NamedImage], source: str, facts: Any, repeated: byt
     before = digests_in(repeated)
     for image in images:
         sample = IndexedSample(
-            key=image.key, source=source, offset=image.offset, path=image.path, item=image.item, group=image.group
+            key=image.key,
+            source=source,
+            offset=image.offset,
+            path=image.path,
+            item=image.item,
+            group=image.group,
+            video=image.video,
         )
         if image.problem and image.reason == rejects.NO_IMAGE:
             yield sample.rejected(rejects.NO_IMAGE, image.problem)

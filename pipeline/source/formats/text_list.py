@@ -12,6 +12,7 @@ from ...errors import RequestError
 from ..format import Columns
 from ..lines import LineFile, LineManifest
 from ..listing import Listing
+from ..media import VIDEO
 
 PATH = "path"
 
@@ -38,4 +39,4 @@ class Text(LineManifest):
         raise RequestError(f"source.carry: {', '.join(names)}: a list of paths has no columns")
 
     def columns(self, columns: Columns) -> Columns:
-        return replace(columns, image=PATH)
+        return replace(columns, image=PATH, video=PATH if columns.media == VIDEO else "")
