@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import pytest
 import torch
 from clips import BROKEN, clip_of
 from conftest import (
+    REPOSITORY,
     STREAMED_PIXELS,
     assert_whole,
+    command,
     config_for,
     files_of,
     make_folder,
@@ -31,13 +34,14 @@ from conftest import (
 )
 
 from pipeline.cli.compare import compared
-from pipeline.config import Config
+from pipeline.config import Config, Video
 from pipeline.errors import RequestError
 from pipeline.output.info import read_dataset
 from pipeline.output.verify import Verifier
 from pipeline.read.reader import EmbeddingDataset
 from pipeline.tower.checkpoint import Checkpoint
 from pipeline.tower.reference import reference_tower, run_reference
+from pipeline.vision_encoder import VisionEncoder
 
 CLIPS = ("h264.mp4", "vp9.webm", "turned.mp4", "mpeg4.avi", "uneven.mp4", "one.mp4", "carphone_pristine.mp4")
 NO_CLIPS = ("cut.mkv", "empty.mp4", "text.mp4", "none.mkv", "codec.mp4", "rubbish.mp4")
@@ -231,3 +235,47 @@ def test_members_of_tars_are_clips(form: str, model_path: Path, tmp_path: Path) 
     assert Verifier(tmp_path / "out").verify().proven
     item = EmbeddingDataset(tmp_path / "out")["0/h264"]
     assert item["timestamps"] and item["second_per_grid"] == 1.0 and len(item["image_embeds"]) == 8
+
+
+def test_the_encoder_takes_clips_and_gives_what_a_run_does(whole: Path, model_path: Path, folder: Path) -> None:
+    encoder = VisionEncoder.from_pretrained(
+        str(model_path), "float32", "cpu", max_pixels=20_000, max_patches=96, video=Video(**VIDEO)
+    )
+    clip, image, held = encoder.encode(
+        [folder / "h264.mp4", folder / "0" / "0000.png", (folder / "vp9.webm").read_bytes()]
+    )
+    stored = EmbeddingDataset(whole)
+    for embedding, key in ((clip, "h264.mp4"), (image, "0/0000.png"), (held, "vp9.webm")):
+        expected = stored[key]["image_embeds"]
+        assert torch.allclose(embedding.image_embeds, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert clip.video is not None and clip.video.frames == (0, 12, 25, 37) and image.video is None
+    assert clip.video.timestamps == (0.24, 1.24) and clip.video.second_per_grid == 1.0
+    with pytest.raises(RequestError, match=r"cut\.mkv: truncated"):
+        encoder.encode([folder / "cut.mkv"])
+    with pytest.raises(RequestError, match=r"image 0: unidentified: .*one of JPEG"):
+        encoder.encode([b"neither"])
+
+
+def test_a_plan_counts_what_a_run_makes(folder: Path, whole: Path, model_path: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(config_of(folder, tmp_path / "out", model_path).model_dump()))
+    told = subprocess.run(
+        command("pipeline", "plan", config, "--json"), cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    (budget,) = json.loads(told.stdout)["budgets"]
+    totals = json.loads((whole / "_SUCCESS").read_text())
+    assert (budget["tokens"], budget["samples"], budget["units"]) == (
+        totals["tokens"],
+        totals["samples"],
+        totals["units"],
+    )
+    assert budget["rejects"] == totals["rejects"]
+
+
+def test_a_page_shows_clips(whole: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    told = subprocess.run(
+        command("pipeline", "stats", whole, "--html", page), cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    assert "norms of its tokens" in page.read_text()
