@@ -59,7 +59,7 @@ class VideoTiming:
 
 @dataclass(frozen=True, kw_only=True)
 class _Patches:
-    """What the encoder is given of one image or video."""
+    """One image or video as the encoder takes it."""
 
     patches_PC: np.ndarray
     grid: Grid

@@ -80,7 +80,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _tensors(embeddings: Sequence[Embedding]) -> dict[str, Tensor]:
-    """What is saved: of all images together, and of all videos."""
+    """The tensors that are saved: of all images together, and of all videos."""
     import torch
 
     tensors: dict[str, Tensor] = {}

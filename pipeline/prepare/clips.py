@@ -12,6 +12,8 @@ from ..grid import Geometry, offsets
 from ..index.video_facts import header_of, plan_of
 from ..index.video_sampling import ClipPlan
 from ..rejects import Reject
+from ..source.format import UnitBytes, UnitReader
+from ..source.part import Part
 from ..source.sample import IndexedSample
 from .decode import Uint8
 from .guard import ImageReader
@@ -100,3 +102,23 @@ class UnitClips:
                 self.grids.append(plan.grid)
             for index in twins:
                 self._results[index] = problem or PreparedClip(plan=plan, number=len(self.grids) - 1)
+
+
+def read_once(part: Part, samples: Sequence[IndexedSample], names: Sequence[str], reader: UnitReader) -> UnitBytes:
+    """Reads samples; a file that several clips in a row are of is read, and held, once. Raises as `UnitReader.read`."""
+    if not samples:
+        return UnitBytes([], [])
+    twins: dict[int, int] = {}  # each repeated clip's sample, and the first one of its file
+    first_of: dict[tuple[str, str | None], int] = {}
+    for index, sample in enumerate(samples):
+        if sample.video is not None and sample.path is not None:
+            first = first_of.setdefault((sample.path, sample.sha256), index)
+            if first != index:
+                twins[index] = first
+    if not twins:
+        return reader.read(part, samples, names)
+    # Rows name files: they have no members beside them.
+    asked = [index for index in range(len(samples)) if index not in twins]
+    found = dict(zip(asked, reader.read(part, [samples[index] for index in asked], names).encoded, strict=True))
+    encoded = [found[twins.get(index, index)] for index in range(len(samples))]
+    return UnitBytes(encoded, [{} for _ in samples])

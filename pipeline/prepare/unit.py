@@ -16,11 +16,11 @@ from ..grid import Geometry
 from ..index.units import Unit
 from ..rejects import Reject
 from ..source.carried_values import Carried
-from ..source.format import UnitBytes, UnitReader
+from ..source.format import UnitReader
 from ..source.part import Part
 from ..source.planned import lost_reject
 from ..source.sample import LONGEST_ERROR, IndexedSample
-from .clips import UnitClips
+from .clips import UnitClips, read_once
 from .decode import CHANNELS, Uint8
 from .guard import ImageReader
 from .patches import check_size, cut_patches, resize, target_size
@@ -172,7 +172,7 @@ def _read(
     lost = {index: fates[sample.source] for index, sample in enumerate(samples) if sample.source in fates}
     there = [index for index in range(len(samples)) if index not in lost]
     kept = [samples[index] for index in there]
-    read, members = reader.read(part, kept, carry.names if carry else ()) if kept else UnitBytes([], [])
+    read, members = read_once(part, kept, carry.names if carry else (), reader)
     carried = reader.carried(part, kept, carry, members) if carry and kept else None
     if carry and lost:
         row_of = {index: row for row, index in enumerate(there)}

@@ -92,7 +92,9 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     for name in config.source.carry:
         if name.lower() in shard_format(config.output.format).own_members:
             raise RequestError(f"source.carry: {name} is a member that WebDataset shards have already; leave it out")
-    listing, place = _listed_by_media(config.source, place, output)
+    media = planned_media(output, config.source.media)
+    wanted = replace(place, media=media or BOTH)
+    listing = in_background(partial(_list, config.source, wanted, output, decide=media is None))
     checkpoint = Checkpoint(
         config.model.path, config.model.revision, weights=weights, deepstack=config.output.deepstack
     )
@@ -103,6 +105,7 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
         max_image_pixels=config.limits.max_image_pixels,
         spelling="preprocess.{}",
     )
+    place = _place_of(listing, place, media)
     geometry = replace(geometry, video=_sampling(config, place, checkpoint))
     carry = _carried(config, output, listing, geometry)
     return Request(
@@ -116,18 +119,14 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     )
 
 
-def _listed_by_media(source: Source, place: SourcePlace, output: AnyPath) -> tuple[Future[Listing], SourcePlace]:
-    """Begins to list a source, and decides what is looked for in it.
+def _place_of(listing: Future[Listing], place: SourcePlace, media: str | None) -> SourcePlace:
+    """The place with what is looked for. Where that is not decided yet, it hangs on what lies there: that is awaited.
 
-    Where that is still to be decided, it hangs on what lies there: then the listing is waited for.
-
-    Raises:
-        RequestError: as `_list`.
+    A listing that fails decides nothing: it says why where it is asked for.
     """
-    media = planned_media(output, source.media)
-    place = replace(place, media=media or BOTH)
-    listing = in_background(partial(_list, source, place, output, decide=media is None))
-    return listing, place if media is not None else listing.result().place
+    if media is not None:
+        return replace(place, media=media)
+    return replace(place, media=IMAGE) if listing.exception() is not None else listing.result().place
 
 
 def _sampling(config: Config, place: SourcePlace, checkpoint: Checkpoint) -> VideoSampling | None:

@@ -54,6 +54,10 @@ class NamedImage:
     reason: str = rejects.MISSING_IMAGE
     video: VideoFacts | None = None
 
+    def is_of(self, video_path: str) -> bool:
+        """Whether it is a video, or a span of one, of this file."""
+        return self.video is not None and self.path == video_path
+
     def read(self) -> bytes | None:
         """The image's bytes; None if its file is not there. Raises SourceError: it is there and cannot be read."""
         if self.data is not None or self.path is None:
@@ -215,6 +219,7 @@ def indexed(images: Iterator[NamedImage], source: str, facts: Any, repeated: byt
     """
     keys: set[str] = set()
     before = digests_in(repeated)
+    video: tuple[str, bytes | None] = ("", None)  # the last one's file: several questions about it follow one another
     for image in images:
         sample = IndexedSample(
             key=image.key,
@@ -229,8 +234,10 @@ def indexed(images: Iterator[NamedImage], source: str, facts: Any, repeated: byt
             yield sample.rejected(rejects.NO_IMAGE, image.problem)
         elif image.key in keys or (before and key_digest(image.key) in before):
             yield sample.rejected(rejects.DUPLICATE_KEY, f"the key {image.key} stands in {source} more than once")
-        elif (data := None if image.problem else image.read()) is None:
+        elif (data := None if image.problem else video[1] if image.is_of(video[0]) else image.read()) is None:
             yield sample.rejected(image.reason, image.problem or _no_file(str(image.path)))
         else:
+            if image.video is not None and image.path is not None:
+                video = (image.path, data)
             yield facts(replace(sample, length=len(data)), data)
         keys.add(image.key)
