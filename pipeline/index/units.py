@@ -82,7 +82,8 @@ def resized_of(index: IndexArrays, geometry: Geometry) -> tuple[npt.NDArray[np.i
         index.height_N, index.width_N, geometry.factor, geometry.min_pixels, geometry.max_pixels
     )
     usable = index.accepted_N & (index.width_N * index.height_N <= geometry.max_image_pixels)
-    usable[list(index.clips)] = False
+    if index.clips:
+        usable[list(index.clips)] = False
     return np.where(usable, height_N, 0), np.where(usable, width_N, 0)
 
 
@@ -108,10 +109,14 @@ def clip_patches_of(index: IndexArrays, geometry: Geometry) -> npt.NDArray[np.in
 def cut_units(part: int, index: IndexArrays, geometry: Geometry, shard_tokens: int) -> list[Unit]:
     """Cuts one part. Every sample, rejects included, is in exactly one unit."""
     height_N, width_N = resized_of(index, geometry)
-    clip_patches_N = clip_patches_of(index, geometry)
-    patches_N = height_N * width_N // geometry.patch_size**2 + clip_patches_N
+    patches_N = height_N * width_N // geometry.patch_size**2
+    clip_ends = None
+    if index.clips:  # of images alone nothing more is computed
+        clip_patches_N = clip_patches_of(index, geometry)
+        patches_N += clip_patches_N
+        clip_ends = offsets(clip_patches_N).tolist()
     merged = geometry.merge_size**2
-    patch_ends, clip_ends = offsets(patches_N).tolist(), offsets(clip_patches_N).tolist()
+    patch_ends = offsets(patches_N).tolist()
     ends = cut_ends(index, patches_N // merged, shard_tokens)
     return [
         Unit(
@@ -121,7 +126,7 @@ def cut_units(part: int, index: IndexArrays, geometry: Geometry, shard_tokens: i
             count=end - first,
             tokens=(patch_ends[end] - patch_ends[first]) // merged,
             patches=patch_ends[end] - patch_ends[first],
-            clip_patches=clip_ends[end] - clip_ends[first],
+            clip_patches=clip_ends[end] - clip_ends[first] if clip_ends is not None else 0,
         )
         for number, (first, end) in enumerate(zip([0, *ends], ends, strict=False))
     ]
