@@ -5,6 +5,7 @@ The ground floor, which everything may use:
     config    the configuration file
     errors    one error type per kind of failure
     rejects   why an image has no tokens
+    sampling  which frames of a clip are taken, and how large: the settings, written out
     grid      sizes, windows and positions that a grid decides; Geometry
     fault     named places at which a test can kill a process
     process   a process's share of its machine

@@ -133,7 +133,7 @@ def _one_line(where: str, error: ValidationError) -> str:
         message = "is missing"
     else:
         message = f"{message[:1].lower()}{message[1:]}, not {first['input']!r}"[:300]
-        if first["type"] == "value_error" and first["loc"] in (("preprocess",), ("model",)):
+        if first["type"] == "value_error" and first["loc"] in (("preprocess",), ("preprocess", "video"), ("model",)):
             message = first["msg"].removeprefix("Value error, ")
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return f"{where}: {field}: {message}{more}"

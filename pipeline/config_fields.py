@@ -63,9 +63,16 @@ class Source(_Section):
     format: Literal["auto", "folder", "webdataset", "parquet", "arrow", "jsonl", "json", "csv", "text"] = "auto"
     """How the source is read; auto decides by what lies there, and says so."""
 
+    media: Literal["auto", "image", "video"] = "auto"
+    """What is looked for. auto: images, and videos where the source has some; decided once, when it is planned."""
+
     image_column: str = "image"
     """The column or field that holds the image: bytes, {bytes, path}, a path, a data: value, or a list of those. In
     tars the suffix of the image member, where samples have several."""
+
+    video_column: str = "video"
+    """The column or field that holds a video: bytes, {bytes, path}, a path, or a list of those. `start` and `end`
+    beside it, in seconds, choose a span."""
 
     key_column: str | None = None
     """The column that holds the key; null: derived from the place in the source."""
@@ -87,8 +94,7 @@ class Source(_Section):
 
 
 class Video(_Section):
-    """How clips are sampled and sized; no field of the configuration yet: runs encode images. What is null is the
-    family's own (`index/video_sampling.py` writes it out)."""
+    """How clips are sampled and sized. What is null is the family's own, which is written out in the output."""
 
     sampler: Literal["transformers", "qwen_vl_utils"] = "transformers"
     """Whose choice of frames and sizes: the family's own video processor, or the package qwen-vl-utils."""
@@ -134,6 +140,9 @@ class Preprocess(_Section):
 
     max_pixels: int | None = Field(default=None, ge=784)
     """Larger images are scaled down to it: the budget of tokens of one image. null: the checkpoint's own."""
+
+    video: Video = Video()
+    """How clips are sampled and sized; of sources that have some."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Preprocess:

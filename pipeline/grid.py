@@ -15,6 +15,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from .sampling import VideoSampling
+
 MAX_ASPECT_RATIO = 200
 Int64 = npt.NDArray[np.int64]
 
@@ -122,7 +124,11 @@ def grid_layout(grid: tuple[int, int, int], merge_size: int, window_merged: int)
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """The sizes that decide an image's grid: the checkpoint's, and the configuration's budgets. Pixels and patches."""
+    """The sizes that decide a grid: the checkpoint's, and the configuration's budgets. Pixels and patches.
+
+    Attributes:
+        video: how clips are sampled and sized; None of an output that has none.
+    """
 
     patch_size: int
     merge_size: int
@@ -130,6 +136,7 @@ class Geometry:
     min_pixels: int
     max_pixels: int
     max_image_pixels: int
+    video: VideoSampling | None = None
 
     @property
     def factor(self) -> int:

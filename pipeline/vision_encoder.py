@@ -1,10 +1,10 @@
-"""The tower on its own, in one process: images in, tokens out."""
+"""The tower on its own, in one process: images and videos in, tokens out."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,16 +12,22 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from . import rejects
+from .config_fields import Video
 from .encode.dtypes import split_streams
 from .encode.unit import UnitEncoder
 from .errors import RequestError
 from .grid import Geometry
 from .index.headers import DECODE_ERRORS
 from .index.units import Unit
+from .index.video_rules import resolve_sampling
+from .index.video_sampling import plan_clip
+from .index.video_times import second_per_grid, timestamps
 from .prepare.decode import to_rgb
+from .prepare.guard import ImageReader
 from .prepare.patches import check_size, patches_of_pixels, prepare_image
 from .prepare.unit import PreparedSample, PreparedUnit
 from .rejects import Reject
+from .source.media import BOTH, is_video
 from .source.sample import IndexedSample
 from .tower.checkpoint import Checkpoint
 from .tower.device import DTYPES, choose_device, choose_dtype, dtype_name
@@ -29,27 +35,57 @@ from .tower.geometry import geometry_of
 from .tower.pack_plan import Grid
 from .tower.tower import Tower
 
+DEFAULT_VIDEO = Video()
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
 
 
 @dataclass(frozen=True, kw_only=True)
+class VideoTiming:
+    """The times of a video's tokens, in seconds.
+
+    Attributes:
+        frames: those that were taken; `times`: when each is shown.
+        timestamps: of each temporal patch, as the family's language model is told; `second_per_grid` likewise.
+        fps, duration: of the file.
+    """
+
+    frames: tuple[int, ...]
+    times: tuple[float, ...]
+    timestamps: tuple[float, ...]
+    second_per_grid: float
+    fps: float
+    duration: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Patches:
+    """One image or video as the encoder takes it."""
+
+    patches_PC: np.ndarray
+    grid: Grid
+    video: VideoTiming | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """One image's tokens.
+    """The tokens of one image, or of one video.
 
     Attributes:
         image_embeds: [num_tokens, width of the language model], in the encoder's dtype, on the CPU.
         deepstack_embeds: a tensor of the same shape for each further stream, in the order in which the language model
             adds them; none of most families.
-        grid_thw: frames, rows and columns of patches.
+        grid_thw: frames (of a video, frame pairs), rows and columns of patches.
+        video: of a video, when its frames are shown.
     """
 
     image_embeds: Tensor
     grid_thw: Grid
     deepstack_embeds: tuple[Tensor, ...] = ()
+    video: VideoTiming | None = None
 
 
 class VisionEncoder:
-    """Encodes images as `visionbake run` does.
+    """Encodes images and videos as `visionbake run` does.
 
     Use `from_pretrained`.
     """
@@ -73,6 +109,7 @@ class VisionEncoder:
         max_pixels: int | None = None,
         max_patches: int = 32_768,
         max_image_pixels: int = 178_956_970,
+        video: Video = DEFAULT_VIDEO,
     ) -> VisionEncoder:
         """Loads a tower.
 
@@ -81,6 +118,7 @@ class VisionEncoder:
             dtype: bfloat16 or float32, of weights, computation and result; auto: see `choose_dtype`.
             min_pixels, max_pixels: None for the checkpoint's own.
             device: by default the GPU where there is one.
+            video: which frames of videos are taken, and how large they are.
 
         Raises:
             RequestError: the checkpoint or an argument is wrong; the message says how.
@@ -98,14 +136,17 @@ class VisionEncoder:
         geometry = geometry_of(
             checkpoint.config, min_pixels=min_pixels, max_pixels=max_pixels, max_image_pixels=max_image_pixels
         )
+        config = checkpoint.config
+        sampling = resolve_sampling(video, config.model_type, config.patch_size, config.merge_size)
+        geometry = replace(geometry, video=sampling)
         tower = Tower(checkpoint, dtype, chosen, compile_blocks=chosen.type == "cuda")
         return cls(tower, geometry, max_patches)
 
     def encode(self, images: Sequence[ImageLike]) -> list[Embedding]:
-        """Encodes images, packed together.
+        """Encodes images and videos, packed together.
 
         Args:
-            images: paths, encoded bytes or PIL images.
+            images: paths, encoded bytes or PIL images; a path or bytes may be of a video.
 
         Returns:
             One `Embedding` each, in order.
@@ -115,34 +156,25 @@ class VisionEncoder:
         """
         if isinstance(images, str | bytes | os.PathLike | Image.Image):
             raise RequestError("encode takes a list of images; put the one image into a list")
-        patches, grids = [], []
-        for number, image in enumerate(images):
-            patches_PC, grid = self._prepare(image, number)
-            patches.append(patches_PC)
-            grids.append(grid)
-        if not grids:
+        found = [self._prepare(image, number) for number, image in enumerate(images)]
+        if not found:
             return []
-        prepared = PreparedUnit(
-            unit=Unit(part=0, number=0, first=0, count=len(grids), tokens=0, patches=sum(map(len, patches))),
-            samples=tuple(
-                PreparedSample(
-                    facts=IndexedSample(key=_name(image, number), source=""), status=rejects.OK, image=number
-                )
-                for number, image in enumerate(images)
-            ),
-            grids=tuple(grids),
-            patches_PC=np.concatenate(patches),
-        )
-        encoded = self._encoder.encode(prepared)
+        order = sorted(range(len(found)), key=lambda number: found[number].video is not None)  # videos behind images
+        encoded = self._encoder.encode(_unit_of([(_name(images[number], number), found[number]) for number in order]))
         starts = [0, *encoded.ends_N.tolist()]
         streams_SMO = split_streams(encoded.tokens_MO, self.tower.config.streams).unbind(1)
-        embeddings = []
-        for first, last, grid in zip(starts[:-1], starts[1:], grids, strict=True):
+        embeddings: dict[int, Embedding] = {}
+        for number, first, last in zip(order, starts[:-1], starts[1:], strict=True):
             main_MO, *further = (one[first:last].clone(memory_format=torch.contiguous_format) for one in streams_SMO)
-            embeddings.append(Embedding(image_embeds=main_MO, grid_thw=grid, deepstack_embeds=tuple(further)))
-        return embeddings
+            embeddings[number] = Embedding(
+                image_embeds=main_MO,
+                grid_thw=found[number].grid,
+                deepstack_embeds=tuple(further),
+                video=found[number].video,
+            )
+        return [embeddings[number] for number in range(len(found))]
 
-    def _prepare(self, image: ImageLike, number: int) -> tuple[np.ndarray, Grid]:
+    def _prepare(self, image: ImageLike, number: int) -> _Patches:
         name = _name(image, number)
         try:
             if isinstance(image, Image.Image):
@@ -151,11 +183,71 @@ class VisionEncoder:
                     pixels = np.asarray(to_rgb(ImageOps.exif_transpose(image)))
                 except DECODE_ERRORS as error:
                     raise Reject(rejects.CORRUPT, str(error) or type(error).__name__) from error
-                return patches_of_pixels(pixels, self.geometry)
+                return _of_image(patches_of_pixels(pixels, self.geometry))
             data = image if isinstance(image, bytes) else _read(image)
-            return prepare_image(data, self.geometry)
+            if not isinstance(image, bytes) and is_video(os.fspath(image), BOTH):
+                return self._prepare_video(name, data)
+            try:
+                return _of_image(prepare_image(data, self.geometry))
+            except Reject as reject:
+                if reject.reason != rejects.UNIDENTIFIED:
+                    raise
+                try:
+                    return self._prepare_video(name, data)
+                except Reject as other:
+                    raise (reject if other.reason == rejects.UNIDENTIFIED else other) from other
         except Reject as reject:
             raise RequestError(f"{name}: {reject.reason}: {reject.message}") from reject
+
+    def _prepare_video(self, name: str, data: bytes) -> _Patches:
+        """Raises Reject."""
+        from .prepare.video import VideoFile, prepare_clips  # it brings av
+
+        sampling, reader = self.geometry.video, ImageReader()
+        if sampling is None:
+            raise Reject(rejects.UNIDENTIFIED, "a video, and this encoder was made for images alone")
+        header = reader.video_header(name, data)
+        check_size(header.width, header.height, self.geometry)
+        try:
+            plan = plan_clip(header.frames, header.fps, header.height, header.width, sampling)
+        except ValueError as error:
+            raise Reject(rejects.ASPECT_RATIO, str(error)) from error
+        rows_PC = np.empty((plan.patches, sampling.row_bytes), np.uint8)
+        file = VideoFile(key=name, source=data, header=header)
+        for reject in prepare_clips(file, [plan], sampling, [rows_PC], reader):
+            if reject is not None:
+                raise reject
+        timing = VideoTiming(
+            frames=tuple(plan.frames.tolist()),
+            times=tuple(header.times()[plan.frames].tolist()),
+            timestamps=tuple(timestamps(plan.frames, header.fps)),
+            second_per_grid=second_per_grid(len(plan.frames), header.frames, header.fps, sampling),
+            fps=header.fps,
+            duration=header.duration,
+        )
+        return _Patches(patches_PC=rows_PC, grid=plan.grid, video=timing)
+
+
+def _of_image(prepared: tuple[np.ndarray, Grid]) -> _Patches:
+    return _Patches(patches_PC=prepared[0], grid=prepared[1])
+
+
+def _unit_of(named: Sequence[tuple[str, _Patches]]) -> PreparedUnit:
+    """The unit that is encoded: images, and behind them videos, each with its name."""
+    images = [one.patches_PC for _, one in named if one.video is None]
+    videos = [one.patches_PC for _, one in named if one.video is not None]
+    patches = sum(map(len, images + videos))
+    return PreparedUnit(
+        unit=Unit(part=0, number=0, first=0, count=len(named), tokens=0, patches=patches),
+        samples=tuple(
+            PreparedSample(facts=IndexedSample(key=name, source=""), status=rejects.OK, image=number)
+            for number, (name, _) in enumerate(named)
+        ),
+        grids=tuple(one.grid for _, one in named),
+        patches_PC=np.concatenate(images) if images else np.empty((0, 0), np.uint8),
+        clip_patches_PC=np.concatenate(videos) if videos else None,
+        clips=len(videos),
+    )
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

@@ -19,7 +19,7 @@ from conftest import REPOSITORY, config_for, run_here, write_config
 
 PACKAGE = REPOSITORY / "pipeline"
 WINGS = ("storage", "source", "index", "prepare", "tower", "encode", "output", "run", "estimate", "read", "cli")
-GROUND = ("config", "config_fields", "errors", "rejects", "grid", "fault", "process")
+GROUND = ("config", "config_fields", "errors", "rejects", "grid", "sampling", "fault", "process")
 FACE = ("", "__main__", "vision_encoder")  # what is imported from outside; nothing inside imports it but `cli`
 MAX_LINES = 320
 

@@ -17,10 +17,11 @@ import torch
 
 from pipeline.config import Video
 from pipeline.index.video_header import VideoHeader, read_video_header
-from pipeline.index.video_rules import VideoSampling, resolve_sampling
+from pipeline.index.video_rules import resolve_sampling
 from pipeline.index.video_sampling import ClipPlan, plan_clip
 from pipeline.prepare.guard import ImageReader
-from pipeline.prepare.video import VideoFile, prepare_clips, row_bytes
+from pipeline.prepare.video import VideoFile, prepare_clips
+from pipeline.sampling import VideoSampling
 
 CLIPS = Path(__file__).resolve().parents[2] / "tests" / "data" / "videos"
 LONG_SECONDS, LONG_FRAMES = 60, 768
@@ -83,7 +84,7 @@ def prepare(path: Path, sampling: VideoSampling, header: VideoHeader | None = No
     """A file's patches, uint8 [P, C]: its header is read first, unless it is given."""
     header = header or read_video_header(path)
     plan = _plan_of(header, sampling)
-    rows_PC = np.empty((plan.patches, row_bytes(sampling)), np.uint8)
+    rows_PC = np.empty((plan.patches, sampling.row_bytes), np.uint8)
     file = VideoFile(key=path.name, source=path, header=header)
     assert prepare_clips(file, [plan], sampling, [rows_PC], ImageReader()) == [None]
     return rows_PC

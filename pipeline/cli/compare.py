@@ -16,16 +16,19 @@ from torch import Tensor
 
 from ..encode.dtypes import split_streams
 from ..errors import RequestError, SourceError
+from ..grid import Geometry
 from ..index.headers import open_image
 from ..index.read import read_index_rows
+from ..index.video_facts import header_of, plan_of
 from ..output.verify import Verifier
 from ..prepare.decode import Decoder
+from ..prepare.guard import ImageReader
 from ..read.items import Item, rows_of
 from ..read.reader import EmbeddingDataset
-from ..source.format import Columns
 from ..source.formats import format_named
 from ..source.sample import IndexedSample
 from ..tower.checkpoint import Checkpoint
+from ..tower.config import TowerConfig
 from ..tower.reference import reference_processor, reference_tower, run_reference
 
 SEED = 11
@@ -54,14 +57,44 @@ def compared(verifier: Verifier, count: int) -> list[dict[str, Any]]:
     if config["model"]["dtype"] == "bfloat16":
         limit = max(limit, BFLOAT16_TOWER)
     results: list[dict[str, Any]] = []
-    for sample, item, image in _drawn(verifier, dataset, count):
-        values = processor(images=[image], return_tensors="pt")
-        t, h, w = (int(size) for size in values["image_grid_thw"][0])
-        exact_MO = run_reference(tower, values["pixel_values"], [(t, h, w)])
+    decoder = Decoder()
+    for sample, item, data in _drawn(verifier, dataset, count):
+        if sample.video is not None:
+            values_PC, grid = _clip_values(sample, data, verifier.geometry, checkpoint.config)
+        else:
+            with open_image(data) as opened:
+                image = Image.fromarray(decoder.decode(opened, data, sample.orientation or 1))
+            values = processor(images=[image], return_tensors="pt")
+            t, h, w = (int(size) for size in values["image_grid_thw"][0])
+            values_PC, grid = values["pixel_values"], (t, h, w)
+        exact_MO = run_reference(tower, values_PC, [grid])
         away = distances(rows_of(item).float(), exact_MO, dataset.streams)
         result = {"key": sample.key, "source": sample.source, "relative_rms": max(away), "limit": limit}
         results.append(result | ({"relative_rms_by_stream": away} if dataset.streams else {}))
     return results
+
+
+def _clip_values(
+    sample: IndexedSample, data: bytes, geometry: Geometry, config: TowerConfig
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """A clip's normalised patches, float32 [P, C], and its grid; from our own decoder, which the reference has not.
+
+    Raises:
+        Reject: it cannot be decoded any more.
+    """
+    from ..prepare.video import VideoFile, prepare_clips  # it brings av
+
+    assert sample.video is not None and sample.width is not None and sample.height is not None
+    assert geometry.video is not None
+    plan = plan_of(sample.video, sample.width, sample.height, geometry)
+    rows_PC = np.empty((plan.patches, geometry.video.row_bytes), np.uint8)
+    file = VideoFile(key=sample.key, source=data, header=header_of(sample))
+    for reject in prepare_clips(file, [plan], geometry.video, [rows_PC], ImageReader()):
+        if reject is not None:
+            raise reject
+    planes = torch.from_numpy(rows_PC).float().view(len(rows_PC), config.in_channels, -1) / 255
+    mean, std = (torch.tensor(values)[:, None] for values in (config.image_mean, config.image_std))
+    return ((planes - mean) / std).flatten(1), plan.grid
 
 
 def _checkpoint_of(verifier: Verifier) -> Checkpoint:
@@ -74,13 +107,10 @@ def _checkpoint_of(verifier: Verifier) -> Checkpoint:
     return checkpoint
 
 
-def _drawn(
-    verifier: Verifier, dataset: EmbeddingDataset, count: int
-) -> Iterator[tuple[IndexedSample, Item, Image.Image]]:
-    """Yields samples drawn from all accepted ones, what is stored of each, and its pixels. Raises SourceError."""
-    column, decoder = verifier.dataset.config["source"]["image_column"], Decoder()
+def _drawn(verifier: Verifier, dataset: EmbeddingDataset, count: int) -> Iterator[tuple[IndexedSample, Item, bytes]]:
+    """Yields samples drawn from all accepted ones, what is stored of each, and its bytes. Raises SourceError."""
     assert verifier.plan.planned is not None
-    reader = format_named(verifier.plan.planned.format).reader(Columns(image=column))
+    reader = format_named(verifier.plan.planned.format).reader(verifier.plan.planned.columns)
     chosen = np.random.default_rng(SEED).permutation(len(dataset))[:count]
     wanted = {(item["source"], item["key"]): item for item in (dataset[int(number)] for number in chosen)}
     for part in range(verifier.plan.num_parts):
@@ -91,9 +121,7 @@ def _drawn(
             data = reader.read(verifier.plan.part(part), [sample]).encoded[0]
             if data is None:
                 raise SourceError(f"{sample.path}, named by {sample.source}, has vanished since it was indexed")
-            with open_image(data) as image:
-                pixels = decoder.decode(image, data, sample.orientation or 1)
-            yield sample, item, Image.fromarray(pixels)
+            yield sample, item, data
 
 
 def distances(ours_MO: Tensor, exact_MO: Tensor, streams: int) -> list[float]:

@@ -81,6 +81,11 @@ class Planner:
     def _from_sample(self) -> dict[str, Any]:
         arguments, listing = self._arguments, self.request.listed()
         source = self.config.source
+        if self.request.geometry.video is not None:
+            raise RequestError(
+                "--sample: tokens of clips are known when these were read as a whole: leave it out, or look at the "
+                "images alone by source.media: image"
+            )
         draws, decided = draw(listing, arguments.sample, arguments.seed, source.image_column, source.members)
         if decided and not arguments.json:
             say(decided)

@@ -26,12 +26,12 @@ from torch import Tensor
 from ..errors import EncodeError
 from ..prepare.unit import PreparedUnit
 from ..tower.config import Stage
-from ..tower.pack_plan import Grid, PackPlan
+from ..tower.pack_plan import PackPlan
 from ..tower.tower import Tower
 from .dtypes import STORED, is_scaled, norms_of, overflows, restore, store
 from .encoded import EncodedUnit
 from .fp8_error import Fp8Error
-from .pack import Size, pack_images
+from .pieces import Piece, pack_pieces, pieces_of
 
 # Packs launched ahead of the device. A full launch queue would block its thread, and with it all of Python.
 PACKS_AHEAD = 2
@@ -80,29 +80,29 @@ class UnitEncoder:
             EncodeError: one image does not fit on the device alone, or a value does not fit the stored dtype.
         """
         config = self.tower.config
-        sizes = [Size(patches=t * h * w, frame_patches=h * w) for t, h, w in prepared.grids]
-        tokens = np.array([size.patches // config.merge_size**2 for size in sizes], np.int64)
+        tokens = np.array([t * h * w // config.merge_size**2 for t, h, w in prepared.grids], np.int64)
         ends_N = np.cumsum(tokens)
-        packs = pack_images(sizes, self.max_patches, config.linear_patches)
+        pieces = pieces_of(prepared.grids, prepared.clips, self.max_patches)
+        packs = pack_pieces(pieces, self.max_patches, config.linear_patches)
         with self._turn:
             started = time.perf_counter()
             torch.set_num_threads(self.threads)  # here, because it is a property of the calling thread
             begun = self._mark()
-            state = self._state(prepared, sizes, tokens, ends_N)
+            state = self._state(prepared, tokens, ends_N)
             for pack in packs:
                 self._encode_pack(pack, state)
-                on_pack(len(pack))
+                on_pack(sum(piece.is_last for piece in pack))
             launched = self._mark()
         norms_MS = self._fetch([state.norms_MS], launched)[0]
-        finite_N = _finite(norms_MS, state, len(sizes))
+        finite_N = _finite(norms_MS, state, len(tokens))
         if not finite_N.all():
             with self._turn:
                 torch.set_num_threads(self.threads)
-                for image in np.flatnonzero(~finite_N).tolist():
-                    self._encode_pack([image], state)
+                for piece in (piece for piece in pieces if not finite_N[piece.image]):
+                    self._encode_pack([piece], state)
                 launched = self._mark()
             norms_MS = self._fetch([state.norms_MS], launched)[0]
-            finite_N = _finite(norms_MS, state, len(sizes))
+            finite_N = _finite(norms_MS, state, len(tokens))
         buffers = [state.unit_MO] + [x for x in (state.scale_MS, state.over_M, state.error_MS2) if x is not None]
         tokens_MO, *others = self._fetch(buffers, launched)
         over = self._check_overflows(others[0].numpy(), state) if state.over_M is not None else 0
@@ -112,8 +112,8 @@ class UnitEncoder:
             errors["storage_relative_rms"] = max(by_stream)
             if config.streams:
                 errors["storage_relative_rms_by_stream"] = by_stream
-        if self.tower.linear_kernel == "fp8" and len(sizes):
-            errors["fp8_linear"] = self._linear_error(prepared, state, sizes)
+        if self.tower.linear_kernel == "fp8" and pieces:
+            errors["fp8_linear"] = self._linear_error(prepared, pieces)
         # On a GPU the device's own time: the unit before may still have been under way when this one was launched.
         seconds = time.perf_counter() - started
         if begun is not None and launched is not None:
@@ -127,15 +127,13 @@ class UnitEncoder:
             finite_N=finite_N,
             halvings=state.halvings,
             overflows=over,
-            packs=tuple(sum(sizes[image].patches for image in pack) for pack in packs),
+            packs=tuple(sum(piece.patches for piece in pack) for pack in packs),
             seconds={"encode": seconds},
             scale_MS=others[0].numpy() if state.scale_MS is not None else None,
             errors=errors,
         )
 
-    def _state(
-        self, prepared: PreparedUnit, sizes: list[Size], tokens: npt.NDArray[np.int64], ends_N: npt.NDArray[np.int64]
-    ) -> _State:
+    def _state(self, prepared: PreparedUnit, tokens: npt.NDArray[np.int64], ends_N: npt.NDArray[np.int64]) -> _State:
         config, device, count = self.tower.config, self.tower.device, int(tokens.sum())
         streams = 1 + config.streams
 
@@ -145,7 +143,6 @@ class UnitEncoder:
         scaled = is_scaled(self.stored_dtype)
         return _State(
             prepared=prepared,
-            patch_ends=np.cumsum([0] + [size.patches for size in sizes]),
             token_ends=np.concatenate([[0], ends_N]).astype(np.int64),
             unit_MO=empty(STORED[self.stored_dtype], config.width_of(self.stage)),
             norms_MS=empty(torch.float32, streams),
@@ -154,30 +151,30 @@ class UnitEncoder:
             over_M=empty(torch.int64) if self.stored_dtype == "float16" else None,
         )
 
-    def _encode_pack(self, pack: Sequence[int], state: _State) -> None:
-        grids = [state.prepared.grids[image] for image in pack]
+    def _encode_pack(self, pack: Sequence[Piece], state: _State) -> None:
+        halved = pack[0].halves() if len(pack) == 1 else pack
         try:
-            self._forward(pack, grids, state)
+            self._forward(pack, state)
             return
         except torch.OutOfMemoryError as error:
-            if len(pack) == 1:
-                t, h, w = grids[0]
+            if len(halved) == 1:
+                key = _key_of(state.prepared, pack[0].image)
                 raise EncodeError(
-                    f"unit {state.prepared.unit.id}: {_key_of(state.prepared, pack[0])}: {t * h * w} patches do not "
+                    f"unit {state.prepared.unit.id}: {key}: {pack[0].patches} patches do not "
                     f"fit on {self.tower.device}, even alone; lower preprocess.max_pixels"
                 ) from error
         # Behind the except block: inside it, the error would keep the failed forward's tensors alive.
         if self.tower.device.type == "cuda":
             torch.cuda.empty_cache()
         state.halvings += 1
-        middle = len(pack) // 2
-        self._encode_pack(pack[:middle], state)
-        self._encode_pack(pack[middle:], state)
+        middle = len(halved) // 2
+        self._encode_pack(halved[:middle], state)
+        self._encode_pack(halved[middle:], state)
 
-    def _forward(self, pack: Sequence[int], grids: list[Grid], state: _State) -> None:
+    def _forward(self, pack: Sequence[Piece], state: _State) -> None:
         """One pack: its tokens, norms and whatever its stored dtype needs, into the unit's rows."""
         streams = self.tower.config.streams
-        patches_PC, plan, rows_M = self._load(pack, grids, state)
+        patches_PC, plan, rows_M = self._load(pack, state)
         tokens_MO = self.tower.forward_in_window_order(patches_PC, plan, self.stage)
         stored_MO, scale_MS = store(tokens_MO, self.stored_dtype, streams)
         restored_MO = stored_MO if scale_MS is None else restore(stored_MO, scale_MS)
@@ -195,16 +192,19 @@ class UnitEncoder:
             if len(self._ahead) > PACKS_AHEAD:
                 self._ahead.popleft().synchronize()
 
-    def _load(self, pack: Sequence[int], grids: list[Grid], state: _State) -> tuple[Tensor, PackPlan, Tensor]:
+    def _load(self, pack: Sequence[Piece], state: _State) -> tuple[Tensor, PackPlan, Tensor]:
         """A pack's patches, plan, and the unit's row of each token that the tower computes, on the device."""
-        pieces = [state.prepared.patches_PC[state.patch_ends[image] : state.patch_ends[image + 1]] for image in pack]
-        rows = np.concatenate([np.arange(state.token_ends[image], state.token_ends[image + 1]) for image in pack])
+        pieces = [state.prepared.rows_of(piece.is_clip, piece.first_row, piece.patches) for piece in pack]
+        grids, merged = [piece.grid for piece in pack], self.tower.config.merge_size**2
+        rows = np.concatenate(
+            [np.arange(piece.first_patch // merged, (piece.first_patch + piece.patches) // merged) for piece in pack]
+        )
         device = self.tower.device
         if self._upload is None:
             plan = self.tower.plan(grids)
             return torch.from_numpy(np.concatenate(pieces)).to(device), plan, torch.from_numpy(rows)[plan.order_M]
         count = sum(map(len, pieces))
-        pinned_PC = torch.empty(count, state.prepared.patches_PC.shape[1], dtype=torch.uint8, pin_memory=True)
+        pinned_PC = torch.empty(count, pieces[0].shape[1], dtype=torch.uint8, pin_memory=True)
         np.concatenate(pieces, out=pinned_PC.numpy())
         with torch.cuda.stream(self._upload):
             patches_PC = pinned_PC.to(device, non_blocking=True)
@@ -252,14 +252,14 @@ class UnitEncoder:
             )
         return total
 
-    def _linear_error(self, prepared: PreparedUnit, state: _State, sizes: list[Size]) -> dict[str, object]:
-        """Measures what fp8 products cost, on the unit's image of median size."""
-        image = sorted(range(len(sizes)), key=lambda number: sizes[number].patches)[len(sizes) // 2]
-        patches_PC = prepared.patches_PC[state.patch_ends[image] : state.patch_ends[image + 1]]
+    def _linear_error(self, prepared: PreparedUnit, pieces: Sequence[Piece]) -> dict[str, object]:
+        """Measures what fp8 products cost, on the unit's image of median size; of a clip, what is packed."""
+        piece = sorted(pieces, key=lambda one: one.patches)[len(pieces) // 2]
+        patches_PC = prepared.rows_of(piece.is_clip, piece.first_row, piece.patches)
         with self._turn:
             torch.set_num_threads(self.threads)
-            measured = self._fp8_error.measure(torch.from_numpy(patches_PC.copy()), prepared.grids[image])
-        return {"key": _key_of(prepared, image), **measured}
+            measured = self._fp8_error.measure(torch.from_numpy(patches_PC.copy()), piece.grid)
+        return {"key": _key_of(prepared, piece.image), **measured}
 
 
 @dataclass(kw_only=True)
@@ -267,7 +267,6 @@ class _State:
     """One unit while its packs are encoded; its tensors lie on the device."""
 
     prepared: PreparedUnit
-    patch_ends: npt.NDArray[np.int64]
     token_ends: npt.NDArray[np.int64]
     unit_MO: Tensor
     norms_MS: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -20,8 +20,10 @@ from .. import rejects
 from ..errors import RunFailed
 from ..grid import Geometry
 from ..index.read import IndexFacts, read_index_facts
-from ..index.units import cut_ends, resized_of
+from ..index.units import clip_plans, cut_ends, resized_of
+from ..index.video_sampling import ClipPlan
 from ..process import usable_cores
+from ..rejects import Reject
 from ..source.plan import Plan
 from ..storage.files import AnyPath, map_ahead
 from .duplicates import Duplicates, Hashes, repeated
@@ -63,7 +65,9 @@ def estimate_parts(
             again = repeated(facts.hash_N) if writing.deduplicate else np.zeros(0, np.int64)
             for one in estimates:
                 one.merge(_of_budget(facts, replace(geometry, max_pixels=one.max_pixels), writing.shard_tokens, again))
-            images.append((facts.hash_N, index.height_N * index.accepted_N, index.width_N * index.accepted_N))
+            image_N = index.accepted_N.copy()  # of clips the size says nothing of their tokens
+            image_N[list(index.clips)] = False
+            images.append((facts.hash_N, index.height_N * image_N, index.width_N * image_N))
     hash_N, height_N, width_N = (np.concatenate(columns) for columns in zip(*images, strict=True))
     return PartsEstimate(estimates=estimates, source=source, hash_N=hash_N, height_N=height_N, width_N=width_N)
 
@@ -72,28 +76,42 @@ def _of_budget(facts: IndexFacts, geometry: Geometry, shard_tokens: int, again: 
     """Args: again: the samples whose hash stands in the part more than once, as `repeated` gives them."""
     index = facts.arrays
     height_N, width_N = resized_of(index, geometry)
-    tokens_N = height_N * width_N // geometry.factor**2
+    image_tokens_N = height_N * width_N // geometry.factor**2
+    tokens_N, is_image_N = image_tokens_N.copy(), index.accepted_N.copy()
+    clips = clip_plans(index, geometry)
+    for row, plan in clips.items():
+        tokens_N[row] = 0 if isinstance(plan, Reject) else plan.patches // geometry.merge_size**2
+        is_image_N[row] = False
     ends = cut_ends(index, tokens_N, shard_tokens)
     usable = tokens_N > 0
-    large_N = index.accepted_N & (index.width_N * index.height_N > geometry.max_image_pixels)
-    by_size = {
-        rejects.TOO_MANY_PIXELS: int(large_N.sum()),
-        rejects.ASPECT_RATIO: int((index.accepted_N & ~large_N & ~usable).sum()),
-    }
+    large_N = is_image_N & (index.width_N * index.height_N > geometry.max_image_pixels)
+    by_size = Counter(plan.reason for plan in clips.values() if isinstance(plan, Reject))
+    by_size[rejects.TOO_MANY_PIXELS] += int(large_N.sum())
+    by_size[rejects.ASPECT_RATIO] += int((is_image_N & ~large_N & ~usable).sum())
     branches = branches_of(index.height_N, index.width_N, height_N * width_N, geometry)
-    unit_A, hash_A, tokens_A = np.searchsorted(ends, again, side="right"), facts.hash_N[again], tokens_N[again]
+    unit_A, hash_A, tokens_A = np.searchsorted(ends, again, side="right"), facts.hash_N[again], image_tokens_N[again]
     once_A = (hash_A[1:] == hash_A[:-1]) & (unit_A[1:] == unit_A[:-1]) & (hash_A[1:] != 0) & (tokens_A[1:] > 0)
     return Estimate(
         max_pixels=geometry.max_pixels,
         samples=len(tokens_N),
         units=len(ends),
-        rejects=facts.rejects + Counter(by_size),
+        rejects=facts.rejects + by_size,
         no_image=facts.no_image,
         histogram=np.bincount(tokens_N[usable], minlength=1),
-        branches=Counter({name: int((usable & branch_N).sum()) for name, branch_N in branches.items()}),
+        branches=_branches(branches, usable & is_image_N, clips.values()),
         unit_duplicates=int(once_A.sum()),
         unit_duplicate_tokens=int(tokens_A[1:][once_A].sum()),
     )
+
+
+def _branches(
+    of_images: dict[str, npt.NDArray[np.bool_]], usable: npt.NDArray[np.bool_], clips: Iterable[ClipPlan | Reject]
+) -> Counter[str]:
+    """How many samples took each of BRANCHES."""
+    found = Counter({name: int((usable & branch_N).sum()) for name, branch_N in of_images.items()})
+    clamped = (f"clamped_{plan.clamped}" for plan in clips if not isinstance(plan, Reject))
+    found.update(name for name in clamped if name in of_images)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import DamagedPart, RequestError, SourceBusy, SourceError, reading
-from ..source.format import Columns, NoFacts
+from ..source.format import NoFacts
 from ..source.formats import format_named
 from ..source.listing import Listing
 from ..source.part import Part, SourceFile
@@ -108,7 +108,7 @@ class _Judge:
         assert plan.planned is not None
         self._plan, self._place = plan, listing.place
         self._format = format_named(plan.planned.format)
-        self._columns = Columns(image=plan.planned.image_column, key=plan.planned.key_column)
+        self._columns = plan.planned.columns
         self._indexed = plan.indexed_parts()
         self._digests = lru_cache(PARTS_KEPT)(self._digests_of_images)
 

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
@@ -53,19 +52,6 @@ class Header:
     width: int
     height: int
     orientation: int
-
-
-class HeaderReader(Protocol):
-    """Reads headers here, or where bytes that crash their decoder do no harm (`prepare.guard`)."""
-
-    def header(self, key: str, data: bytes) -> Header: ...
-
-
-class PlainReader:
-    """Reads headers in this process, with no limit of time."""
-
-    def header(self, key: str, data: bytes) -> Header:
-        return read_header(data)
 
 
 def open_image(data: bytes) -> Image.Image:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from .. import rejects
 from ..errors import output_error
 from ..grid import offsets
-from ..source.sample import IndexedSample
+from ..source.sample import IndexedSample, VideoFacts
 from ..storage.files import AnyPath, small_file
 from ..storage.remote import RemotePath
 
@@ -37,6 +37,7 @@ class IndexArrays:
         damaged: what is wrong with the part, and what came of that; "" where nothing is.
         left_alone: members that are no sample's, counted by extension.
         of: how many parts the source had; 0 in an index of an earlier version.
+        clips: the accepted samples that are clips, by their row.
     """
 
     width_N: npt.NDArray[np.int64]
@@ -49,6 +50,7 @@ class IndexArrays:
     left_alone: Counter[str] = field(default_factory=Counter)
     is_lost: bool = False
     of: int = 0
+    clips: dict[int, VideoFacts] = field(default_factory=dict)
 
     @cached_property
     def byte_ends(self) -> npt.NDArray[np.int64]:
@@ -71,10 +73,24 @@ def read_index_arrays(path: AnyPath) -> IndexArrays:
     return _arrays_of(_read(path, NUMBERS))
 
 
+def _clips(table: pa.Table) -> dict[int, VideoFacts]:
+    """The accepted samples that are clips."""
+    if "video" not in table.schema.names:
+        return {}
+    pairs = zip(table.column("video").to_pylist(), table.column("status").to_pylist(), strict=True)
+    return {
+        row: VideoFacts(**video)
+        for row, (video, status) in enumerate(pairs)
+        if video is not None and status == rejects.OK
+    }
+
+
 def _read(path: AnyPath, columns: list[str]) -> pa.Table:
-    """Raises OutputError: it is not a complete index."""
+    """Some columns, and the facts about clips if there are any. Raises OutputError: it is not a complete index."""
     try:
-        return pq.ParquetFile(small_file(path)).read(columns, use_threads=False)
+        file = pq.ParquetFile(small_file(path))
+        about = json.loads(file.metadata.metadata[b"visionbake.index"])
+        return file.read([*columns, "video"] if about.get("videos") else columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise output_error(f"{path} cannot be read: {error}", error) from error
 
@@ -95,6 +111,7 @@ def _arrays_of(table: pa.Table) -> IndexArrays:
         left_alone=Counter(facts.get("left_alone")),
         is_lost=facts.get("is_lost", False),
         of=facts.get("of", 0),
+        clips=_clips(table),
     )
 
 
@@ -145,7 +162,7 @@ def find_index_row(path: AnyPath, source: str, key: str) -> IndexedSample | None
     """The sample that this key names in a part, None if its header is a reject or there is none."""
     wanted = [("source", "=", source), ("key", "=", key), ("status", "=", rejects.OK)]
     rows = pq.read_table(small_file(path), filters=wanted).to_pylist()
-    return IndexedSample(**rows[0]) if rows else None
+    return IndexedSample.from_row(rows[0]) if rows else None
 
 
 def read_index_rows(path: AnyPath | BinaryIO, first: int, count: int) -> list[IndexedSample]:
@@ -158,6 +175,6 @@ def read_index_rows(path: AnyPath | BinaryIO, first: int, count: int) -> list[In
         low, high = max(first, start), min(first + count, start + rows)
         if low < high:
             table = file.read_row_group(group).slice(low - start, high - low)
-            samples.extend(IndexedSample(**row) for row in table.to_pylist())
+            samples.extend(IndexedSample.from_row(row) for row in table.to_pylist())
         start += rows
     return samples

@@ -17,7 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..grid import Geometry, offsets, smart_resize_many
+from ..rejects import Reject
 from .read import IndexArrays
+from .video_facts import plan_of
+from .video_sampling import ClipPlan
 
 MAX_UNIT_SAMPLES = 16_384
 MAX_UNIT_BYTES = 512 << 20
@@ -47,7 +50,12 @@ class UnitId(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Rows `first` to `first + count` of a part's index, with what they will take at most."""
+    """Rows `first` to `first + count` of a part's index, with what they will take at most.
+
+    Attributes:
+        patches: in all.
+        clip_patches: those of clips among them, of two frames each.
+    """
 
     part: int
     number: int
@@ -55,6 +63,12 @@ class Unit:
     count: int
     tokens: int
     patches: int
+    clip_patches: int = 0
+
+    @property
+    def frame_patches(self) -> int:
+        """Patches of one frame: what its memory goes by."""
+        return self.patches + self.clip_patches
 
     @cached_property
     def id(self) -> str:
@@ -63,23 +77,44 @@ class Unit:
 
 
 def resized_of(index: IndexArrays, geometry: Geometry) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Height and width that every sample is resized to by its header, 0 for those that the header alone rejects."""
+    """Height and width that every image is resized to by its header; 0 for those that it rejects, and for clips."""
     height_N, width_N = smart_resize_many(
         index.height_N, index.width_N, geometry.factor, geometry.min_pixels, geometry.max_pixels
     )
     usable = index.accepted_N & (index.width_N * index.height_N <= geometry.max_image_pixels)
+    if index.clips:
+        usable[list(index.clips)] = False
     return np.where(usable, height_N, 0), np.where(usable, width_N, 0)
 
 
-def patches_of(index: IndexArrays, geometry: Geometry) -> npt.NDArray[np.int64]:
-    """Patches of every sample, 0 for those that the header alone rejects."""
-    height_N, width_N = resized_of(index, geometry)
-    return height_N * width_N // geometry.patch_size**2
+def clip_plans(index: IndexArrays, geometry: Geometry) -> dict[int, ClipPlan | Reject]:
+    """The plan of every clip, by its row; or why it is none."""
+    plans: dict[int, ClipPlan | Reject] = {}
+    for row, video in index.clips.items():
+        try:
+            plans[row] = plan_of(video, int(index.width_N[row]), int(index.height_N[row]), geometry)
+        except Reject as reject:
+            plans[row] = reject
+    return plans
+
+
+def clip_patches_of(index: IndexArrays, geometry: Geometry) -> npt.NDArray[np.int64]:
+    """Patches of every clip, 0 for images and for those that are rejects."""
+    patches_N = np.zeros(len(index.width_N), np.int64)
+    for row, plan in clip_plans(index, geometry).items():
+        patches_N[row] = 0 if isinstance(plan, Reject) else plan.patches
+    return patches_N
 
 
 def cut_units(part: int, index: IndexArrays, geometry: Geometry, shard_tokens: int) -> list[Unit]:
     """Cuts one part. Every sample, rejects included, is in exactly one unit."""
-    patches_N = patches_of(index, geometry)
+    height_N, width_N = resized_of(index, geometry)
+    patches_N = height_N * width_N // geometry.patch_size**2
+    clip_ends = None
+    if index.clips:  # of images alone nothing more is computed
+        clip_patches_N = clip_patches_of(index, geometry)
+        patches_N += clip_patches_N
+        clip_ends = offsets(clip_patches_N).tolist()
     merged = geometry.merge_size**2
     patch_ends = offsets(patches_N).tolist()
     ends = cut_ends(index, patches_N // merged, shard_tokens)
@@ -91,6 +126,7 @@ def cut_units(part: int, index: IndexArrays, geometry: Geometry, shard_tokens: i
             count=end - first,
             tokens=(patch_ends[end] - patch_ends[first]) // merged,
             patches=patch_ends[end] - patch_ends[first],
+            clip_patches=clip_ends[end] - clip_ends[first] if clip_ends is not None else 0,
         )
         for number, (first, end) in enumerate(zip([0, *ends], ends, strict=False))
     ]

@@ -22,6 +22,7 @@ from ..rejects import Reject
 from .headers import MAX_SIDE
 from .video_entry import is_entry
 from .video_file import EBML, OpenVideo, VideoSource, open_video
+from .video_times import times_of
 
 DEFAULT_FPS = 24.0  # transformers' own, where nothing is known
 SEGMENT = b"\x18\x53\x80\x67"
@@ -66,9 +67,7 @@ class VideoHeader:
 
     def times(self) -> npt.NDArray[np.float64]:
         """Seconds at which each frame is shown."""
-        if not self.timed:
-            return np.arange(self.frames) / self.fps
-        return (self.pts_N - self.zero) * self.time_base[0] / self.time_base[1]
+        return times_of(self.pts_N, self.frames, self.fps, self.zero, self.time_base)
 
 
 def read_video_header(source: VideoSource) -> VideoHeader:

@@ -6,14 +6,13 @@ the same of Qwen3; qwen-vl-utils 0.0.14, `vision_process.py`. Pixel limits are t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Any
 
 from ..config_fields import Video
 from ..errors import RequestError
+from ..sampling import TEMPORAL, Rule, VideoSampling
 
-Rule = Literal["qwen2", "qwen3", "utils"]
-TEMPORAL = 2  # frames of a temporal patch, in every family
 RULES: dict[str, Rule] = {
     "qwen2_vl": "qwen2",
     "qwen2_5_vl": "qwen2",
@@ -29,39 +28,6 @@ RULES: dict[str, Rule] = {
 OMNI_DEFAULT_FPS = {"qwen2_5_omni": 2.0, "qwen3_omni_moe": 1.0}
 UTILS_SEQUENCE_TOKENS = 128_000
 UTILS_MIN_TOKENS, UTILS_MAX_TOKENS = 128, 768
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoSampling:
-    """`preprocess.video` with every default written out. A field that the rule does not have is None.
-
-    Attributes:
-        rule: `qwen2` or `qwen3` (transformers' video processors), or `utils` (qwen-vl-utils).
-        fps, num_frames: at most one of them; neither takes every frame.
-        min_pixels, max_pixels: of a frame; of all frames together where the rule is `qwen3`.
-        total_pixels: of all frames together, each pair counted once.
-        second_per_grid: what the reference says whatever was sampled; None where it follows from the frames.
-    """
-
-    sampler: str
-    rule: Rule
-    fps: float | None
-    num_frames: int | None
-    min_frames: int | None
-    max_frames: int | None
-    min_pixels: int
-    max_pixels: int
-    total_pixels: float | None
-    patch_size: int
-    merge_size: int
-    second_per_grid: float | None = None
-
-    @property
-    def factor(self) -> int:
-        return self.patch_size * self.merge_size
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def resolve_sampling(video: Video, model_type: str, patch_size: int, merge_size: int) -> VideoSampling:
@@ -86,6 +52,14 @@ def resolve_sampling(video: Video, model_type: str, patch_size: int, merge_size:
             f"{'' if video.min_pixels else ', the default of this sampler: set min_pixels too'}"
         )
     return sampling
+
+
+def written_out(sampling: VideoSampling) -> Video:
+    """The configuration that says all of it: what the family decided, too."""
+    fields: dict[str, Any] = {name: getattr(sampling, name) for name in _FIELDS}
+    if sampling.total_pixels is not None:
+        fields["total_pixels"] = int(sampling.total_pixels)
+    return Video(sampler=sampling.sampler, **fields)
 
 
 _FIELDS = ("fps", "num_frames", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")

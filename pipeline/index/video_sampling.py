@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..grid import MAX_ASPECT_RATIO, Int64, smart_resize
-from .video_rules import TEMPORAL, UTILS_MAX_TOKENS, VideoSampling
+from ..sampling import TEMPORAL, VideoSampling
+from .video_rules import UTILS_MAX_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)

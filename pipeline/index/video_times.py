@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..grid import Int64
-from .video_rules import TEMPORAL, Rule, VideoSampling
+from ..sampling import TEMPORAL, Rule, VideoSampling
+
+
+def times_of(pts_N: Int64, frames: int, fps: float, zero: int, time_base: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Seconds at which each frame is shown; by the average rate where `pts_N` is empty, as of a file without times."""
+    if not len(pts_N):
+        return np.arange(frames) / fps
+    return (pts_N - zero) * time_base[0] / time_base[1]
 
 
 def span_of(

@@ -24,6 +24,7 @@ from ..rejects import Reject
 from ..source.format import Columns
 from ..source.formats import format_named
 from ..source.listing import name_of_ignored
+from ..source.media import video_named
 from ..source.part import Part
 from ..source.planned import lost_reject
 from ..source.sample import IndexedSample
@@ -31,12 +32,29 @@ from ..storage.files import AnyPath
 from ..storage.publish import publish_new, sync_file
 from ..storage.scratch import Scratch, writing_scratch
 from .changes import part_digest
-from .headers import HeaderReader, PlainReader
+from .header_reader import HeaderReader, PlainReader
+from .video_facts import RecentVideos
 
 INDEX_VERSION = 3
 ROWS_PER_GROUP = 16_384
 
 MEMBER = pa.struct([("suffix", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
+VIDEO_FACTS = pa.struct(
+    [
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("codec", pa.string()),
+        ("turns", pa.int8()),
+        ("frames", pa.int64()),
+        ("fps", pa.float64()),
+        ("duration", pa.float64()),
+        ("time_base_numerator", pa.int64()),
+        ("time_base_denominator", pa.int64()),
+        ("zero", pa.int64()),
+        ("pts", pa.binary()),
+        ("entries", pa.binary()),
+    ]
+)
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -55,6 +73,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("members", pa.list_(MEMBER)),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
+        pa.field("video", VIDEO_FACTS),
     ]
 )
 
@@ -179,7 +198,9 @@ def _samples(part: Part, columns: Columns, facts: ByteFacts) -> Iterator[Indexed
     kept = replace(part, files=tuple(file for file in part.files if not file.fate))
     samples = format_named(part.format).samples(kept, columns, facts)
     gone = (
-        IndexedSample(key=file.path, source=file.path).rejected(*lost_reject(file)) for file in part.files if file.fate
+        replace(lost, video=video_named(file.path, columns.media)).rejected(*lost_reject(file))
+        for file in part.files
+        if file.fate and (lost := IndexedSample(key=file.path, source=file.path))
     )
     for sample in heapq.merge(samples, gone, key=lambda sample: sample.source):
         yield sample if sample.key else sample.rejected(rejects.MISSING_IMAGE, "its key is empty")
@@ -190,11 +211,16 @@ class ByteFacts:
 
     def __init__(self, images: HeaderReader) -> None:
         self._images = images
+        self._video_headers = RecentVideos(images)
         self.left_alone: Counter[str] = Counter()
+        self.videos = 0
 
     def __call__(self, sample: IndexedSample, data: bytes, /) -> IndexedSample:
         """Completes a sample by what its bytes are."""
         sample = replace(sample, sha256=hashlib.sha256(data).hexdigest())
+        if sample.video is not None:
+            self.videos += 1
+            return self._video_headers.completed(sample, data)
         try:
             header = self._images.header(sample.key, data)
         except Reject as reject:
@@ -209,4 +235,5 @@ class ByteFacts:
     def metadata(self, about: IndexedFacts) -> dict[str, str]:
         """Says what an index's footer has of its part."""
         facts = {"version": str(INDEX_VERSION), "left_alone": self.left_alone} | asdict(about)
+        facts |= {"videos": self.videos} if self.videos else {}
         return {"visionbake.index": json.dumps(facts)}

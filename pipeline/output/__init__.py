@@ -7,10 +7,12 @@ statistics   the facts about a unit's images that `stats` needs
 settings     what every shard says about itself
 fingerprint  exactly what decides a byte
 carried      carried columns behind a shard's own, read again once written
+video_schema  the columns of outputs with clips
 shard        a data shard as Parquet; the samples shard
 shard_tar    a data shard as WebDataset
 committed    what a commit tells the driver
 shard_formats  the forms of data shards, by name
+video_columns  what is kept of a clip
 unit_rows    a unit as the columns of its two shards, and its record
 standing     a data shard that is published already: what it holds, or that it is damaged
 commit       publish the data shard, then the samples shard: the commit

@@ -7,6 +7,7 @@ import json
 from importlib import metadata
 
 from ..config_fields import Config
+from ..sampling import VideoSampling
 from .layout import SCHEMA_VERSION
 
 # Fields of the configuration that outputs of earlier versions do not have, with what was so before them.
@@ -21,15 +22,18 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def config_facts(config: Config) -> dict[str, object]:
+def config_facts(config: Config, sampling: VideoSampling | None = None) -> dict[str, object]:
     """The part of the fingerprint that is known before any device is: flat, so that a difference has a name.
 
     The checkpoint counts by its tensors (`tower_sha256`), not by the path or revision it was found at. A field that
     outputs of earlier versions do not have counts as its default there: it is a fact only where it says otherwise.
+
+    Args:
+        sampling: of an output that has clips; where there are none, nothing about them is a fact.
     """
     facts: dict[str, object] = {"schema_version": SCHEMA_VERSION}
     for section, without in (
-        ("preprocess", ()),
+        ("preprocess", ("video",)),
         ("model", ("path", "revision", "compile")),
         ("pack", ()),
         ("output", ("uri",)),
@@ -41,6 +45,9 @@ def config_facts(config: Config) -> dict[str, object]:
         del facts["model.dtype"]
     if config.model.compile != "auto":  # what that comes to is known when the device is
         facts["compiled"] = config.model.compile == "on"
+    if sampling is not None:
+        facts["preprocess.video"] = sampling.to_json()
+        facts["source.media"], facts["source.video_column"] = config.source.media, config.source.video_column
     facts["source.image_column"] = config.source.image_column
     facts["source.key_column"] = config.source.key_column
     facts["source.carry"] = list(config.source.carry)

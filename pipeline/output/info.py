@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import RequestError, is_busy, output_error
 from ..grid import Geometry
+from ..sampling import VideoSampling
 from ..storage.files import AnyPath
 
 
@@ -75,7 +76,14 @@ class DatasetInfo:
             min_pixels=self.config["preprocess"]["min_pixels"],
             max_pixels=self.config["preprocess"]["max_pixels"],
             max_image_pixels=self.config["limits"]["max_image_pixels"],
+            video=self.sampling,
         )
+
+    @property
+    def sampling(self) -> VideoSampling | None:
+        """How clips were sampled and sized; None of an output that has none."""
+        facts = self.fingerprint_facts.get("preprocess.video")
+        return None if facts is None else VideoSampling(**facts)
 
 
 _KINDS: tuple[tuple[tuple[str, ...], type, str], ...] = (

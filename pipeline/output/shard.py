@@ -28,6 +28,7 @@ from .carried import check_carried, with_carried
 from .metadata import METADATA_KEY, read_metadata, reading_shard
 from .record import CommitRecord
 from .statistics import statistics_of
+from .video_schema import with_video
 
 LENGTH_PREFIX_BYTES = 4  # Parquet's PLAIN encoding of BYTE_ARRAY
 EMBEDDING = "embedding"
@@ -238,10 +239,8 @@ def row_groups(lengths_N: npt.NDArray[np.int64], row_group_bytes: int) -> list[t
 def write_data_shard(path: Path, rows: ShardRows, row_group_bytes: int) -> DataShard:
     """Writes a shard as Parquet; see `ShardFormat.write`."""
     columns, embedding = rows.columns, rows.embedding
-    schema = DATA_SCHEMA.with_metadata({METADATA_KEY: json.dumps(rows.metadata, sort_keys=True)})
-    arrays = [
-        embedding if field.name == EMBEDDING else pa.array(columns[field.name], field.type) for field in DATA_SCHEMA
-    ]
+    schema = with_video(DATA_SCHEMA, columns).with_metadata({METADATA_KEY: json.dumps(rows.metadata, sort_keys=True)})
+    arrays = [embedding if field.name == EMBEDDING else pa.array(columns[field.name], field.type) for field in schema]
     table = with_carried(pa.Table.from_arrays(arrays, schema=schema), rows.carried)
     lengths_N = np.diff(np.frombuffer(embedding.buffers()[1], np.int64)[: len(embedding) + 1])
     compression = {name: "NONE" if name == EMBEDDING else "ZSTD" for name in table.schema.names}
@@ -307,8 +306,10 @@ def write_samples_shard(
         OutputError: it cannot be written.
     """
     record = replace(record, statistics=statistics_of(columns).to_json())
-    schema = SAMPLES_SCHEMA.with_metadata({METADATA_KEY: json.dumps(record.to_json(), sort_keys=True)})
-    table = pa.Table.from_pydict({field.name: columns[field.name] for field in SAMPLES_SCHEMA}, schema=schema)
+    schema = with_video(SAMPLES_SCHEMA, columns).with_metadata(
+        {METADATA_KEY: json.dumps(record.to_json(), sort_keys=True)}
+    )
+    table = pa.Table.from_pydict({field.name: columns[field.name] for field in schema}, schema=schema)
     table = with_carried(table, carried)
     with writing_scratch(path):
         pq.write_table(table, path, compression="ZSTD", use_dictionary=["source", "status", "clamped", "shard"])

@@ -1,6 +1,7 @@
 """Write: one unit's data shard, as WebDataset.
 
-    KEY.safetensors   image_embeds [num_tokens, hidden_size], image_grid_thw [1, 3]; of int8 and fp8 scale [num_tokens]
+    KEY.safetensors   image_embeds [num_tokens, hidden_size], image_grid_thw [1, 3]; of int8 and fp8 scale [num_tokens];
+                      of a clip video_embeds and video_grid_thw
     KEY.json          the scalar columns, the true key, and carried values that are neither text nor bytes
     KEY.NAME          carried text and bytes, as they are
 
@@ -34,6 +35,7 @@ from ..source.tar import TarStream, walk
 from ..storage.scratch import writing_scratch
 from .metadata import parse_metadata, reading_shard
 from .shard import DATA_SCHEMA, EMBEDDING, DataShard, HashingFile, ShardContent, ShardRows
+from .video_schema import with_video
 
 SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "I8", "fp8": "F8_E4M3"}
 PAX_KEY = "VISIONBAKE.shard"
@@ -121,7 +123,8 @@ def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
                 data = _Joined([head, values[bounds[row] : bounds[row + 1]], tail])
                 start = _add(tar, f"{name}.safetensors", data)
                 offsets.append(start + len(head))
-                facts = {field: columns[field][row] for field in DATA_SCHEMA.names if field not in (EMBEDDING, "scale")}
+                names = with_video(DATA_SCHEMA, columns).names
+                facts = {field: columns[field][row] for field in names if field not in (EMBEDDING, "scale")}
                 facts |= {STREAMS: streams} if streams else {}
                 told: dict[str, Any] = {}
                 for field, value in carried[row].items():
@@ -169,7 +172,9 @@ def read_tar_shard(path: Path) -> tuple[dict[str, Any], list[tuple[str, int, int
                 if member.name.endswith(".safetensors"):
                     stream.seek(member.offset)
                     (size,) = struct.unpack("<Q", stream.read(8))
-                    first, last = json.loads(stream.read(size))["image_embeds"]["data_offsets"]
+                    tensors = json.loads(stream.read(size))
+                    embeds = tensors.get("image_embeds") or tensors["video_embeds"]
+                    first, last = embeds["data_offsets"]
                     key = true_key(member.name.removesuffix(".safetensors"))
                     found.append((key, member.offset + 8 + size + first, last - first))
     return metadata, found
@@ -223,14 +228,15 @@ def _safetensors(columns: dict[str, list[Any]], row: int, length: int, streams: 
     dtype = SAFETENSORS_DTYPES[columns["dtype"][row]]
     scale: bytes = columns["scale"][row] or b""
     tail = scale + np.array([columns["grid_thw"][row]], "<i8").tobytes()
+    media = columns["media"][row] if "media" in columns else "image"
     tensors: dict[str, object] = {
-        "image_embeds": {"dtype": dtype, "shape": [tokens, columns["hidden_size"][row]], "data_offsets": [0, length]}
+        f"{media}_embeds": {"dtype": dtype, "shape": [tokens, columns["hidden_size"][row]], "data_offsets": [0, length]}
     }
     if scale:
         shape = [tokens, 1 + streams] if streams else [tokens]
         tensors["scale"] = {"dtype": "F32", "shape": shape, "data_offsets": [length, length + len(scale)]}
     end = length + len(tail)
-    tensors["image_grid_thw"] = {"dtype": "I64", "shape": [1, 3], "data_offsets": [length + len(scale), end]}
+    tensors[f"{media}_grid_thw"] = {"dtype": "I64", "shape": [1, 3], "data_offsets": [length + len(scale), end]}
     text = json.dumps(tensors, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text, tail

@@ -21,6 +21,7 @@ from .. import rejects
 from ..encode.dtypes import STORED, is_scaled, norms_of, restore, scale_bytes, scale_of
 from ..errors import DamagedShard
 from ..grid import Geometry
+from ..index.video_facts import plan_of
 from ..prepare.patches import check_size, target_size
 from ..rejects import Reject
 from ..source.carried_values import same
@@ -185,6 +186,8 @@ def _exactly(data: bytes, length: int) -> bytearray:
 def _of_header(facts: IndexedSample, geometry: Geometry) -> dict[str, Any]:
     """The columns that a sample's header and the configuration decide. Raises ValueError: they make it a reject."""
     assert facts.width is not None and facts.height is not None
+    if facts.video is not None:
+        return _of_clip(facts, geometry)
     try:
         check_size(facts.width, facts.height, geometry)
         height, width, clamped = target_size(facts.width, facts.height, geometry)
@@ -194,3 +197,14 @@ def _of_header(facts: IndexedSample, geometry: Geometry) -> dict[str, Any]:
     patches = grid[1] * grid[2]
     values = (width, height, clamped, grid, patches, patches // geometry.merge_size**2)
     return dict(zip(OF_A_GRID, values, strict=True))
+
+
+def _of_clip(facts: IndexedSample, geometry: Geometry) -> dict[str, Any]:
+    """The same of a clip. Raises ValueError."""
+    assert facts.video is not None and facts.width is not None and facts.height is not None
+    try:
+        plan = plan_of(facts.video, facts.width, facts.height, geometry)
+    except Reject as reject:
+        raise ValueError(f"{facts.key} is a row: {reject.message}") from reject
+    values = (plan.width, plan.height, plan.clamped, list(plan.grid), plan.patches)
+    return dict(zip(OF_A_GRID, (*values, plan.patches // geometry.merge_size**2), strict=True))

@@ -20,10 +20,12 @@ from .layout import SCHEMA_VERSION
 from .record import CommitRecord
 from .settings import Encoding, ShardSettings
 from .shard import DataShard, ShardRows, embedding_array
+from .video_columns import OF_FRAMES, video_columns
 
 EXAMPLES = 3  # of each reason
 LONGEST_EXAMPLE = 300  # characters of an error's text
-ONLY_OF_ROWS = ("norm_mean", "norm_max", "num_patches", "num_tokens", "grid_thw")  # null in `samples` for a reject
+# Null in `samples` for a reject.
+ONLY_OF_ROWS = ("norm_mean", "norm_max", "num_patches", "num_tokens", "grid_thw", *OF_FRAMES)
 REJECTS = "rejects"  # in a data shard's metadata: what another process may not find again
 
 
@@ -99,7 +101,7 @@ class UnitRows:
         """
         statuses = outcome.statuses
         columns = {column: list(values) for column, values in outcome.columns.items()}
-        for column in ONLY_OF_ROWS:
+        for column in columns.keys() & set(ONLY_OF_ROWS):
             for index, (status, _) in enumerate(statuses):
                 if status != rejects.OK:
                     columns[column][index] = None
@@ -158,7 +160,7 @@ class UnitRows:
         def of_image(values: npt.NDArray[np.generic]) -> list[object]:
             return [None if sample.image is None else values[sample.image].item() for sample in samples]
 
-        return {
+        columns: dict[str, list[Any]] = {
             "key": [sample.facts.key for sample in samples],
             "source": [sample.facts.source for sample in samples],
             "sha256": [sample.facts.sha256 for sample in samples],
@@ -173,6 +175,9 @@ class UnitRows:
             "norm_mean": of_image(self._encoded.norm_mean_N),
             "norm_max": of_image(self._encoded.norm_max_N),
         }
+        if self.prepared.may_have_clips:
+            columns |= video_columns(self.prepared, samples)
+        return columns
 
     @property
     def _images(self) -> list[int]:

@@ -8,5 +8,6 @@ patches  pixels to patches: resize, cut
 video_decode  the frames of a video that are asked for, one at a time
 video         videos to patches, two frames each
 video_frames  frame images as one video
+clips         the clips of a unit, file by file
 unit     a whole unit, and what became of each sample
 """

@@ -16,10 +16,11 @@ from ..grid import Geometry
 from ..index.units import Unit
 from ..rejects import Reject
 from ..source.carried_values import Carried
-from ..source.format import UnitBytes, UnitReader
+from ..source.format import UnitReader
 from ..source.part import Part
 from ..source.planned import lost_reject
 from ..source.sample import LONGEST_ERROR, IndexedSample
+from .clips import UnitClips, read_once
 from .decode import CHANNELS, Uint8
 from .guard import ImageReader
 from .patches import check_size, cut_patches, resize, target_size
@@ -27,7 +28,12 @@ from .patches import check_size, cut_patches, resize, target_size
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedSample:
-    """A sample and what its bytes gave. `image` is its place among the unit's distinct images; None for a reject."""
+    """A sample and what its bytes gave.
+
+    Attributes:
+        image: its place among the unit's distinct images and clips; None for a reject.
+        frames: of a clip, those that were taken.
+    """
 
     facts: IndexedSample
     status: str
@@ -36,6 +42,7 @@ class PreparedSample:
     resized_height: int | None = None
     clamped: str | None = None
     image: int | None = None
+    frames: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +51,10 @@ class PreparedUnit:
 
     Attributes:
         samples: every sample of the unit, in order.
-        grids: `(t, h, w)` in patches of each distinct image.
+        grids: `(t, h, w)` in patches of each distinct image, and then of each distinct clip.
         patches_PC: uint8 [P, C], the distinct images' patches one after the other; C = 3·patch_size².
+        clip_patches_PC: the same of distinct clips, of two frames each: [P, 2·C]. None where there are no clips.
+        clips: how many of the grids are of clips: the last ones.
         seconds: by step (`read`, `decode`).
         carried: a row of carried columns for each sample, if any are carried.
         nulled: by carried column, values that are no text and became null.
@@ -60,6 +69,19 @@ class PreparedUnit:
     carried: pa.Table | None = None
     nulled: dict[str, int] = field(default_factory=dict)
     geometry: Geometry | None = None
+    clip_patches_PC: Uint8 | None = None
+    clips: int = 0
+
+    @property
+    def may_have_clips(self) -> bool:
+        """Whether its output has clips, be there some in this unit or not."""
+        return self.geometry is not None and self.geometry.video is not None
+
+    def rows_of(self, is_clip: bool, first: int, count: int) -> Uint8:
+        """Some patches of images, or of clips."""
+        patches_PC = self.clip_patches_PC if is_clip else self.patches_PC
+        assert patches_PC is not None
+        return patches_PC[first : first + count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,19 +116,51 @@ def prepare_unit(unit: Unit, part: Part, samples: Sequence[IndexedSample], prepa
     read_seconds = time.perf_counter() - started
     started = time.perf_counter()
     patches = _UnitPatches(unit, preparation)
+    clips = UnitClips(unit.clip_patches, samples, lost, preparation.geometry, deduplicate=preparation.deduplicate)
     for index, sample in enumerate(samples):
         data, encoded[index] = encoded[index], None  # an image's bytes are let go when its patches are there
-        patches.add(sample, data, lost.get(index))
+        if sample.video is None:
+            patches.add(sample, data, lost.get(index))
+        else:
+            patches.samples.append(_prepared_clip(clips, index, sample, data, lost.get(index), preparation.images))
     return PreparedUnit(
         unit=unit,
-        samples=tuple(patches.samples),
-        grids=tuple(patches.grids),
+        samples=tuple(_behind_images(sample, len(patches.grids)) for sample in patches.samples),
+        grids=(*patches.grids, *clips.grids),
         patches_PC=patches.filled(),
+        clip_patches_PC=clips.filled() if clips.grids else None,
+        clips=len(clips.grids),
         seconds={"read": read_seconds, "decode": time.perf_counter() - started},
         carried=carried.table if carried else None,
         nulled=carried.nulled if carried else {},
         geometry=preparation.geometry,
     )
+
+
+def _prepared_clip(
+    clips: UnitClips, index: int, sample: IndexedSample, data: bytes | None, lost: Reject | None, images: ImageReader
+) -> PreparedSample:
+    """A clip with its number among the clips; or why there is none of it."""
+    try:
+        _check_sound(sample, lost)
+        assert data is not None
+        clip = clips.prepare(index, data, images)
+    except Reject as reject:
+        return PreparedSample(facts=sample, status=reject.reason, error=reject.message[:LONGEST_ERROR])
+    return PreparedSample(
+        facts=sample,
+        status=rejects.OK,
+        resized_width=clip.plan.width,
+        resized_height=clip.plan.height,
+        clamped=clip.plan.clamped,
+        image=clip.number,
+        frames=tuple(clip.plan.frames.tolist()),
+    )
+
+
+def _behind_images(sample: PreparedSample, images: int) -> PreparedSample:
+    """A clip's number counts from behind the unit's distinct images."""
+    return sample if sample.frames is None else replace(sample, image=images + (sample.image or 0))
 
 
 def _read(
@@ -118,7 +172,7 @@ def _read(
     lost = {index: fates[sample.source] for index, sample in enumerate(samples) if sample.source in fates}
     there = [index for index in range(len(samples)) if index not in lost]
     kept = [samples[index] for index in there]
-    read, members = reader.read(part, kept, carry.names if carry else ()) if kept else UnitBytes([], [])
+    read, members = read_once(part, kept, carry.names if carry else (), reader)
     carried = reader.carried(part, kept, carry, members) if carry and kept else None
     if carry and lost:
         row_of = {index: row for row, index in enumerate(there)}
@@ -166,7 +220,8 @@ class _UnitPatches:
 
     def __init__(self, unit: Unit, preparation: Preparation) -> None:
         self._preparation = preparation
-        self._patches_PC = np.empty((unit.patches, CHANNELS * preparation.geometry.patch_size**2), np.uint8)
+        patches = unit.patches - unit.clip_patches
+        self._patches_PC = np.empty((patches, CHANNELS * preparation.geometry.patch_size**2), np.uint8)
         self._count = 0
         self._known: dict[str, PreparedSample] = {}
         self.grids: list[tuple[int, int, int]] = []
@@ -230,12 +285,17 @@ def prepare_into(
     cut_patches(resize(pixels, *size), geometry.patch_size, geometry.merge_size, out_PC)
 
 
-def _target_size(sample: IndexedSample, lost: Reject | None, geometry: Geometry) -> tuple[int, int, str]:
-    """Everything that can be said before decoding. Raises Reject."""
+def _check_sound(sample: IndexedSample, lost: Reject | None) -> None:
+    """Raises Reject: what the index says is wrong with a sample, or that it is lost."""
     if sample.status != rejects.OK:
         raise Reject(sample.status, sample.error or sample.status)
-    assert sample.width is not None and sample.height is not None
     if lost is not None:
         raise lost
+
+
+def _target_size(sample: IndexedSample, lost: Reject | None, geometry: Geometry) -> tuple[int, int, str]:
+    """Everything that can be said before decoding. Raises Reject."""
+    _check_sound(sample, lost)
+    assert sample.width is not None and sample.height is not None
     check_size(sample.width, sample.height, geometry)
     return target_size(sample.width, sample.height, geometry)

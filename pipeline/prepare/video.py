@@ -17,17 +17,12 @@ import numpy as np
 
 from ..index.video_file import VideoSource
 from ..index.video_header import VideoHeader
-from ..index.video_rules import TEMPORAL, VideoSampling
 from ..index.video_sampling import ClipPlan
 from ..rejects import Reject
-from .decode import CHANNELS, Uint8
+from ..sampling import TEMPORAL, VideoSampling
+from .decode import Uint8
 from .guard import ImageReader
 from .patches import cut_patches, resize
-
-
-def row_bytes(sampling: VideoSampling) -> int:
-    """C: bytes of one patch of a clip."""
-    return CHANNELS * TEMPORAL * sampling.patch_size**2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from ..index.video_rules import TEMPORAL, UTILS_MAX_TOKENS, UTILS_MIN_TOKENS, VideoSampling
+from ..index.video_rules import UTILS_MAX_TOKENS, UTILS_MIN_TOKENS
 from ..index.video_sampling import ClipPlan, clip_size, grid_frames, size_utils
+from ..sampling import TEMPORAL, VideoSampling
 from .decode import Uint8
 from .video import write_frame
 

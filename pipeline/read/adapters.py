@@ -31,7 +31,11 @@ def transformers_inputs(items: Sequence[Item]) -> dict[str, Any]:
 
     Beside them the model needs `input_ids` with as many image tokens, and `mm_token_type_ids`: without those its
     positions are wrong, in some families silently. `CachedProcessor` gives all of them.
+
+    Raises:
+        RequestError: an item is a video.
     """
+    _check_images(items)
     from transformers.modeling_outputs import BaseModelOutputWithPooling
     from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
@@ -99,8 +103,15 @@ def sglang_image(items: Sequence[Item]) -> dict[str, Any]:
     }
 
 
+def _check_images(items: Sequence[Item]) -> None:
+    """Raises RequestError: an item is a video, which a model takes by other names."""
+    if videos := [item["key"] for item in items if item.get("media") == "video"]:
+        raise RequestError(f"{videos[0]} is a video: it is no image of a prompt")
+
+
 def _check_width(items: Sequence[Item]) -> None:
     """An engine may crash on a wrong shape instead of refusing it."""
+    _check_images(items)
     widths = {item[EMBEDS].shape[1] * (1 + len(item.get(DEEPSTACK, ()))) for item in items}
     if len(widths) != 1:
         raise RequestError(f"images of several widths in one prompt: {sorted(widths)}")

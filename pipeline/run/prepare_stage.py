@@ -18,13 +18,15 @@ from ..output.fingerprint import version_of
 from ..prepare.guard import GuardedReader, ImageReader
 from ..prepare.unit import Preparation, PreparedUnit, prepare_unit
 from ..process import keep_freed_memory
-from ..source.format import Columns, UnitReader
+from ..source.format import UnitReader
 from ..source.formats import format_named
 from ..source.part import Part
 from ..source.plan import Plan
 from ..storage.files import has_vanished, small_file
 from ..storage.scratch import Scratch
 from .settings import StageSettings
+
+VIDEO_LIBRARIES = ("libavformat", "libavcodec", "libswscale")
 
 
 class PrepareStage:
@@ -42,7 +44,7 @@ class PrepareStage:
         self._guard = GuardedReader(settings.sample_seconds)
         self._scratch = Scratch(settings.output, settings.nonce)
         self._scratch.remove_stale()
-        self._columns = Columns(image=settings.image_column, key=settings.key_column)
+        self._columns = settings.columns
         self._reader: UnitReader | None = None
         self._plan: Plan | None = None
         self._part: Part | None = None
@@ -51,11 +53,12 @@ class PrepareStage:
 
     def identity(self) -> dict[str, object]:
         """Says what decides the patches' bytes on this machine."""
-        return {
+        facts: dict[str, object] = {
             "pillow": PIL.__version__,
             "jpeg_decoder": jpeg_decoder(),
             "torch": (version_of("torch") or "").split("+")[0],
         }
+        return facts | ({"video_decoder": video_decoder()} if self._settings.geometry.video else {})
 
     def index(self, number: int, guarded: bool = False) -> int:
         """Indexes a part; returns its number of samples. Raises as `index_part`."""
@@ -136,6 +139,14 @@ class PrepareStage:
                 self._plan = Plan(self._settings.output)
             self._part = self._plan.part(number)
         return self._part
+
+
+def video_decoder() -> str:
+    """The versions that decide the pixels of clips: PyAV's, and those of the libraries in it."""
+    import av  # only where there are videos
+
+    libraries = (f"{name} {'.'.join(map(str, av.library_versions[name]))}" for name in VIDEO_LIBRARIES)
+    return ", ".join([f"av {av.__version__}", *libraries])
 
 
 def jpeg_decoder() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pyarrow as pa
@@ -12,17 +12,21 @@ import pyarrow as pa
 from ..config_fields import Config, Source
 from ..errors import RequestError
 from ..grid import Geometry
+from ..index.video_rules import resolve_sampling, written_out
 from ..output.dataset import stored_carry
 from ..output.shard import RESERVED_COLUMNS
 from ..output.shard_formats import shard_format
+from ..output.video_schema import VIDEO_COLUMNS
 from ..process import in_background
+from ..sampling import VideoSampling
 from ..source.carry import carried_schema
 from ..source.format import Columns
 from ..source.formats import format_named
 from ..source.lister import list_source
 from ..source.listing import Listing
+from ..source.media import BOTH, IMAGE
 from ..source.part import SourcePlace
-from ..source.planned_source import is_planned
+from ..source.planned_source import is_planned, planned_media
 from ..source.resolve import files_of_output_in, resolve_source
 from ..storage.files import AnyPath, absolute, is_relative
 from ..storage.hub import HUB
@@ -88,7 +92,9 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     for name in config.source.carry:
         if name.lower() in shard_format(config.output.format).own_members:
             raise RequestError(f"source.carry: {name} is a member that WebDataset shards have already; leave it out")
-    listing = in_background(partial(_list, config.source, place, output))
+    media = planned_media(output, config.source.media)
+    wanted = replace(place, media=media or BOTH)
+    listing = in_background(partial(_list, config.source, wanted, output, decide=media is None))
     checkpoint = Checkpoint(
         config.model.path, config.model.revision, weights=weights, deepstack=config.output.deepstack
     )
@@ -99,9 +105,11 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
         max_image_pixels=config.limits.max_image_pixels,
         spelling="preprocess.{}",
     )
-    carry = _carried(config, output, listing, checkpoint.config.streams)
+    place = _place_of(listing, place, media)
+    geometry = replace(geometry, video=_sampling(config, place, checkpoint))
+    carry = _carried(config, output, listing, geometry, checkpoint.config.streams)
     return Request(
-        config=_resolved(config, checkpoint, geometry),
+        config=_resolved(config, place, checkpoint, geometry),
         output=output,
         place=place,
         checkpoint=checkpoint,
@@ -111,14 +119,33 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     )
 
 
-def _carried(config: Config, output: AnyPath, listing: Future[Listing], streams: int) -> pa.Schema:
+def _place_of(listing: Future[Listing], place: SourcePlace, media: str | None) -> SourcePlace:
+    """The place with what is looked for. Where that is not decided yet, it hangs on what lies there: that is awaited.
+
+    A listing that fails decides nothing: it says why where it is asked for.
+    """
+    if media is not None:
+        return replace(place, media=media)
+    return replace(place, media=IMAGE) if listing.exception() is not None else listing.result().place
+
+
+def _sampling(config: Config, place: SourcePlace, checkpoint: Checkpoint) -> VideoSampling | None:
+    """How clips are sampled, with every default written out; None of a source without. Raises RequestError."""
+    if place.media == IMAGE:
+        return None
+    tower = checkpoint.config
+    return resolve_sampling(config.preprocess.video, tower.model_type, tower.patch_size, tower.merge_size)
+
+
+def _carried(config: Config, output: AnyPath, listing: Future[Listing], geometry: Geometry, streams: int) -> pa.Schema:
     """The carried columns' types, those of an earlier run if there was one. Raises RequestError."""
     if not config.source.carry:
         return pa.schema([])
     for name in shard_format(config.output.format).names_of_streams if streams else ():
         if name in config.source.carry:
             raise RequestError(f"source.carry: {name} stands in each KEY.json already, of a model with further streams")
-    carry = stored_carry(output) or carried_schema(config.source.carry, listing.result(), RESERVED_COLUMNS)
+    reserved = RESERVED_COLUMNS | (frozenset(VIDEO_COLUMNS.names) if geometry.video else frozenset())
+    carry = stored_carry(output) or carried_schema(config.source.carry, listing.result(), reserved)
     for field in carry:
         if not shard_format(config.output.format).holds(field.type):
             raise RequestError(
@@ -128,33 +155,49 @@ def _carried(config: Config, output: AnyPath, listing: Future[Listing], streams:
     return carry
 
 
-def _resolved(config: Config, checkpoint: Checkpoint, geometry: Geometry) -> Config:
+def _resolved(config: Config, place: SourcePlace, checkpoint: Checkpoint, geometry: Geometry) -> Config:
     """The configuration with what the checkpoint decides written out: another checkpoint might decide otherwise."""
-    budgets = {"min_pixels": geometry.min_pixels, "max_pixels": geometry.max_pixels}
+    budgets: dict[str, object] = {"min_pixels": geometry.min_pixels, "max_pixels": geometry.max_pixels}
+    if geometry.video is not None:
+        budgets["video"] = written_out(geometry.video)
+    source = config.source if geometry.video is None else config.source.model_copy(update={"media": place.media})
     deepstack = config.output.deepstack
     if not deepstack:  # where there are no further streams to leave out, nothing is left out
         deepstack = not Checkpoint(config.model.path, checkpoint.revision, weights=False).config.streams
     return config.model_copy(
         update={
+            "source": source,
             "preprocess": config.preprocess.model_copy(update=budgets),
             "output": config.output.model_copy(update={"deepstack": deepstack}),
         }
     )
 
 
-def _list(source: Source, place: SourcePlace, output: AnyPath) -> Listing:
+def _list(source: Source, place: SourcePlace, output: AnyPath, *, decide: bool) -> Listing:
     """Lists a source, all of it: a name or folder that cannot be read is found before anything is written.
+
+    Args:
+        decide: what is looked for, by what lies there.
 
     Raises:
         RequestError: it holds no image, or what cannot be read.
     """
     listing = list_source(place)
-    columns = Columns(image=source.image_column, key=source.key_column)
+    columns = columns_of(source, place)
     source_format = format_named(place.format)
+    if decide:
+        rule = source_format.media_rule(listing, columns)
+        listing.place = replace(place, media=rule.media, decided="; ".join(filter(None, (place.decided, rule.why))))
+        columns = columns_of(source, listing.place)
     if source.members == "auto" and not is_planned(output):
         source_format.members_rule(listing, columns)  # looks here, in the background; planning asks again
     source_format.check(listing, columns, source.uri)
     return listing
+
+
+def columns_of(source: Source, place: SourcePlace) -> Columns:
+    """The columns that a configuration names, and what is looked for."""
+    return Columns(image=source.image_column, key=source.key_column, media=place.media, video=source.video_column)
 
 
 def stage_settings(request: Request, nonce: str) -> StageSettings:
@@ -162,8 +205,7 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
     return StageSettings(
         output=str(request.output),
         nonce=nonce,
-        image_column=config.source.image_column,
-        key_column=config.source.key_column,
+        columns=columns_of(config.source, request.place),
         carry=request.carry,
         on_damaged=config.source.on_damaged,
         on_changed=config.source.on_changed,

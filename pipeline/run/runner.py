@@ -88,7 +88,7 @@ def _run(
     request = check_request(config)
     if request.place.decided:
         say(request.place.decided)
-    check_output(request.output, config_facts(request.config))
+    check_output(request.output, config_facts(request.config, request.geometry.video))
     whole = Run(request, say, report)
     if (summary := whole.finished(None if config.cluster.engine == "inline" else MOMENT_SECONDS)) is not None:
         return summary
@@ -150,7 +150,8 @@ class Run:
             return None if deadline is None else max(0.0, deadline - time.monotonic())
 
         listing = self._request.listed(left())
-        self._facts = config_facts(self._config) | {"tower_sha256": self._tower_sha256.result(left())}
+        facts = config_facts(self._config, self._request.geometry.video)
+        self._facts = facts | {"tower_sha256": self._tower_sha256.result(left())}
         check_output(self._output, self._facts)
         settle(self._plan, self._request, listing, self._say)
         new_files = self._plan.check_files(self._config.source, listing)
@@ -194,7 +195,7 @@ class Run:
             to_cut=[part for part in sorted(indexed) if part not in resume.done],
             units_of=self._units_of,
             committed=committed.has,
-            unit_bytes=lambda unit: unit.patches * patch_bytes,
+            unit_bytes=lambda unit: unit.frame_patches * patch_bytes,
         )
         observer = Observer(
             on_tick=tick, on_start=partial(remove_success, self._output), on_part_done=folder.add, say=self._say

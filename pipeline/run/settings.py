@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow
 
 from ..grid import Geometry
+from ..source.format import Columns
 from ..tower.config import Stage
 
 
@@ -16,8 +17,7 @@ class StageSettings:
 
     output: str
     nonce: str
-    image_column: str
-    key_column: str | None
+    columns: Columns
     carry: pyarrow.Schema
     on_damaged: str
     on_changed: str

@@ -3,7 +3,8 @@
 image_formats  the allow-list of image formats, and the names that such files have
 part           Part, SourceFile, SourcePlace: what a source is cut into
 unknown        what bytes are that are none of what is read
-sample         IndexedSample: one image, with the facts that its part's index keeps
+sample         IndexedSample: one image or clip, with the facts that its part's index keeps
+media          what is an image and what a video, by its name
 keys           a key is unique over its file, whatever the file's parts
 states         what became of planned files since
 planned        a file is read as what it was when it was planned, or not at all
@@ -15,7 +16,6 @@ row_keys       the keys that rows give, whatever their images are
 carried_types  one type for a carried column, from all of the source
 row_cursor     a Parquet file's rows in batches, each read once
 arrow_file     Arrow files, found by their messages' headers
-table          rows whose cells hold or name images
 drawing        some samples for an estimate, and how much of the source each stands for
 tar            strict reading of tar structure
 tar_links      the member that a link of a tar ends at
@@ -23,7 +23,10 @@ tar_samples    a tar's samples: the members of one key, or each image
 tar_windows    the samples in a range of a tar's bytes
 members        what stands beside an image in a tar or a folder
 format         what a kind of source must be able to do
+named_media    the images and videos of a row, and the spans of those
+table          rows whose cells hold or name images
 json_object    the fields of a record, as JSON spells them
+manifest_file  records of manifests, found again by their first bytes
 manifest       what all manifests do: records that name or hold images
 spread         drawing from files that can only be read from their start
 lines          manifests in which a record is a line

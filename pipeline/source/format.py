@@ -47,10 +47,25 @@ class NoFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column, field or member is a sample's image, and which its key."""
+    """Which column, field or member is a sample's image, which its video, and which its key.
+
+    Attributes:
+        media: what is looked for: image, video, or auto for both.
+    """
 
     image: str = "image"
     key: str | None = None
+    media: str = "image"
+    video: str = "video"
+
+    @property
+    def needed(self) -> tuple[str, str]:
+        """The column that a source must have, and the setting that names it."""
+        return (self.image, "image_column") if self.media == "image" else (self.video, "video_column")
+
+    def of(self, sample: IndexedSample) -> str:
+        """The column that holds a sample's bytes: its image's, or its video's."""
+        return self.image if sample.video is None else self.video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +79,14 @@ class MembersRule:
     def said(self) -> str:
         """The decision in a line, "" where there was nothing to decide."""
         return f"source.members: auto took {self.members}: {self.why}" if self.why else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaRule:
+    """A decision what is looked for: image, or auto for videos, too; and why, in a line, where it is worth one."""
+
+    media: str = "image"
+    why: str = ""
 
 
 class UnitBytes(NamedTuple):
@@ -133,6 +156,14 @@ class SourceFormat(ABC):
     def left_alone_in(self, folder: str) -> Callable[[str], bool]:
         """Returns `leaves_alone` for a folder's files, of which more may be known than their names. Raises OSError."""
         return self.leaves_alone
+
+    def suffixes_of(self, media: str) -> tuple[str, ...]:
+        """Suffixes of the files that hold what is looked for."""
+        return self.suffixes
+
+    def media_rule(self, listing: Listing, columns: Columns) -> MediaRule:
+        """Decides what `source.media: auto` comes to, by what lies there."""
+        return MediaRule()
 
     @abstractmethod
     def check(self, listing: Listing, columns: Columns, uri: str) -> None:

@@ -13,7 +13,8 @@ from ..storage.files import open_input
 from .drawing import DRAWS, Draw, Drawing, Draws, wrapped
 from .format import Columns
 from .listing import Listing
-from .manifest import Manifest, ManifestFile, Record, images_of
+from .manifest import Manifest, images_of
+from .manifest_file import ManifestFile, Record
 from .named_image import NamedImage
 
 BOM = b"\xef\xbb\xbf"

@@ -52,7 +52,7 @@ def list_files(place: SourcePlace, ignored: Counter[str] | None = None) -> Itera
 def _list_folder(place: SourcePlace, ignored: Counter[str]) -> Iterator[SourceFile]:
     try:
         source_format = format_named(place.format)
-        suffixes, is_left_alone = source_format.suffixes, source_format.left_alone_in(place.root)
+        suffixes, is_left_alone = source_format.suffixes_of(place.media), source_format.left_alone_in(place.root)
         for path, state in kind_of(place.root).walk(place.root, suffixes):
             if state is None:
                 ignored[name_of_ignored(path, suffixes)] += 1

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..storage.names import left_alone_in
+from .media import IMAGE, is_video
 from .part import SourceFile, SourcePlace
 
 FILES_AT_ONCE = 4096
@@ -42,6 +43,7 @@ class Listing:
     Attributes:
         place: what was listed.
         count: how many files there are.
+        videos: how many of them are videos by their names.
         ignored: the other files, counted by extension.
         first_images: of tars, by the image column that they were looked for with.
     """
@@ -49,11 +51,14 @@ class Listing:
     def __init__(self, place: SourcePlace, files: Iterator[SourceFile], ignored: Counter[str]) -> None:
         self.place = place
         self.count = 0
+        self.videos = 0
         self.ignored = ignored
         self.first_images: dict[str, FirstImages] = {}
         self._spool = tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES)
         while batch := list(itertools.islice(files, FILES_AT_ONCE)):
             self.count += len(batch)
+            if place.media != IMAGE:
+                self.videos += sum(is_video(file.path, place.media) for file in batch)
             pickle.dump(batch, self._spool, protocol=pickle.HIGHEST_PROTOCOL)
         self._end = self._spool.tell()
 

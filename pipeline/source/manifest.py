@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import itertools
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from ..errors import DamagedPart, RequestError, SourceError, listing_error, reading
-from ..storage.files import READS_AT_ONCE, map_ahead, open_input
 from .carried_types import check_records, schema_of_records
-from .carried_values import Carried, carried_of_rows
 from .columns import NO_COLUMN, refuse_missing, shown
 from .drawing import Drawing, Draws
-from .format import Columns, Facts, SourceFormat, UnitBytes
+from .format import Columns, Facts, MediaRule, SourceFormat
 from .listing import Listing
-from .named_image import NamedImage, indexed, inline_bytes, is_text, named_images, refuse_urls, reread_image_file
+from .manifest_file import ManifestFile, Record, RecordReader
+from .media import BOTH, IMAGE
+from .named_image import NamedImage, indexed, is_text, refuse_urls
+from .named_media import END, START, Cells, columns_read, media_rule_of, named_media
 from .part import Part, SourceFile, SourcePlace
 from .planned import check_unchanged
 from .sample import IndexedSample
@@ -34,59 +33,6 @@ from .unknown import file_is
 
 RECORDS_PER_PART = 8192
 TEXT = ("text", "JSON")  # what it is no news that a manifest is
-SKIPPED_BYTES = 1 << 20  # between two wanted records that are read over
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One record: its number in the file, its first byte, and its fields, or the `problem` with it."""
-
-    row: int
-    offset: int
-    fields: Mapping[str, Any]
-    problem: str = ""
-
-
-class ManifestFile(ABC):
-    """An open manifest. Raises OSError; ValueError: it is not what it should be.
-
-    Attributes:
-        names: of the fields that every record has, where the file says them once.
-    """
-
-    noun: ClassVar[str] = "record"
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.names: list[str] | None = None
-        self.stream = open_input(path)
-
-    def __enter__(self) -> ManifestFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-
-    @abstractmethod
-    def records(self, offset: int = 0, row: int = 0) -> Iterator[Record]:
-        """Reads on from the first byte of a record, which has this number; from 0 on, the file's start."""
-
-    def starts(self) -> Iterator[tuple[int, int]]:
-        """The first byte and the number of every record."""
-        return ((record.offset, record.row) for record in self.records())
-
-    def at(self, offsets: Sequence[int]) -> Iterator[Record]:
-        """The records that begin at these bytes. What lies near the one before is read on to."""
-        records: Iterator[Record] = iter(())
-        current: Record | None = None
-        for offset in offsets:
-            if current is None or not 0 <= offset - current.offset <= SKIPPED_BYTES:
-                records, current = self.records(offset), None
-            while current is None or current.offset < offset:
-                current = next(records, None)
-                if current is None:
-                    raise ValueError(f"no record begins at byte {offset}")
-            yield current
 
 
 class Manifest(SourceFormat):
@@ -108,7 +54,11 @@ class Manifest(SourceFormat):
         if not listing.count:
             raise RequestError(f"source.uri: {uri} holds no {self.name} file")
         columns = self.columns(columns)
-        missing = {"image_column": columns.image} | ({"key_column": columns.key} if columns.key else {})
+        needed, setting = columns.needed
+        # Where both are looked for, a video has been seen.
+        missing = ({} if columns.media == BOTH else {setting: needed}) | (
+            {"key_column": columns.key} if columns.key else {}
+        )
         seen: dict[str, None] = {}
         problems: list[str] = []
         damage: DamagedPart | None = None
@@ -116,7 +66,7 @@ class Manifest(SourceFormat):
             path = os.path.join(listing.place.root, file.path)
             try:
                 with _planning(path, self.name), self.opened(path) as manifest:
-                    refuse_urls(_named(manifest, columns.image, missing, seen, problems), columns.image, path)
+                    refuse_urls(_named(manifest, needed, missing, seen, problems), needed, path)
             except DamagedPart as error:
                 damage = damage or error
             if not missing:
@@ -132,6 +82,17 @@ class Manifest(SourceFormat):
         where = f"no {self.opened.noun} of {uri} has a field"
         for setting, name in missing.items():
             refuse_missing(f"source.{setting}", name, list(seen), where, "they have")
+
+    def media_rule(self, listing: Listing, columns: Columns) -> MediaRule:
+        columns = replace(self.columns(columns), media=BOTH)
+        return media_rule_of(self._cells(listing, columns))
+
+    def _cells(self, listing: Listing, columns: Columns) -> Iterator[Cells]:
+        for file in listing:
+            path = os.path.join(listing.place.root, file.path)
+            with suppress(DamagedPart), _planning(path, self.name), self.opened(path) as manifest:  # for the plan
+                if manifest.names is None or {columns.video, columns.image} & {*manifest.names}:
+                    yield from (_cells_of(record, columns) for record in manifest.records())
 
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         path = os.path.join(place.root, file.path)
@@ -172,7 +133,7 @@ class Manifest(SourceFormat):
             raise DamagedPart(f"{path}: cannot be read as {self.name}: {error}") from error
 
     def reader(self, columns: Columns) -> RecordReader:
-        return RecordReader(self.opened, self.columns(columns).image)
+        return RecordReader(self.opened, self.columns(columns))
 
     def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
         """From every record of every manifest; a field of nulls alone is a string."""
@@ -207,48 +168,6 @@ class Manifest(SourceFormat):
         return Draws(draws=tuple(draws_of(listing, drawing, starts, images)), files=listing.count)
 
 
-class RecordReader:
-    """Reads the files that records name, and the images that stand in them."""
-
-    def __init__(self, opened: type[ManifestFile], image_column: str) -> None:
-        self._opened, self._image_column = opened, image_column
-
-    def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
-        (file,) = part.files
-        check_unchanged(part.root, file)
-        wanted = [sample for sample in samples if sample.sha256 is not None]
-        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            named = [sample for sample in wanted if sample.path is not None]
-            found = {
-                id(sample): data
-                for sample, data in zip(named, map_ahead(pool, reread_image_file, named, 0), strict=True)
-            }
-        inside = [sample for sample in wanted if sample.path is None]
-        if inside:
-            found |= dict(zip(map(id, inside), self._inside(os.path.join(part.root, file.path), inside), strict=True))
-        return UnitBytes([found.get(id(sample)) for sample in samples], [{} for _ in samples])
-
-    def _inside(self, path: str, samples: Sequence[IndexedSample]) -> Iterator[bytes]:
-        with _indexing(path), self._opened(path) as manifest:
-            records = manifest.at([sample.offset for sample in samples])
-            for sample, record in zip(samples, records, strict=True):
-                data = inline_bytes(record.fields.get(self._image_column), sample.item)
-                if data is None:
-                    raise ValueError(f"the record at byte {sample.offset} holds no image any more")
-                yield data
-
-    def carried(
-        self, part: Part, samples: Sequence[IndexedSample], schema: pa.Schema, members: Sequence[dict[str, bytes]]
-    ) -> Carried:
-        path = os.path.join(part.root, part.files[0].path)
-        with _indexing(path), self._opened(path) as manifest:
-            rows = [record.fields for record in manifest.at([sample.offset for sample in samples])]
-        return carried_of_rows(rows, schema, path)
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
 def images_of(record: Record, manifest: ManifestFile, source: str, columns: Columns) -> Iterator[NamedImage]:
     """Every image that one record names or holds, or what is wrong with it.
 
@@ -257,22 +176,30 @@ def images_of(record: Record, manifest: ManifestFile, source: str, columns: Colu
     """
     name, where = f"{source}:{record.row}", f"{manifest.noun} {record.row + 1}"
     problem = record.problem
-    if not problem and manifest.names is not None and columns.image not in manifest.names:
+    there = manifest.names is None or not {*columns_read(columns)}.isdisjoint({*manifest.names} - {START, END})
+    if not problem and manifest.names is not None and not there:
         problem = f"names no image: {source} {NO_COLUMN} {columns.image!r}; it has {shown(manifest.names)}"
     if problem:
         yield NamedImage(key=name, offset=record.offset, problem=f"{where} {problem}")
         return
-    images = record.fields.get(columns.image)
+    cells = _cells_of(record, columns)
     if columns.key is not None:
         key = record.fields.get(columns.key)
         if key != "" and isinstance(key, str | int) and is_text(str(key)):
             name = str(key)
-        elif images not in (None, "", []):
+        elif cells.name_something:
             problem = "is empty" if key == "" else "is none that can be a key"
             yield NamedImage(key=name, offset=record.offset, problem=f"{where}: its {columns.key!r} {problem}")
             return
-    for image in named_images(images, manifest.path, name, where):
+    for image in named_media(cells, columns.media, manifest.path, name, where):
         yield replace(image, offset=record.offset)
+
+
+def _cells_of(record: Record, columns: Columns) -> Cells:
+    if columns.media == IMAGE:
+        return Cells(record.fields.get(columns.image))
+    image, *video = (record.fields.get(name) for name in (columns.image, columns.video, START, END))
+    return Cells(image if columns.media == BOTH else None, *video)
 
 
 def _named(
@@ -306,12 +233,3 @@ def _planning(path: str, name: str) -> Iterator[None]:
         raise listing_error(f"source: {path}: cannot be read as {name}: {error}", error) from error
     except ValueError as error:
         raise DamagedPart(f"{path}: cannot be read as {name}: {error}{file_is(path, *TEXT)}") from error
-
-
-@contextmanager
-def _indexing(path: str) -> Iterator[None]:
-    try:
-        with reading(path):
-            yield
-    except ValueError as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error

@@ -22,7 +22,7 @@ from ..storage.files import path_named_in, read_input
 from ..storage.uri import WEB, problem_with, scheme_of
 from .columns import shown
 from .keys import digests_in, key_digest
-from .sample import IndexedSample
+from .sample import IndexedSample, VideoFacts
 
 URLS_LOOKED_AT = 100  # values that are all URLs of hosts, before a source of nothing else is refused
 SHOWN_OF_PATH = 300  # characters
@@ -41,6 +41,7 @@ class NamedImage:
         item: the image's number in the row's list, or None.
         group: the row group, -1 in a manifest.
         reason: the status of a sample with a problem.
+        video: of a video, the span that is asked for.
     """
 
     key: str
@@ -51,6 +52,11 @@ class NamedImage:
     path: str | None = None
     problem: str = ""
     reason: str = rejects.MISSING_IMAGE
+    video: VideoFacts | None = None
+
+    def is_of(self, video_path: str) -> bool:
+        """Whether it is a video, or a span of one, of this file."""
+        return self.video is not None and self.path == video_path
 
     def read(self) -> bytes | None:
         """The image's bytes; None if its file is not there. Raises SourceError: it is there and cannot be read."""
@@ -149,7 +155,7 @@ def refuse_urls(values: Iterable[Any], column: str, path: str) -> None:
     """
     first, count = "", 0
     for value in values:
-        if not (named := _first_named(value)):
+        if not (named := first_named(value)):
             continue
         if not (isinstance(named, str) and "://" in named and scheme_of(named).lower() in WEB):
             return
@@ -160,7 +166,7 @@ def refuse_urls(values: Iterable[Any], column: str, path: str) -> None:
         raise RequestError(f"source.image_column: {column} of {path} holds URLs: {problem_with(first)}")
 
 
-def _first_named(value: Any) -> Any:
+def first_named(value: Any) -> Any:
     """The first that a cell gives or names; None or empty where it names nothing."""
     if isinstance(value, list):
         value = next(filter(None, value), None)
@@ -213,16 +219,25 @@ def indexed(images: Iterator[NamedImage], source: str, facts: Any, repeated: byt
     """
     keys: set[str] = set()
     before = digests_in(repeated)
+    video: tuple[str, bytes | None] = ("", None)  # the last one's file: several questions about it follow one another
     for image in images:
         sample = IndexedSample(
-            key=image.key, source=source, offset=image.offset, path=image.path, item=image.item, group=image.group
+            key=image.key,
+            source=source,
+            offset=image.offset,
+            path=image.path,
+            item=image.item,
+            group=image.group,
+            video=image.video,
         )
         if image.problem and image.reason == rejects.NO_IMAGE:
             yield sample.rejected(rejects.NO_IMAGE, image.problem)
         elif image.key in keys or (before and key_digest(image.key) in before):
             yield sample.rejected(rejects.DUPLICATE_KEY, f"the key {image.key} stands in {source} more than once")
-        elif (data := None if image.problem else image.read()) is None:
+        elif (data := None if image.problem else video[1] if image.is_of(video[0]) else image.read()) is None:
             yield sample.rejected(image.reason, image.problem or _no_file(str(image.path)))
         else:
+            if image.video is not None and image.path is not None:
+                video = (image.path, data)
             yield facts(replace(sample, length=len(data)), data)
         keys.add(image.key)

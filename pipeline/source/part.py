@@ -43,6 +43,7 @@ class SourcePlace:
     format: str
     root: str
     patterns: tuple[str, ...]  # absolute; the folder itself, or the tars' glob patterns
+    media: str = "image"  # what is looked for: see `media`
     decided: str = ""  # how the format was, in a line; empty where there was nothing to decide
 
 

@@ -233,7 +233,7 @@ class Plan:
         ]
         assert self.planned is not None
         if len(spans) > 1 and self.planned.key_column is not None:
-            columns = Columns(image=self.planned.image_column, key=self.planned.key_column)
+            columns = self.planned.columns
             repeats = repeats_by_part(source_format.keys(place, span, columns) for span in spans)
             spans = [replace(span, repeated=digests) for span, digests in zip(spans, repeats, strict=True)]
         return [[span] for span in spans]

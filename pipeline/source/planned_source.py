@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import RequestError
 from ..storage.files import AnyPath
+from .format import Columns
+from .media import BOTH, IMAGE
 from .part import SourcePlace
 
 if TYPE_CHECKING:  # preparing and encoding run where the configuration's packages are not
@@ -22,6 +24,7 @@ class PlannedSource:
 
     Attributes:
         members: the rule by which a tar's members form samples. It was decided once, and a run that goes on takes it.
+        media: what is looked for. It was decided once, too.
     """
 
     version: int
@@ -30,6 +33,8 @@ class PlannedSource:
     image_column: str
     key_column: str | None
     members: str = "grouped"  # of plans that were made before there was a choice
+    media: str = "image"
+    video_column: str = "video"
 
     @classmethod
     def of(cls, source: Source, place: SourcePlace, members: str) -> PlannedSource:
@@ -41,7 +46,14 @@ class PlannedSource:
             image_column=source.image_column,
             key_column=source.key_column,
             members=members,
+            media=place.media,
+            video_column=source.video_column if place.media != IMAGE else cls.video_column,
         )
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of its rows, and what is looked for."""
+        return Columns(image=self.image_column, key=self.key_column, media=self.media, video=self.video_column)
 
     @classmethod
     def read(cls, described: AnyPath) -> PlannedSource:
@@ -50,6 +62,17 @@ class PlannedSource:
             return cls(**dict(json.loads(described.read_text(encoding="utf-8"))))
         except (IsADirectoryError, ValueError, TypeError) as error:
             raise RequestError(f"{described} is not a plan of visionbake: {error}") from error
+
+
+def planned_media(output: AnyPath, media: str) -> str | None:
+    """Returns what is looked for, by the plan in an output or by `source.media`; None where that is not decided yet.
+
+    Raises:
+        RequestError: it is no plan of ours.
+    """
+    if media != BOTH:
+        return media
+    return PlannedSource.read(output / "plan" / "plan.json").media if is_planned(output) else None
 
 
 def is_planned(output: AnyPath) -> bool:

@@ -1,4 +1,4 @@
-"""Sample: one image of the source, with the facts about its bytes that its part's index keeps."""
+"""Sample: one image or clip of the source, with the facts about its bytes that its part's index keeps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,35 @@ LONGEST_ERROR = 1000  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
+class VideoFacts:
+    """A clip's facts beside those that an image has, too. Those of its bytes are None until they were read.
+
+    Attributes:
+        start, end: of the span that is asked for, in seconds; None: from the beginning, to the end.
+        codec, turns, frames, fps, duration, zero: as `index.video_header.VideoHeader` has them.
+        time_base_numerator, time_base_denominator: of a second: the unit of `pts`.
+        pts, entries: when frames are shown, and from which decoding may begin, as `index.video_facts` packs them.
+    """
+
+    start: float | None = None
+    end: float | None = None
+    codec: str | None = None
+    turns: int | None = None
+    frames: int | None = None
+    fps: float | None = None
+    duration: float | None = None
+    time_base_numerator: int | None = None
+    time_base_denominator: int | None = None
+    zero: int | None = None
+    pts: bytes | None = None
+    entries: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class IndexedSample:
-    """One image's facts. `offset` and `length` place its bytes in `source`; `member` is its full name in a tar.
+    """One image's facts, or one clip's.
+
+    `offset` and `length` place its bytes in `source`; `member` is its full name in a tar.
 
     Attributes:
         offset: of a Parquet file the row, of a manifest the line's first byte.
@@ -20,6 +47,8 @@ class IndexedSample:
         item: its number in the row's list of images.
         group: the row group, -1 elsewhere.
         members: the other members of a tar's sample, for carrying.
+        format: of an image, or the container of a clip.
+        video: of a clip; None of an image.
     """
 
     key: str
@@ -38,6 +67,18 @@ class IndexedSample:
     members: list[dict[str, Any]] | None = None
     status: str = rejects.OK
     error: str | None = None
+    video: VideoFacts | None = None
+
+    @property
+    def media(self) -> str:
+        """`image` or `video`."""
+        return "image" if self.video is None else "video"
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> IndexedSample:
+        """The inverse of `asdict`; columns that an index of an earlier version does not have are as of an image."""
+        video = row.get("video")
+        return cls(**row | {"video": None if video is None else VideoFacts(**video)})
 
     def rejected(self, reason: str, message: str) -> IndexedSample:
         """The same sample with a status out of `rejects.STATUSES`, and what is wrong with it in words."""

@@ -12,15 +12,16 @@ import pyarrow as pa
 
 from ..errors import DamagedPart, RequestError
 from .carried_values import plain_array
-from .columns import NO_COLUMN, image_problem, refuse_missing
-from .format import Columns
+from .columns import NO_COLUMN, holds_text, image_problem, refuse_missing
+from .format import Columns, MediaRule
 from .listing import Listing
+from .media import BOTH, IMAGE
 from .named_image import NamedImage, named_images
+from .named_media import END, NOTHING, START, Cells, media_rule_of, named_media
 from .part import SourceFile
 from .row_keys import NO_TEXT, name_of, values_of
 
 NOWHERE = SourceFile(path="", size=0, mtime_ns=0)  # of rows whose keys nobody needs
-NOTHING: tuple[Any, ...] = (None, "", [])
 _NONE_POSSIBLE = object()  # in a row whose image column is not there, or holds something else
 FILES_LOOKED_AT = 64  # for a column that the first file lacks, before it is taken for one that there is not
 
@@ -54,23 +55,24 @@ def check_columns(files: Iterable[tuple[str, pa.Schema]], columns: Columns, uri:
     Raises:
         RequestError: none has a column that is named, or the image column of each holds something else.
     """
-    missing = {"image_column": columns.image} | ({"key_column": columns.key} if columns.key else {})
+    needed, needed_setting = columns.needed
+    missing = {needed_setting: needed} | ({"key_column": columns.key} if columns.key else {})
     names: dict[str, None] = {}
     problems: dict[str, str] = {}  # of the image column, by the file
     found: tuple[str, pa.Schema] | None = None
     for path, schema in itertools.islice(files, FILES_LOOKED_AT):
         names |= dict.fromkeys(schema.names)
-        problems[path] = image_problem(schema, columns.image, path)
+        problems[path] = image_problem(schema, needed, path)
         if not problems[path]:
             found = found or (path, schema)
-            missing.pop("image_column", None)
+            missing.pop(needed_setting, None)
         if columns.key is not None and schema.get_field_index(columns.key) >= 0:
             missing.pop("key_column", None)
         if not missing:
             break
-    if "image_column" in missing and columns.image in names:
+    if needed_setting in missing and needed in names:
         problem = next(problem for problem in problems.values() if NO_COLUMN not in problem)
-        raise RequestError(f"source.image_column: {problem}")
+        raise RequestError(f"source.{needed_setting}: {problem}")
     where, they = f"no file of {uri} has a column", "they have"
     if len(problems) == 1:
         where, they = f"{next(iter(problems))} has no column", "it has"
@@ -78,6 +80,26 @@ def check_columns(files: Iterable[tuple[str, pa.Schema]], columns: Columns, uri:
         refuse_missing(f"source.{setting}", name, list(names), where, they)
     assert found is not None
     return found
+
+
+def media_rule_of_tables(
+    files: Iterable[tuple[str, pa.Schema]], column_of: Callable[[str, str], Iterator[pa.Array]], columns: Columns
+) -> MediaRule:
+    """Decides what is looked for, by the first files' columns.
+
+    Args:
+        column_of: reads a column of a file, batch by batch, as far as it can be read.
+    """
+    for path, schema in itertools.islice(files, FILES_LOOKED_AT):
+        cells: list[Iterator[Cells]] = []
+        if not image_problem(schema, columns.video, path):
+            cells.append(Cells(None, value) for batch in column_of(path, columns.video) for value in values_of(batch))
+        if not image_problem(schema, columns.image, path) and holds_text(schema.field(columns.image).type):
+            cells.append(Cells(value) for batch in column_of(path, columns.image) for value in values_of(batch))
+        for rows in cells:
+            if (rule := media_rule_of(rows)).media != IMAGE:
+                return rule
+    return MediaRule()
 
 
 def spans_of(file: SourceFile, rows_by_group: Sequence[int], rows_per_part: int) -> list[SourceFile]:
@@ -103,6 +125,7 @@ class RowImages:
     def __init__(self, schema: pa.Schema, file: SourceFile, path: str, columns: Columns) -> None:
         self._file, self._path, self._columns = file, path, columns
         self._problem = image_problem(schema, columns.image, file.path)
+        self._has_videos = columns.media != IMAGE and not image_problem(schema, columns.video, file.path)
         self._has_key = columns.key is not None and schema.get_field_index(columns.key) >= 0
 
     def of(self, batch: pa.RecordBatch, *, row: int, group: int) -> Iterator[NamedImage]:
@@ -111,6 +134,9 @@ class RowImages:
         Args:
             row: the first one's number in the file; `group`: theirs.
         """
+        if self._columns.media != IMAGE:
+            yield from self._media_of(batch, row, group)
+            return
         images = self._images(batch)
         keys = values_of(batch.column(self._columns.key)) if self._has_key else [None] * len(images)
         for number, (image, key) in enumerate(zip(images, keys, strict=True), row):
@@ -123,6 +149,28 @@ class RowImages:
                 yield NamedImage(key=name, offset=number, group=group, problem=problem)
                 continue
             for found in named_images(image, self._path, name, f"row {number}"):
+                yield replace(found, offset=number, group=group)
+
+    def _media_of(self, batch: pa.RecordBatch, row: int, group: int) -> Iterator[NamedImage]:
+        """`of`, where videos are looked for, too. A column that is not there, or can be none, names nothing."""
+        columns, nothing = self._columns, [None] * len(batch)
+
+        def values(name: str, *, there: bool) -> list[Any]:
+            return values_of(plain_array(batch.column(name))) if there else nothing
+
+        images = values(columns.image, there=columns.media == BOTH and not self._problem)
+        videos = values(columns.video, there=self._has_videos)
+        starts, ends = (values(name, there=name in batch.schema.names) for name in (START, END))
+        keys = values_of(batch.column(columns.key)) if columns.key is not None and self._has_key else nothing
+        rows = zip(map(Cells, images, videos, starts, ends), keys, strict=True)
+        for number, (cells, key) in enumerate(rows, row):
+            name, problem = name_of(key, self._file, number)
+            if NO_TEXT in (cells.image, cells.video):
+                problem = problem or f"row {number}: its image or video is not valid UTF-8"
+            if problem and cells.name_something:
+                yield NamedImage(key=name, offset=number, group=group, problem=problem)
+                continue
+            for found in named_media(cells, columns.media, self._path, name, f"row {number}"):
                 yield replace(found, offset=number, group=group)
 
     def _images(self, batch: pa.RecordBatch) -> list[Any]:

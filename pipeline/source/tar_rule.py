@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from ..errors import DamagedPart, SourceError
-from .format import Columns, MembersRule
+from .format import Columns, MediaRule, MembersRule
 from .listing import FirstImages, Listing
+from .media import BOTH, IMAGE, is_video
+from .part import SourcePlace
 from .tar import TarStream, walk
 from .tar_samples import EACH, GROUPED, is_image, is_named, split_key
 
@@ -34,7 +37,7 @@ def _look(listing: Listing, image_column: str, most: int) -> FirstImages:
     for file in listing:
         names: list[str] = []
         try:
-            names.extend(_image_names(os.path.join(listing.place.root, file.path), image_column, most))
+            names.extend(_image_names(listing.place, file.path, image_column, most))
         except (DamagedPart, SourceError):
             unsure = True
         if names:
@@ -79,12 +82,38 @@ def rule_of(names: Sequence[str], tar: str, image_column: str) -> MembersRule:
     return MembersRule(members=EACH, why=why)
 
 
-def _image_names(path: str, image_column: str, most: int) -> Iterator[str]:
+def media_rule(listing: Listing, columns: Columns) -> MediaRule:
+    """Decides what is looked for in tars, by the names in the first of them, in the last, and in one between.
+
+    Clips that stand beside images, under their keys, are what they always were: members for carrying.
+    """
+    images: set[str] = set()
+    videos: dict[str, str] = {}
+    for path in _some_of([file.path for file in listing]):
+        with suppress(DamagedPart, SourceError):  # for the index to report
+            for name in _image_names(listing.place, path, columns.image, IMAGES_LOOKED_AT):
+                key = f"{path}/{split_key(name)[0]}"
+                if is_video(name, BOTH):
+                    videos[key] = name
+                else:
+                    images.add(key)
+    if beside := sorted(images & videos.keys()):
+        name = videos[beside[0]]
+        why = f"source.media: auto took image: {name} stands beside an image of its key; video takes the videos instead"
+        return MediaRule(media=IMAGE, why=why)
+    return MediaRule(media=BOTH if videos else IMAGE)
+
+
+def _some_of(paths: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(paths[number] for number in (0, len(paths) // 2, -1))) if paths else []
+
+
+def _image_names(place: SourcePlace, path: str, image_column: str, most: int) -> Iterator[str]:
     """Raises DamagedPart, SourceError."""
     count = 0
-    with TarStream(path) as stream:
+    with TarStream(os.path.join(place.root, path)) as stream:
         for member, _ in walk(stream, wanted=()):
-            if is_image(member.name, image_column):
+            if is_image(member.name, image_column, place.media):
                 yield member.name
                 count += 1
             if count == most or (count and stream.position > BYTES_LOOKED_AT):

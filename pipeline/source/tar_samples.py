@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from .. import rejects
 from ..errors import DamagedPart
 from ..storage.names import left_alone_in
-from .image_formats import EXTENSIONS, NOT_DECODED
+from .image_formats import NOT_DECODED
+from .media import IMAGE, VIDEO, suffixes_of, video_named
 from .sample import IndexedSample
 from .tar import Member, TarStream, walk
 from .tar_links import ends_of
@@ -45,14 +46,14 @@ def is_named(suffix: str, image_column: str) -> bool:
     return image_column.lower() in (suffix, suffix.rpartition(".")[0])
 
 
-def wanted_suffixes(image_column: str) -> tuple[str, ...]:
-    """The suffixes of members that may be images, in lower case."""
-    return (*EXTENSIONS, "." + image_column.lower())
+def wanted_suffixes(image_column: str, media: str = IMAGE) -> tuple[str, ...]:
+    """The suffixes of members that may be images, or what else is looked for, in lower case."""
+    return (*suffixes_of(media), "." + image_column.lower())
 
 
-def is_image(name: str, image_column: str) -> bool:
-    """Whether a member is an image by its name, and none that is left alone."""
-    return name.lower().endswith(wanted_suffixes(image_column)) and not left_alone_in(name)
+def is_image(name: str, image_column: str, media: str = IMAGE) -> bool:
+    """Whether a member is an image, or what else is looked for, by its name, and none that is left alone."""
+    return name.lower().endswith(wanted_suffixes(image_column, media)) and not left_alone_in(name)
 
 
 @dataclass(kw_only=True)
@@ -81,11 +82,18 @@ class TarRule:
     Attributes:
         source: the tar's path below the source's root.
         members: `grouped` or `each`.
+        media: what is looked for.
     """
 
     source: str
     image_column: str
     members: str
+    media: str = IMAGE
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The suffixes of what is looked for."""
+        return wanted_suffixes(self.image_column, self.media)
 
 
 def samples_of_tar(path: str, rule: TarRule, facts: Facts) -> Iterator[IndexedSample]:
@@ -120,7 +128,7 @@ def samples_of_tar(path: str, rule: TarRule, facts: Facts) -> Iterator[IndexedSa
 
 def _gather(stream: TarStream, groups: dict[str, _Group], links: list[Member], rule: TarRule, facts: Facts) -> None:
     """Reads all members into their groups, but links. Raises DamagedPart, SourceError: `groups` has what was before."""
-    wanted = wanted_suffixes(rule.image_column)
+    wanted = rule.wanted
     for member, data in walk(stream, wanted):
         key, suffix = split_key(member.name, rule.members)
         if not suffix or left_alone_in(member.name):  # WebDataset knows no member without an extension
@@ -148,7 +156,7 @@ def _gather(stream: TarStream, groups: dict[str, _Group], links: list[Member], r
 
 def _follow(stream: TarStream, groups: dict[str, _Group], links: Sequence[Member], rule: TarRule, facts: Facts) -> None:
     """Makes of each link what it leads to: an image, or what stands beside one. Raises DamagedPart, SourceError."""
-    wanted = wanted_suffixes(rule.image_column)
+    wanted = rule.wanted
 
     def known(name: str) -> Member | None:
         return _member_of(groups, name, rule)
@@ -196,7 +204,14 @@ def _member_of(groups: dict[str, _Group], name: str, rule: TarRule) -> Member | 
 def _sample_of(member: Member, key: str, rule: TarRule) -> IndexedSample:
     """A member as a sample of which nothing but its place is known."""
     name = member.name if rule.members == EACH else key
-    return IndexedSample(key=name, source=rule.source, member=member.name, offset=member.offset, length=member.length)
+    return IndexedSample(
+        key=name,
+        source=rule.source,
+        member=member.name,
+        offset=member.offset,
+        length=member.length,
+        video=video_named(member.name, rule.media),
+    )
 
 
 def _drop_broken(stream: TarStream, groups: dict[str, _Group], rule: TarRule) -> None:
@@ -213,7 +228,7 @@ def _drop_broken(stream: TarStream, groups: dict[str, _Group], rule: TarRule) ->
 def _kinds(group: _Group, rule: TarRule) -> set[str]:
     """The suffixes of a group's members in lower case; one image format is as good as another."""
     kinds = (split_key(name, rule.members)[1].lower() for name in group.names)
-    return {kind.rpartition(".")[0] + "." if f".{kind}".endswith(EXTENSIONS) else kind for kind in kinds}
+    return {kind.rpartition(".")[0] + "." if f".{kind}".endswith(suffixes_of(rule.media)) else kind for kind in kinds}
 
 
 def _samples_of(key: str, group: _Group, rule: TarRule, facts: Facts) -> list[IndexedSample]:
@@ -242,13 +257,14 @@ def _samples_of(key: str, group: _Group, rule: TarRule, facts: Facts) -> list[In
         return [group.lost[0], *map(_by_member, group.lost[1:])]
     nothing = IndexedSample(key=key, source=rule.source, offset=group.first)
     message = f"no image among its members: {', '.join(sorted(group.names))}"
-    return [nothing.rejected(status_without_image(group.names), message)]
+    return [nothing.rejected(status_without_image(group.names, rule.media), message)]
 
 
-def status_without_image(names: Iterable[str]) -> str:
+def status_without_image(names: Iterable[str], media: str = IMAGE) -> str:
     """The status of a sample of these members: text alone is no reject, an image of another format, or name, is."""
     endings = [os.path.splitext(name.lower())[1].strip() for name in names]
-    return rejects.MISSING_IMAGE if any(one in (*EXTENSIONS, *NOT_DECODED) for one in endings) else rejects.NO_IMAGE
+    named = suffixes_of(media) if media == VIDEO else (*suffixes_of(media), *NOT_DECODED)
+    return rejects.MISSING_IMAGE if any(one in named for one in endings) else rejects.NO_IMAGE
 
 
 def _by_member(sample: IndexedSample) -> IndexedSample:

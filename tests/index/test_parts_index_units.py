@@ -17,7 +17,8 @@ from pipeline.config import Source
 from pipeline.errors import DamagedPart, OutputError, RequestError, SourceError
 from pipeline.grid import Geometry
 from pipeline.index.changes import digest_of
-from pipeline.index.headers import Header, PlainReader
+from pipeline.index.header_reader import PlainReader
+from pipeline.index.headers import Header
 from pipeline.index.read import read_index_arrays, read_index_rows
 from pipeline.index.units import MAX_UNIT_SAMPLES, cut_units
 from pipeline.index.write import index_part, index_samples

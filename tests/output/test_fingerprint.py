@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import Config, parse_config
+from pipeline.index.video_rules import resolve_sampling
 from pipeline.output.fingerprint import config_facts, fingerprint_of
 from pipeline.output.info import read_dataset
 
@@ -60,7 +61,15 @@ FREE: dict[str, tuple[Any, Any]] = {
 }
 
 
-def fingerprint(name: str, value: object) -> str:
+# What decides a byte of clips, and no fact where there are none.
+OF_CLIPS: dict[str, tuple[Any, Any]] = {
+    "preprocess.video": ({}, {"fps": 2.0}),
+    "source.media": ("auto", "video"),
+    "source.video_column": ("video", "clip"),
+}
+
+
+def fingerprint(name: str, value: object, *, clips: bool = False) -> str:
     tree: dict[str, dict[str, object]] = {
         "source": {"uri": "in"},
         "model": {"path": "m", "dtype": "bfloat16"},
@@ -68,17 +77,26 @@ def fingerprint(name: str, value: object) -> str:
     }
     section, _, field = name.partition(".")
     tree[section] = tree.get(section, {}) | {field: value}
-    return fingerprint_of(config_facts(parse_config(tree)))
+    config = parse_config(tree)
+    sampling = resolve_sampling(config.preprocess.video, "qwen2_5_vl", 14, 2) if clips else None
+    return fingerprint_of(config_facts(config, sampling))
 
 
 def test_every_field_is_said_to_decide_bytes_or_not_to() -> None:
-    assert sorted([*VALUES, *FREE]) == sorted(FIELDS)
+    assert sorted([*VALUES, *FREE, *OF_CLIPS]) == sorted(FIELDS)
 
 
 @pytest.mark.parametrize("name", VALUES)
 def test_what_decides_bytes_changes_the_fingerprint(name: str) -> None:
     first, second = VALUES[name]
     assert first != second and fingerprint(name, first) != fingerprint(name, second)
+
+
+@pytest.mark.parametrize("name", OF_CLIPS)
+def test_what_decides_clips_counts_where_there_are_some(name: str) -> None:
+    first, second = OF_CLIPS[name]
+    assert fingerprint(name, first, clips=True) != fingerprint(name, second, clips=True)
+    assert fingerprint(name, first) == fingerprint(name, second)
 
 
 @pytest.mark.parametrize("name", FREE)

@@ -18,7 +18,7 @@ from transformers import Qwen2VLImageProcessor
 from pipeline import rejects
 from pipeline.config import Source
 from pipeline.grid import Geometry
-from pipeline.index.headers import PlainReader
+from pipeline.index.header_reader import PlainReader
 from pipeline.index.read import read_index_arrays, read_index_rows
 from pipeline.index.units import Unit, cut_units
 from pipeline.index.write import index_part

@@ -22,7 +22,7 @@ from pipeline.index.video_header import read_video_header
 from pipeline.index.video_rules import resolve_sampling
 from pipeline.index.video_sampling import ClipPlan, plan_clip
 from pipeline.prepare.guard import GuardedReader, ImageReader
-from pipeline.prepare.video import VideoFile, prepare_clips, row_bytes
+from pipeline.prepare.video import VideoFile, prepare_clips
 from pipeline.prepare.video_decode import decode_frames
 from pipeline.prepare.video_frames import plan_frames, prepare_frame
 from pipeline.rejects import Reject
@@ -57,7 +57,7 @@ def ours(name, sampling, **span):
     data = clip_of(name)
     header = read_video_header(data)
     plan = plan_clip(header.frames, header.fps, header.height, header.width, sampling)
-    rows = np.full((plan.patches, row_bytes(sampling)), 7, np.uint8)
+    rows = np.full((plan.patches, sampling.row_bytes), 7, np.uint8)
     assert clips_of(data, header, [plan], sampling, [rows]) == [None]
     return plan, rows
 
@@ -178,7 +178,7 @@ def test_spans_of_one_file_are_made_in_one_pass() -> None:
     data, sampling = clip_of("bikes.mp4"), sampling_of("qwen3_vl", 16, max_pixels=8 * 100 * 1024)
     header = read_video_header(data)
     plans = [plan_clip(count, header.fps, 272, 640, sampling, first) for first, count in ((0, 250), (40, 60), (90, 30))]
-    rows = [np.empty((plan.patches, row_bytes(sampling)), np.uint8) for plan in plans]
+    rows = [np.empty((plan.patches, sampling.row_bytes), np.uint8) for plan in plans]
     opened = mock.Mock(wraps=av.open)
     with mock.patch.object(av, "open", opened):
         assert clips_of(data, header, plans, sampling, rows) == [None] * 3
@@ -193,7 +193,7 @@ def test_damage_costs_the_clips_that_it_is_in() -> None:
     data, header = made("h264.mp4"), read_video_header(made("h264.mp4"))
     sampling = sampling_of("qwen3_vl", 16, num_frames=4)
     plans = [plan_clip(10, header.fps, 48, 64, sampling, first) for first in (0, 36)]
-    rows = [np.empty((plan.patches, row_bytes(sampling)), np.uint8) for plan in plans]
+    rows = [np.empty((plan.patches, sampling.row_bytes), np.uint8) for plan in plans]
     cut = data[: data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2]
     first, second = clips_of(cut, header, plans, sampling, rows)
     assert first is None and second is not None and second.reason == "truncated"
@@ -206,7 +206,7 @@ def test_a_clip_that_does_not_decode_is_corrupt() -> None:
     data = flipped(made("h264.mp4"), 20, seed=1)
     header = read_video_header(data)
     plan = plan_clip(50, header.fps, 48, 64, sampling_of())
-    rows = np.empty((plan.patches, row_bytes(sampling_of())), np.uint8)
+    rows = np.empty((plan.patches, sampling_of().row_bytes), np.uint8)
     (reject,) = clips_of(data, header, [plan], sampling_of(), [rows])
     assert reject is not None and reject.reason == "corrupt"
 
@@ -256,7 +256,7 @@ def test_frame_images_of_qwen_vl_utils_are_resized_twice(count, budget) -> None:
 
 def images_of(frames, sampling):
     plan = plan_frames(len(frames), frames.shape[2], frames.shape[1], sampling)
-    rows = np.empty((plan.patches, row_bytes(sampling)), np.uint8)
+    rows = np.empty((plan.patches, sampling.row_bytes), np.uint8)
     for position, pixels in enumerate(frames):
         prepare_frame(position, pixels, plan, sampling, rows)
     return plan, rows

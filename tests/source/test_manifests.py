@@ -18,6 +18,7 @@ from pipeline.errors import RequestError
 from pipeline.estimate.sampling import draw
 from pipeline.index.write import index_samples
 from pipeline.source import manifest as manifests
+from pipeline.source import manifest_file
 from pipeline.source.carry import carried_schema
 from pipeline.source.format import Columns
 from pipeline.source.formats import csv_rows, format_named, json_array
@@ -140,7 +141,7 @@ def test_every_record_is_found_again_with_what_it_holds(
 ) -> None:
     monkeypatch.setattr(json_array, "BYTES_AT_ONCE", bytes_at_once)
     monkeypatch.setattr(manifests, "RECORDS_PER_PART", part_records)
-    monkeypatch.setattr(manifests, "SKIPPED_BYTES", 100)
+    monkeypatch.setattr(manifest_file, "SKIPPED_BYTES", 100)
     rows = [{"note": text, "id": f"k{number}", "image": "1.png"} for number, text in enumerate(ODD * 2)]
     rows[5]["image"], rows[9]["image"] = VALUE, ""
     read = Read(write(folder / name, rows), carry=("note", "id"), key_column="id")

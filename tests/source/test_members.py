@@ -16,7 +16,7 @@ from pipeline import rejects
 from pipeline.config import Source
 from pipeline.errors import DamagedPart, RequestError
 from pipeline.estimate.sampling import Headers
-from pipeline.index.headers import PlainReader
+from pipeline.index.header_reader import PlainReader
 from pipeline.index.read import read_index_arrays, read_index_rows
 from pipeline.index.write import index_part, index_samples
 from pipeline.output.verify import Verifier

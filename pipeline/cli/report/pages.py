@@ -159,13 +159,7 @@ def stats_page(output: AnyPath, connection: Any, result: dict[str, Any]) -> str:
     """Makes the page of an output: numbers, plots, and a few samples as the tower saw them."""
     dataset = read_dataset(output)
     config = dataset.config
-    sections = [
-        Section(
-            title=title,
-            body=table([[_words(name), number_text(name, result[name])] for name in names if name in result]),
-        )
-        for title, names in NUMBERS.items()
-    ]
+    sections = [Section(title=title, body=_numbers(result, names)) for title, names in NUMBERS.items()]
     sections.append(Section(title="Bytes it would take otherwise", body=_sizes(result)))
     over = result["over_time"]
     if over:
@@ -250,6 +244,11 @@ def _rows(connection: Any, query: str) -> list[dict[str, Any]]:
     answer = connection.execute(f"SELECT {query}")
     names = [column[0] for column in answer.description]
     return [dict(zip(names, values, strict=True)) for values in answer.fetchall()]
+
+
+def _numbers(result: dict[str, Any], names: Sequence[str]) -> str:
+    """A table of those of some numbers that there are."""
+    return table([[_words(name), number_text(name, result[name])] for name in names if name in result])
 
 
 def _figure(row: dict[str, Any], pictures: Pictures) -> str:

@@ -14,11 +14,12 @@ from ... import rejects
 from ...encode.dtypes import STORED, is_scaled, norms_of, restore, scale_bytes, scale_of
 from ...errors import OutputError, SourceError
 from ...index.read import find_index_row
+from ...index.video_facts import header_of, plan_of
 from ...output.info import read_dataset
 from ...output.layout import unit_id_of
+from ...prepare.decode import Uint8
 from ...prepare.guard import GuardedReader
 from ...prepare.patches import resize
-from ...source.format import Columns
 from ...source.formats import format_named
 from ...source.plan import Plan
 from ...source.sample import IndexedSample
@@ -38,7 +39,7 @@ class Pictures:
         self._output, self._plan = output, Plan(output)
         self._info, self._dtype = read_dataset(output), config["output"]["dtype"]
         assert self._plan.planned is not None
-        self._reader = format_named(self._plan.planned.format).reader(Columns(image=config["source"]["image_column"]))
+        self._reader = format_named(self._plan.planned.format).reader(self._plan.planned.columns)
         self._images = GuardedReader(config["limits"]["sample_seconds"])
 
     def __enter__(self) -> Pictures:
@@ -53,11 +54,11 @@ class Pictures:
         from matplotlib import colormaps
 
         merge = self._info.merge_size
-        _, height, width = row["grid_thw"]
+        pairs, height, width = row["grid_thw"]  # of a clip, frame pair under frame pair
         norms = self._norms(row)
         low, high = float(norms.min()), float(norms.max())
         colours = colormaps["viridis"]((norms - low) / max(high - low, 1e-9))[..., :3]
-        return Image.fromarray((colours * 255).astype(np.uint8).reshape(height // merge, width // merge, 3))
+        return Image.fromarray((colours * 255).astype(np.uint8).reshape(pairs * height // merge, width // merge, 3))
 
     def _norms(self, row: dict[str, Any]) -> np.ndarray:
         """Computes one row's norms, of its main stream, from its own bytes: float32 [num_tokens]."""
@@ -77,13 +78,15 @@ class Pictures:
         return np.asarray(norms_of(restore(values_MO, scale_MS), streams)[:, 0])
 
     def seen(self, row: dict[str, Any]) -> Image.Image:
-        """The image as it was resized, with the edges of its patches; a reject as it is.
+        """The image, or a clip's first frame that was taken, as it was resized, with the edges of its patches.
+
+        A reject is shown as it is.
 
         Raises:
             KeyError, Reject, SourceError, OSError: it cannot be read any more.
         """
         sample, data = self._bytes_of(row)
-        pixels = self._images.pixels(sample.key, data, sample.orientation or 1)
+        pixels = self._pixels(sample, data)
         if row["status"] != rejects.OK:
             image = Image.fromarray(pixels)
             image.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
@@ -100,6 +103,18 @@ class Pictures:
             drawing.line([(edge, 0), (edge, size[1])], fill=EDGE)
             drawing.line([(0, edge), (size[0], edge)], fill=EDGE)
         return Image.alpha_composite(image, lines).convert("RGB")
+
+    def _pixels(self, sample: IndexedSample, data: bytes) -> Uint8:
+        """Raises Reject."""
+        if sample.video is None:
+            return self._images.pixels(sample.key, data, sample.orientation or 1)
+        assert sample.width is not None and sample.height is not None
+        plan = plan_of(sample.video, sample.width, sample.height, self._info.geometry)
+        taken: list[Uint8] = []
+        self._images.frames(
+            sample.key, data, header_of(sample), plan.frames[:1], lambda index, pixels: taken.append(pixels.copy())
+        )
+        return taken[0]
 
     def _bytes_of(self, row: dict[str, Any]) -> tuple[IndexedSample, bytes]:
         first = unit_id_of(row["shard"]).part if row["shard"] else None

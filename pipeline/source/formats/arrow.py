@@ -20,14 +20,14 @@ from ..carried_types import schema_of_tables
 from ..carried_values import Carried, carried_of_table, rows_of
 from ..columns import holds_text
 from ..drawing import DRAWS, Draw, Drawing, Draws
-from ..format import Columns, Facts, SourceFormat, UnitBytes
+from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes
 from ..listing import Listing
 from ..named_image import NamedImage, indexed, inline_bytes, refuse_urls, reread_image_file
 from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
 from ..row_keys import values_of
 from ..sample import IndexedSample
-from ..table import NOWHERE, RowImages, check_columns, spans_of, whole_files
+from ..table import NOWHERE, RowImages, check_columns, media_rule_of_tables, spans_of, whole_files
 from ..unknown import file_is
 
 ROWS_PER_PART = 65_536
@@ -65,9 +65,13 @@ class Arrow(SourceFormat):
         if not listing.count:
             raise RequestError(f"source.uri: {uri} holds no arrow file")
         path, schema = check_columns(whole_files(listing, _schema_of), columns, uri)
-        if holds_text(schema.field(columns.image).type):
-            images = (value for column in _column_of(path, columns.image) for value in values_of(column))
-            refuse_urls(images, columns.image, path)
+        needed, _ = columns.needed
+        if holds_text(schema.field(needed).type):
+            images = (value for column in _column_of(path, needed) for value in values_of(column))
+            refuse_urls(images, needed, path)
+
+    def media_rule(self, listing: Listing, columns: Columns) -> MediaRule:
+        return media_rule_of_tables(_schemas(listing), _column_of, columns)
 
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         path = os.path.join(place.root, file.path)
@@ -94,7 +98,7 @@ class Arrow(SourceFormat):
             raise listing_error(f"source: {path}: its keys cannot be read: {error}", error) from error
 
     def reader(self, columns: Columns) -> BatchReader:
-        return BatchReader(columns.image)
+        return BatchReader(columns)
 
     def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
         """From the schema of every file that has one."""
@@ -108,8 +112,8 @@ class Arrow(SourceFormat):
 class BatchReader:
     """Reads the images of rows, batch by batch, and the files that rows name."""
 
-    def __init__(self, image_column: str) -> None:
-        self._image_column = image_column
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
 
     def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
         (file,) = part.files
@@ -119,11 +123,12 @@ class BatchReader:
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             data: Iterator[bytes | None] = map_ahead(pool, reread_image_file, named, 0)
             found = {id(sample): one for sample, one in zip(named, data, strict=True)}
-        inside = [sample for sample in wanted if sample.path is None]
-        cells = _read_columns(part, inside, [self._image_column]).column(0) if inside else []
-        for sample, cell in zip(inside, cells, strict=True):
-            value = cell if sample.item is None else cell[sample.item]
-            found[id(sample)] = inline_bytes(value.as_py())
+        for column in dict.fromkeys(map(self._columns.of, wanted)):
+            inside = [sample for sample in wanted if sample.path is None and self._columns.of(sample) == column]
+            cells = _read_columns(part, inside, [column]).column(0) if inside else []
+            for sample, cell in zip(inside, cells, strict=True):
+                value = cell if sample.item is None else cell[sample.item]
+                found[id(sample)] = inline_bytes(value.as_py())
         return UnitBytes([found.get(id(sample)) for sample in samples], [{} for _ in samples])
 
     def carried(

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from ..lines import BOM
-from ..manifest import Manifest, ManifestFile, Record
+from ..manifest import Manifest
+from ..manifest_file import ManifestFile, Record
 
 DELIMITERS = (",", "\t", ";", "|")
 LARGEST_FIELD_BYTES = 1 << 28

@@ -1,4 +1,4 @@
-"""Folder: image files below a folder. Parts are runs of the sorted listing; a key is the path below the folder."""
+"""Folder: images and videos below a folder. Parts are runs of the sorted listing; a key is the path below it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from ...process import DaemonThreads
 from ...storage.files import READS_AT_ONCE, kind_of, map_ahead, read_input, reads_ahead, why_unlistable, why_unreadable
 from ..carried_values import Carried, carried_of_rows
 from ..drawing import DRAWS, Draw, Drawing, Draws
-from ..format import Columns, Facts, SourceFormat, UnitBytes
+from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes
 from ..image_formats import EXTENSIONS
 from ..listing import Listing
+from ..media import BOTH, IMAGE, VIDEO, suffixes_of, video_named
 from ..members import FilesBeside, members_schema, refuse_absent
 from ..part import Part, SourceFile
 from ..planned import check_unchanged, read_planned
@@ -48,13 +49,21 @@ class Folder(SourceFormat):
             hint += f"; for its tars write {uri.rstrip('/')}/*.tar"
         if any(ignored[suffix] for suffix in PACKED):
             hint += "; of what is packed only .tar.gz and .tgz are read: unpack the rest"
-        raise RequestError(f"source.uri: {uri} holds no image ({', '.join(EXTENSIONS)}){hint}")
+        media = listing.place.media
+        what = {IMAGE: "image", VIDEO: "video"}.get(media, "image or video")
+        raise RequestError(f"source.uri: {uri} holds no {what} ({', '.join(suffixes_of(media))}){hint}")
+
+    def suffixes_of(self, media: str) -> tuple[str, ...]:
+        return suffixes_of(media)
+
+    def media_rule(self, listing: Listing, columns: Columns) -> MediaRule:
+        return MediaRule(media=BOTH if listing.videos else IMAGE)
 
     def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
         with DaemonThreads(READS_AT_ONCE) as pool:
             read = map_ahead(pool, partial(_read_if_readable, part.root), part.files, reads_ahead(part.root))
             for file, data in zip(part.files, read, strict=True):
-                sample = IndexedSample(key=file.path, source=file.path)
+                sample = IndexedSample(key=file.path, source=file.path, video=video_named(file.path, columns.media))
                 if isinstance(data, str):
                     yield sample.rejected(rejects.MISSING_IMAGE, data)
                 else:

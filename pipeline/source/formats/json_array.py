@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 
 from ..json_object import object_of
 from ..lines import BOM, starts_with
-from ..manifest import Manifest, ManifestFile, Record
+from ..manifest import Manifest
+from ..manifest_file import ManifestFile, Record
 
 BYTES_AT_ONCE = 1 << 18
 LARGEST_OBJECT_BYTES = 1 << 28

@@ -17,15 +17,17 @@ from ..carried_types import schema_of_tables
 from ..carried_values import Carried, carried_of_table
 from ..columns import holds_text
 from ..drawing import DRAWS, Draw, Drawing, Drawn, Draws
-from ..format import Columns, Facts, SourceFormat, UnitBytes
+from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes
 from ..listing import Listing
+from ..media import IMAGE
 from ..named_image import NamedImage, indexed, inline_bytes, refuse_urls, reread_image_file
+from ..named_media import columns_read
 from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
 from ..row_cursor import Batches, RowCursor, open_parquet
 from ..row_keys import keys_of_rows, values_of
 from ..sample import IndexedSample
-from ..table import NOWHERE, RowImages, check_columns, spans_of, whole_files
+from ..table import NOWHERE, RowImages, check_columns, media_rule_of_tables, spans_of, whole_files
 from ..unknown import file_is
 
 ROWS_PER_PART = 65_536
@@ -50,9 +52,13 @@ class Parquet(SourceFormat):
         if not listing.count:
             raise RequestError(f"source.uri: {uri} holds no parquet file")
         path, schema = check_columns(whole_files(listing, _schema_of), columns, uri)
-        if holds_text(schema.field(columns.image).type):
-            images = (value for column in _column_of(path, columns.image) for value in values_of(column))
-            refuse_urls(images, columns.image, path)
+        needed, _ = columns.needed
+        if holds_text(schema.field(needed).type):
+            images = (value for column in _column_of(path, needed) for value in values_of(column))
+            refuse_urls(images, needed, path)
+
+    def media_rule(self, listing: Listing, columns: Columns) -> MediaRule:
+        return media_rule_of_tables(_schemas(listing), _column_of, columns)
 
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         path = os.path.join(place.root, file.path)
@@ -68,6 +74,9 @@ class Parquet(SourceFormat):
     def keys(self, place: SourcePlace, span: SourceFile, columns: Columns) -> Iterator[str]:
         path = os.path.join(place.root, span.path)
         try:
+            if columns.media != IMAGE:
+                yield from (one.key for one in _images_of_rows(path, span, columns))
+                return
             with open_parquet(path) as parquet:
                 yield from keys_of_rows(parquet, span, columns)
         except (OSError, pa.ArrowException, KeyError) as error:
@@ -76,7 +85,7 @@ class Parquet(SourceFormat):
             raise listing_error(f"source: {path}: its keys cannot be read: {error}", error) from error
 
     def reader(self, columns: Columns) -> RowReader:
-        return RowReader(columns.image)
+        return RowReader(columns)
 
     def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
         """From the schema of every file that is whole."""
@@ -94,8 +103,8 @@ class Parquet(SourceFormat):
 class RowReader:
     """Reads the images of rows, and the files that rows name; goes on where the unit before it ended."""
 
-    def __init__(self, image_column: str) -> None:
-        self._image_column = image_column
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
         self._cursors: dict[tuple[str, ...], RowCursor] = {}
         self._path = ""
 
@@ -103,18 +112,18 @@ class RowReader:
         (file,) = part.files
         check_unchanged(part.root, file)
         encoded: list[bytes | None] = [None] * len(samples)
-        inside: list[int] = []
+        inside: dict[str, list[int]] = {}  # by column
         for index, sample in enumerate(samples):
             if sample.sha256 is not None and sample.path is not None:
                 encoded[index] = reread_image_file(sample)
             elif sample.sha256 is not None:
-                inside.append(index)
-        if inside:
+                inside.setdefault(self._columns.of(sample), []).append(index)
+        for column, indices in inside.items():
             # A row once, however many images its list has.
-            rows = {samples[index].offset: samples[index] for index in inside}
-            cells = self._rows(part, list(rows.values()), [self._image_column]).column(0)
+            rows = {samples[index].offset: samples[index] for index in indices}
+            cells = self._rows(part, list(rows.values()), [column]).column(0)
             value_of = dict(zip(rows, cells, strict=True))
-            for index in inside:
+            for index in indices:
                 value, item = value_of[samples[index].offset], samples[index].item
                 encoded[index] = inline_bytes(value.as_py() if item is None else value[item].as_py())
         return UnitBytes(encoded, [{} for _ in samples])
@@ -165,6 +174,13 @@ def _schema_if_whole(path: str) -> pa.Schema | None:
         return None  # for the plan to report
 
 
+def _schemas(listing: Listing) -> Iterator[tuple[str, pa.Schema]]:
+    for file in listing:
+        path = os.path.join(listing.place.root, file.path)
+        if (schema := _schema_if_whole(path)) is not None:
+            yield path, schema
+
+
 def _column_of(path: str, name: str) -> Iterator[pa.Array]:
     """A column of a file, batch by batch, as far as it can be read."""
     with suppress(DamagedPart), _planning(path):  # for the index to report
@@ -173,7 +189,8 @@ def _column_of(path: str, name: str) -> Iterator[pa.Array]:
 
 
 def _images_of_rows(path: str, file: SourceFile, columns: Columns) -> Iterator[NamedImage]:
-    names = [columns.image] if columns.key in (None, columns.image) else [columns.image, columns.key]
+    names = columns_read(columns)
+    names += [columns.key] if columns.key is not None and columns.key not in names else []
     row = file.row
     batches = Batches(path, range(file.first, file.last), names)
     rows: RowImages | None = None

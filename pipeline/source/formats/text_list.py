@@ -14,6 +14,7 @@ from ...storage.files import open_input
 from ..format import Columns
 from ..lines import LineFile, LineManifest
 from ..listing import Listing
+from ..media import VIDEO
 from ..unknown import LOOKED_AT, no_list_but
 
 PATH = "path"
@@ -53,4 +54,4 @@ class Text(LineManifest):
         raise RequestError(f"source.carry: {', '.join(names)}: a list of paths has no columns")
 
     def columns(self, columns: Columns) -> Columns:
-        return replace(columns, image=PATH)
+        return replace(columns, image=PATH, video=PATH if columns.media == VIDEO else "")

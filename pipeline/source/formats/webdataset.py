@@ -12,15 +12,15 @@ import pyarrow as pa
 from ...errors import RequestError, SourceError, source_error
 from ..carried_values import Carried, carried_of_rows
 from ..drawing import DRAWS, Draw, Drawing, Draws, wrapped
-from ..format import Columns, Facts, MembersRule, SourceFormat, UnitBytes
-from ..image_formats import EXTENSIONS
+from ..format import Columns, Facts, MediaRule, MembersRule, SourceFormat, UnitBytes
 from ..listing import Listing
+from ..media import IMAGE, VIDEO, suffixes_of
 from ..members import members_schema, refuse_absent, wanted_members
 from ..part import Part, SourceFile
 from ..planned import check_unchanged, read_planned
 from ..sample import IndexedSample
 from ..tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES, TarStream, walk
-from ..tar_rule import first_images, members_rule
+from ..tar_rule import first_images, media_rule, members_rule
 from ..tar_samples import TarRule, samples_of_tar
 from ..tar_windows import samples_in_range
 
@@ -49,7 +49,12 @@ class WebDataset(SourceFormat):
     def check(self, listing: Listing, columns: Columns, uri: str) -> None:
         found = first_images(listing, columns.image, most=1)
         if not found.names and not found.unsure:
-            raise RequestError(f"source.uri: {uri} holds no image ({', '.join(EXTENSIONS)}) in any tar")
+            media = listing.place.media
+            what = {IMAGE: "image", VIDEO: "video"}.get(media, "image or video")
+            raise RequestError(f"source.uri: {uri} holds no {what} ({', '.join(suffixes_of(media))}) in any tar")
+
+    def media_rule(self, listing: Listing, columns: Columns) -> MediaRule:
+        return media_rule(listing, columns)
 
     def members_rule(self, listing: Listing, columns: Columns) -> MembersRule:
         return members_rule(listing, columns)
@@ -57,7 +62,7 @@ class WebDataset(SourceFormat):
     def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
         for file in part.files:
             check_unchanged(part.root, file)
-            rule = TarRule(source=file.path, image_column=columns.image, members=part.members)
+            rule = TarRule(source=file.path, image_column=columns.image, members=part.members, media=columns.media)
             yield from samples_of_tar(os.path.join(part.root, file.path), rule, facts)
 
     def reader(self, columns: Columns) -> TarReader:
