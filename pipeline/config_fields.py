@@ -159,7 +159,7 @@ class Model(_Section):
     """A commit, tag or branch of a Hub id."""
 
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], BeforeValidator(_dtype)] = "auto"
-    """Of weights and computation. auto: bfloat16 where the device multiplies it fast (GPUs; CPUs with AMX or
+    """Dtype of weights and computation. auto: bfloat16 where the device multiplies it fast (GPUs; CPUs with AMX or
     AVX512-BF16), else float32; what it came to is in the output's configuration."""
 
     linear: Literal["exact", "fp8"] = "exact"
@@ -188,7 +188,7 @@ class Output(_Section):
     """Where the output lies: a folder, or object storage."""
 
     format: Literal["parquet", "webdataset"] = "parquet"
-    """Of the data shards."""
+    """Format of the data shards."""
 
     stage: Literal["merged", "pre_merger"] = "merged"
     """merged: the tokens that a language model takes; pre_merger: what the merger would get."""
@@ -214,7 +214,7 @@ class Cluster(_Section):
     """ray, or inline: the same stages in one process, without Ray."""
 
     address: Uri = "auto"
-    """Of a Ray cluster; auto: the one that runs here, else one is started on this machine."""
+    """Address of a Ray cluster; auto: the one that runs here, else one is started on this machine."""
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto takes GPUs, and the CPU only on a machine without; cuda waits for GPUs; cpu."""
