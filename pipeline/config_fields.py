@@ -64,7 +64,7 @@ class Source(_Section):
     """How the source is read; auto decides by what lies there, and says so."""
 
     media: Literal["auto", "image", "video"] = "auto"
-    """What is looked for. auto: images, and videos where the source has some; decided once, when it is planned."""
+    """Media that are looked for. auto: images, and videos where the source has some; decided once."""
 
     image_column: str = "image"
     """The column or field that holds the image: bytes, {bytes, path}, a path, a data: value, or a list of those. In
@@ -266,10 +266,10 @@ class Config(_Section):
     """How images share forward passes."""
 
     output: Output
-    """What is written, and where."""
+    """The form of the output, and its place."""
 
     cluster: Cluster = Cluster()
     """Who does the work."""
 
     limits: Limits = Limits()
-    """What is too much."""
+    """Bounds of images, time and failures."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from ..errors import DamagedPart, RequestError
+from ..errors import DamagedPart, RequestError, is_of_the_file, listing_error
 from .carried_values import plain_array
 from .columns import NO_COLUMN, holds_text, image_problem, refuse_missing
 from .format import Columns, MediaRule
@@ -20,6 +21,7 @@ from .named_image import NamedImage, named_images
 from .named_media import END, NOTHING, START, Cells, media_rule_of, named_media
 from .part import SourceFile
 from .row_keys import NO_TEXT, name_of, values_of
+from .unknown import file_is
 
 NOWHERE = SourceFile(path="", size=0, mtime_ns=0)  # of rows whose keys nobody needs
 _NONE_POSSIBLE = object()  # in a row whose image column is not there, or holds something else
@@ -181,3 +183,23 @@ class RowImages:
         if not there:
             return [_NONE_POSSIBLE] * len(batch)
         return [_NONE_POSSIBLE if valid else None for valid in batch.column(self._columns.image).is_valid().to_pylist()]
+
+
+@contextmanager
+def planning(path: str, name: str, kind: str) -> Iterator[None]:
+    """Names the file in what goes wrong before anything is written.
+
+    Args:
+        name: of its format; `kind`: what it should be, `a Parquet file`.
+
+    Raises:
+        RequestError, SourceBusy: it cannot be read.
+        DamagedPart: that is because of its bytes.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException, KeyError) as error:
+        said = f"{path}: cannot be read as {name}: {error}"
+        if is_of_the_file(error):
+            raise DamagedPart(said + file_is(path, kind)) from error
+        raise listing_error(f"source: {said}", error) from error

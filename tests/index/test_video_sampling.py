@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import qwen_vl_utils.vision_process as utils
 import torch
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize as resize_qwen2
@@ -22,7 +23,6 @@ from pipeline.index.video_rules import RULES, resolve_sampling
 from pipeline.index.video_sampling import clip_size, frame_count, frame_indices, plan_clip
 from pipeline.index.video_times import second_per_grid, span_of, timestamps
 
-utils = pytest.importorskip("qwen_vl_utils.vision_process")
 RATES = (24.0, 25.0, 30.0, 30000 / 1001, 12.8, 60.0, 7.3, 120.0, 0.5)
 FUSED = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 

@@ -10,6 +10,7 @@ from unittest import mock
 import av
 import numpy as np
 import pytest
+import qwen_vl_utils.vision_process as utils
 import torch
 from clips import FRAMES, MADE, NAMES, clip_of, flipped, made
 from PIL import Image
@@ -27,7 +28,6 @@ from pipeline.prepare.video_decode import decode_frames
 from pipeline.prepare.video_frames import plan_frames, prepare_frame
 from pipeline.rejects import Reject
 
-utils = pytest.importorskip("qwen_vl_utils.vision_process")
 ALL = [*NAMES, *MADE]
 FUSED = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 MANY = [name for name in ALL if name not in ("one.mp4", "three.mp4")]

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,7 @@ from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
 from ..row_keys import values_of
 from ..sample import IndexedSample
-from ..table import NOWHERE, RowImages, check_columns, media_rule_of_tables, spans_of, whole_files
-from ..unknown import file_is
+from ..table import NOWHERE, RowImages, check_columns, media_rule_of_tables, planning, spans_of, whole_files
 
 ROWS_PER_PART = 65_536
 STATE = "state.json"  # of a saved data set: which files are its own, of all that lie there
@@ -75,7 +74,7 @@ class Arrow(SourceFormat):
 
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         path = os.path.join(place.root, file.path)
-        with _planning(path), ArrowFile(path) as opened:
+        with planning(path, "arrow", "an Arrow file"), ArrowFile(path) as opened:
             if opened.damage:
                 raise pa.ArrowInvalid(opened.damage)
             rows_by_batch = [batch.rows for batch in opened.batches]
@@ -150,20 +149,8 @@ def _files_of_state(path: str) -> set[str] | None:
         return None
 
 
-@contextmanager
-def _planning(path: str) -> Iterator[None]:
-    """Names the file in what goes wrong before anything is written. Raises RequestError, SourceBusy, DamagedPart."""
-    try:
-        yield
-    except (OSError, pa.ArrowException, KeyError) as error:
-        if is_of_the_file(error):
-            what = file_is(path, "an Arrow file")
-            raise DamagedPart(f"{path}: cannot be read as arrow: {error}{what}") from error
-        raise listing_error(f"source: {path}: cannot be read as arrow: {error}", error) from error
-
-
 def _schema_of(path: str) -> pa.Schema:
-    with _planning(path), ArrowFile(path) as opened:
+    with planning(path, "arrow", "an Arrow file"), ArrowFile(path) as opened:
         return opened.schema
 
 
@@ -215,7 +202,11 @@ def _schemas(listing: Listing) -> Iterator[tuple[str, pa.Schema]]:
 
 
 def _column_of(path: str, name: str) -> Iterator[pa.Array]:
-    with suppress(DamagedPart), _planning(path), ArrowFile(path) as opened:  # for the index to report
+    with (
+        suppress(DamagedPart),
+        planning(path, "arrow", "an Arrow file"),
+        ArrowFile(path) as opened,
+    ):  # for the index to report
         for number in range(len(opened.batches)):
             yield opened.batch(number).column(name)
 

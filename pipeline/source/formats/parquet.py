@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +27,7 @@ from ..planned import check_unchanged
 from ..row_cursor import Batches, RowCursor, open_parquet
 from ..row_keys import keys_of_rows, values_of
 from ..sample import IndexedSample
-from ..table import NOWHERE, RowImages, check_columns, media_rule_of_tables, spans_of, whole_files
-from ..unknown import file_is
+from ..table import NOWHERE, RowImages, check_columns, media_rule_of_tables, planning, spans_of, whole_files
 
 ROWS_PER_PART = 65_536
 FOOTERS_READ = 512  # of more files only those that are drawn are opened
@@ -62,7 +61,7 @@ class Parquet(SourceFormat):
 
     def spans(self, place: SourcePlace, file: SourceFile) -> list[SourceFile]:
         path = os.path.join(place.root, file.path)
-        with _planning(path):
+        with planning(path, "parquet", "a Parquet file"):
             return spans_of(file, _rows_by_group(path), self._rows_per_part)
 
     def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
@@ -150,20 +149,8 @@ class RowReader:
         self._cursors.clear()
 
 
-@contextmanager
-def _planning(path: str) -> Iterator[None]:
-    """Names the file in what goes wrong before anything is written. Raises RequestError, SourceBusy, DamagedPart."""
-    try:
-        yield
-    except (OSError, pa.ArrowException, KeyError) as error:
-        if is_of_the_file(error):
-            what = file_is(path, "a Parquet file")
-            raise DamagedPart(f"{path}: cannot be read as parquet: {error}{what}") from error
-        raise listing_error(f"source: {path}: cannot be read as parquet: {error}", error) from error
-
-
 def _schema_of(path: str) -> pa.Schema:
-    with _planning(path), open_parquet(path) as parquet:
+    with planning(path, "parquet", "a Parquet file"), open_parquet(path) as parquet:
         return parquet.schema_arrow
 
 
@@ -183,7 +170,7 @@ def _schemas(listing: Listing) -> Iterator[tuple[str, pa.Schema]]:
 
 def _column_of(path: str, name: str) -> Iterator[pa.Array]:
     """A column of a file, batch by batch, as far as it can be read."""
-    with suppress(DamagedPart), _planning(path):  # for the index to report
+    with suppress(DamagedPart), planning(path, "parquet", "a Parquet file"):  # for the index to report
         for batch in Batches(path, None, [name]):
             yield batch.column(name)
 
