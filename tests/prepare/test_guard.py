@@ -235,7 +235,7 @@ def test_on_ray(ray_nodes: dict[str, str], source: Path, model_path: Path, undis
     assert summary.complete
     assert summary.retries == DEATHS_BEFORE_GUARD
     tries = DEATHS_BEFORE_GUARD + 1 + ALONE
-    assert tries <= fired.stat().st_size <= tries + 1 + ALONE  # one that has nothing else to do tries as well
+    assert tries <= fired.stat().st_size <= 2 * tries  # one that has nothing else to do tries as well, each time
     assert statuses(tmp_path / "out") == statuses(undisturbed) | {VICTIM: rejects.CRASH}
     assert_the_others_are_as_ever(tmp_path / "out", undisturbed)
 
