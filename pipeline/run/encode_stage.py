@@ -80,7 +80,9 @@ class EncodeStage:
     def identity(self) -> dict[str, object]:
         """Says what decides the tokens' bytes on this machine."""
         tower = self._encoder.tower
-        return {
+        # Outputs in bfloat16 of earlier versions, whose encoders summed the frames' weights, lack this.
+        embedding = {} if tower.sums_frames else {"patch_embedding": "frames"}
+        return embedding | {
             "tower_sha256": self._tower_sha256,
             "torch": torch.__version__.split("+")[0],
             "cuda": torch.version.cuda if tower.device.type == "cuda" else None,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import qwen_vl_utils.vision_process as utils
 import torch
-from clips import FRAMES, MADE, NAMES, clip_of, flipped, made
+from clips import FRAMES, MADE, NAMES, clip_of, damaged, flipped, made
 from PIL import Image
 from transformers import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
@@ -203,7 +203,7 @@ def test_damage_costs_the_clips_that_it_is_in() -> None:
 
 
 def test_a_clip_that_does_not_decode_is_corrupt() -> None:
-    data = flipped(made("h264.mp4"), 20, seed=1)
+    data = damaged(made("h264.mp4"), 20, concealed=False)
     header = read_video_header(data)
     plan = plan_clip(50, header.fps, 48, 64, sampling_of())
     rows = np.empty((plan.patches, sampling_of().row_bytes), np.uint8)
@@ -214,7 +214,7 @@ def test_a_clip_that_does_not_decode_is_corrupt() -> None:
 def test_damage_that_a_decoder_conceals_is_concealed_as_ever() -> None:
     """Frames that were left out would be missing where it looks for something to put in their place."""
     concealed = 0
-    for seed in range(12):
+    for seed in range(24):
         data = flipped(made("h264.mp4"), 2, seed)
         with av.open(io.BytesIO(data)) as container:
             container.streams.video[0].thread_count = 1

@@ -125,6 +125,22 @@ def test_bf16_is_no_further_from_exact_than_the_reference(
         assert relative_rms(one, truth) <= 1.05 * relative_rms(other, truth)
 
 
+@pytest.mark.parametrize("model_type", ALIKE)
+def test_in_bf16_a_still_is_a_pair_of_equal_frames(
+    model_type: str, checkpoint_of: Callable[[str], Checkpoint], reference_of: Callable[[str], Any]
+) -> None:
+    """To the bit, and as near to fp32 as the reference: a sum of the two frames' weights would be rounded again."""
+    half = Tower(checkpoint_of(model_type), torch.bfloat16, CPU)
+    patches = patches_of(half.config, [(1, 12, 16)])
+    planes = patches.view(len(patches), 3, 1, -1)
+    ours = half.embed(patches)
+    assert torch.equal(ours, half.embed(planes.expand(-1, -1, 2, -1).flatten(1)))
+    values = pixel_values(half, patches)
+    exact = reference_of(model_type).patch_embed(values)
+    theirs = reference_tower(checkpoint_of(model_type), torch.bfloat16, CPU).patch_embed(values.bfloat16())
+    assert relative_rms(ours, exact) <= 1.02 * relative_rms(theirs, exact)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_learned_positions_have_the_references_bits(dtype: torch.dtype) -> None:
     """Summed in fp32 and rounded once: a comparison of whole towers would hardly show it in bfloat16."""
