@@ -245,3 +245,12 @@ def test_a_preparer_loads_torch_with_its_first_unit_and_nobody_loads_dynamo() ->
         "sys.exit(early or bool({'sympy', 'torch._dynamo', 'triton', 'ray'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_a_process_that_decodes_loads_no_storage() -> None:
+    """One is started in every preparer, and after every image that kills it: what it loads is waited for each time."""
+    code = (
+        "import sys, pipeline.prepare.guard_child;"
+        "sys.exit(bool({'fsspec', 'asyncio', 'av', 'pyarrow', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0

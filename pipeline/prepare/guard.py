@@ -207,7 +207,11 @@ class GuardedReader(ImageReader):
                 [sys.executable, "-P", "-m", CHILD],  # -P: nothing is imported from the current directory
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join([*filter(None, sys.path), PACKAGE_PARENT])},
+                env=os.environ
+                | {
+                    "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), PACKAGE_PARENT]),
+                    "OPENBLAS_NUM_THREADS": "1",  # it multiplies nothing
+                },
                 start_new_session=True,  # Ctrl-C is the parent's affair
             )
             assert self._child.stdout is not None

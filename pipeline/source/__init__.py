@@ -3,6 +3,7 @@
 image_formats  the allow-list of image formats, and the names that such files have
 part           Part, SourceFile, SourcePlace: what a source is cut into
 unknown        what bytes are that are none of what is read
+file_kind      the same of a file, to stand behind what is wrong with it
 sample         IndexedSample: one image or clip, with the facts that its part's index keeps
 media          what is an image and what a video, by its name
 keys           a key is unique over its file, whatever the file's parts

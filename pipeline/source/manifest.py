@@ -19,6 +19,7 @@ from ..errors import DamagedPart, RequestError, SourceError, listing_error, read
 from .carried_types import check_records, schema_of_records
 from .columns import NO_COLUMN, refuse_missing, shown
 from .drawing import Drawing, Draws
+from .file_kind import file_is
 from .format import Columns, Facts, MediaRule, SourceFormat
 from .listing import Listing
 from .manifest_file import ManifestFile, Record, RecordReader
@@ -29,7 +30,6 @@ from .part import Part, SourceFile, SourcePlace
 from .planned import check_unchanged
 from .sample import IndexedSample
 from .spread import draws_of
-from .unknown import file_is
 
 RECORDS_PER_PART = 8192
 TEXT = ("text", "JSON")  # what it is no news that a manifest is

@@ -14,6 +14,7 @@ import pyarrow as pa
 from ..errors import DamagedPart, RequestError, is_of_the_file, listing_error
 from .carried_values import plain_array
 from .columns import NO_COLUMN, holds_text, image_problem, refuse_missing
+from .file_kind import file_is
 from .format import Columns, MediaRule
 from .listing import Listing
 from .media import BOTH, IMAGE
@@ -21,7 +22,6 @@ from .named_image import NamedImage, named_images
 from .named_media import END, NOTHING, START, Cells, media_rule_of, named_media
 from .part import SourceFile
 from .row_keys import NO_TEXT, name_of, values_of
-from .unknown import file_is
 
 NOWHERE = SourceFile(path="", size=0, mtime_ns=0)  # of rows whose keys nobody needs
 _NONE_POSSIBLE = object()  # in a row whose image column is not there, or holds something else

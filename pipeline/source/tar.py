@@ -20,7 +20,7 @@ from typing import IO
 from ..errors import DamagedPart, source_error
 from ..storage.files import open_input
 from ..storage.names import escaped
-from .unknown import file_is
+from .file_kind import file_is
 
 BLOCK = 512
 COMPRESSED_ELSEWHERE = (

@@ -9,8 +9,6 @@ import re
 
 from PIL import Image
 
-from ..storage.files import open_input
-
 LOOKED_AT = 4096
 _SHOWN = 60  # characters of a text
 # The brands of ISO media files (ISO/IEC 14496-12, `ftyp`).
@@ -96,33 +94,19 @@ _SVG = re.compile(rb"<svg\b|<!doctype\s+svg", re.IGNORECASE)
 _XML_ERROR = re.compile(rb"<Error>.*?<Code>([^<]{1,60})</Code>", re.DOTALL)
 
 
-def file_is(path: str, *no_news: str) -> str:
-    """Names a file by its first bytes, to stand behind what is wrong with it; "" where that is not known.
-
-    Args:
-        no_news: how names begin that are left out.
-    """
-    try:
-        with open_input(path, forwards=False) as stream:
-            name = _name_of_any(stream.read(LOOKED_AT))
-    except OSError:
-        return ""
-    return f"; it is {name}" if name and not name.startswith(no_news) else ""
-
-
 def no_list_but(data: bytes) -> str:
     """Names what should be a list of paths by its first bytes, "" where it may be one: text, in whatever encoding.
 
     A path may begin as a file of some format does, so that only what is no text is looked up among those.
     """
     if data.translate(None, _CONTROLS) != data:
-        return _name_of_any(data) or "binary data"
+        return name_of_any(data) or "binary data"
     name = _text_name(data)
     lines = len(data.split(b"\n", 2))  # of a pointer that git-annex leaves one
     return "" if name.startswith(("text", "JSON")) or name == _XML or (_ANNEX.match(data) and lines > 2) else name
 
 
-def _name_of_any(data: bytes) -> str:
+def name_of_any(data: bytes) -> str:
     """Names bytes as `name_of` does, or one of the image formats that are decoded, or text that is no UTF-8."""
     if data.startswith(_UTF_16):
         return "text in UTF-16: convert it to UTF-8"
