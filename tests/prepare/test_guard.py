@@ -230,7 +230,7 @@ def test_on_ray(ray_nodes: dict[str, str], source: Path, model_path: Path, undis
     with connected(ray_nodes, VISIONBAKE_FAULT=f"decode={VICTIM}:sleep=100@+{fired}"):
         on_cpu = {"engine": "ray", "device": "cpu"}
         summary = run_here(
-            config_for(source, tmp_path / "out", model_path, cluster=on_cpu, limits={"sample_seconds": 3.0})
+            config_for(source, tmp_path / "out", model_path, cluster=on_cpu, limits={"sample_seconds": 2.0})
         )
     assert summary.complete
     assert summary.retries == DEATHS_BEFORE_GUARD

@@ -22,38 +22,36 @@ from pipeline.run.summary import Summary
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.mark.parametrize(("encoders", "preprocessors"), [(1, 1), (2, 3)])
 def test_bytes_do_not_depend_on_the_actors(
-    encoders: int,
-    preprocessors: int,
-    ray_nodes: dict[str, str],
-    source: Path,
-    model_path: Path,
-    undisturbed: Path,
-    tmp_path: Path,
+    ray_nodes: dict[str, str], source: Path, model_path: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     with connected(ray_nodes):
-        summary = run_here(on_ray(source, output, model_path, encoders=encoders, preprocessors=preprocessors))
+        summary = run_here(on_ray(source, output, model_path, encoders=2, preprocessors=3))
     assert summary.complete
     assert summary.retries == 0
     assert_whole(output, keys_of(source))
     assert files_of(output / "data") == files_of(undisturbed / "data")
 
 
-@pytest.mark.parametrize("point", ["index", "prepare", "before_encode", "after_data_publish", "after_samples_publish"])
-def test_a_killed_actor_is_replaced_and_its_work_done_again(
-    point: str, ray_nodes: dict[str, str], source: Path, model_path: Path, undisturbed: Path, tmp_path: Path
+KILLS = ["index", "prepare", "before_encode", "after_data_publish", "after_samples_publish"]
+
+
+@pytest.mark.parametrize("points", [KILLS[:2], KILLS[2:]], ids=["preparers", "encoders"])
+def test_killed_actors_are_replaced_and_their_work_done_again(
+    points: list[str], ray_nodes: dict[str, str], source: Path, model_path: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    output, marker = tmp_path / "out", tmp_path / "fired"
+    """One death at each point. A unit may meet all of them: it has an attempt more."""
+    output, markers = tmp_path / "out", {point: tmp_path / point for point in points}
     lines: list[str] = []
-    with connected(ray_nodes, VISIONBAKE_FAULT=f"{point}:kill@{marker}"):
+    with connected(ray_nodes, VISIONBAKE_FAULT=",".join(f"{point}:kill@{path}" for point, path in markers.items())):
         config = on_ray(source, output, model_path)
-        summary = run(config, say=lines.append, report=lambda *_: None)
-    assert marker.exists()
+        attempts = config.limits.model_copy(update={"attempts": len(points) + 1})
+        summary = run(config.model_copy(update={"limits": attempts}), say=lines.append, report=lambda *_: None)
+    assert all(path.exists() for path in markers.values())
     assert summary.complete
-    assert summary.retries >= 1
-    assert any("died and is replaced" in line for line in lines)
+    assert summary.retries >= len(points)
+    assert sum("died and is replaced" in line for line in lines) >= len(points)
     assert_whole(output, keys_of(source))
     assert files_of(output / "data") == files_of(undisturbed / "data")
 

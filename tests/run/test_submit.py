@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ def test_a_fresh_clone_submits_the_demo_to_two_nodes(ray_nodes: dict[str, str], 
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
     def submit(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        """Again for as long as Ray itself says so: its agents may be slow to start."""
+        deadline = time.monotonic() + 120
+        while "No available agent" in (done := submit_once(*words, **changes)).stderr and time.monotonic() < deadline:
+            time.sleep(2)
+        return done
+
+    def submit_once(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [
                 RAY,
