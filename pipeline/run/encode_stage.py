@@ -80,9 +80,7 @@ class EncodeStage:
     def identity(self) -> dict[str, object]:
         """Says what decides the tokens' bytes on this machine."""
         tower = self._encoder.tower
-        # Outputs in bfloat16 of earlier versions, whose encoders summed the frames' weights, lack this.
-        embedding = {} if tower.sums_frames else {"patch_embedding": "frames"}
-        return embedding | {
+        facts = {
             "tower_sha256": self._tower_sha256,
             "torch": torch.__version__.split("+")[0],
             "cuda": torch.version.cuda if tower.device.type == "cuda" else None,
@@ -93,6 +91,9 @@ class EncodeStage:
             "compiled": self.compiled,
             "linear": openblas_version() if tower.linear_kernel == "openblas" else tower.linear_kernel,
         }
+        if not tower.sums_frames:  # outputs in bfloat16 of earlier versions lack it: their encoders summed the weights
+            facts["patch_embedding"] = "frames"
+        return facts
 
     def encode(self, prepared: PreparedUnit, shard_settings: ShardSettings) -> Committed:
         """Encodes, writes and commits one unit. Raises EncodeError, OutputError (OutputBusy: waiting may help)."""
