@@ -35,14 +35,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .read.adapters import CachedProcessor
+    from .read.processor import CachedProcessor
     from .read.reader import EmbeddingDataset
     from .read.stream import EmbeddingStream
     from .vision_encoder import Embedding, VisionEncoder
 
 __all__ = ["CachedProcessor", "Embedding", "EmbeddingDataset", "EmbeddingStream", "VisionEncoder"]
 _MODULES = {
-    "CachedProcessor": ".read.adapters",
+    "CachedProcessor": ".read.processor",
     "Embedding": ".vision_encoder",
     "EmbeddingDataset": ".read.reader",
     "EmbeddingStream": ".read.stream",
