@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 from clips import clip_of
-from conftest import config_for, noise, run_here
+from conftest import REPOSITORY, config_for, noise, run_here
 from consumers import FACTORS, OMNIS, STREAMS, WIDTH, load_model, processor_of, save_model
 from PIL import Image
 
@@ -63,6 +63,7 @@ def kind(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.
     return SimpleNamespace(
         model_type=model_type,
         processor=processor,
+        folder=folder / "model",
         source=source,
         config=config,
         dataset=EmbeddingDataset(folder / "out"),
@@ -301,3 +302,25 @@ def test_clips_of_tars_are_what_they_are_in_parquet(kind: Any, tmp_path: Path) -
     pairs = [one["mm_encoder_outputs"]["video"] for one in (tars, parquet)]
     assert torch.equal(pairs[0].pooler_output[0], pairs[1].pooler_output[0])
     assert torch.equal(pairs[0].deepstack_features[1][0], pairs[1].deepstack_features[1][0])
+
+
+@pytest.mark.parametrize("kind", ["qwen3_vl"], indirect=True)
+def test_the_lines_of_the_documentation_train(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    page = (REPOSITORY / "docs" / "video.md").read_text("utf-8")
+    code = page.partition("## Training\n\n```python\n")[2].partition("```")[0]
+    kind.processor.save_pretrained(kind.folder)
+    (tmp_path / "out").symlink_to(kind.dataset.uri)
+    turns = [{"from": "human", "value": "<video>\n what is this "}, {"from": "gpt", "value": "a cat "}]
+    lines = [
+        json.dumps({"id": str(number), "video": name, "conversations": turns}) for number, name in enumerate(NAMES)
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    names = {"json": json, "torch": torch, "CachedProcessor": CachedProcessor, "name": str(kind.folder)}
+    names |= {name: getattr(transformers, name) for name in ("AutoProcessor", "AutoModelForImageTextToText")}
+    exec(code, names)
+    before, after = kind.load().lm_head.weight, names["model"].lm_head.weight
+    assert names["start"] == 2 and names["inputs"]["video_grid_thw"].shape == (1, 3)
+    assert not torch.equal(before, after.float()) and len(code.splitlines()) == 10
