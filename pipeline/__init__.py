@@ -35,13 +35,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .batch_encoder import BatchEncoder
     from .read.processor import CachedProcessor
     from .read.reader import EmbeddingDataset
     from .read.stream import EmbeddingStream
     from .vision_encoder import Embedding, VisionEncoder
 
-__all__ = ["CachedProcessor", "Embedding", "EmbeddingDataset", "EmbeddingStream", "VisionEncoder"]
+__all__ = ["BatchEncoder", "CachedProcessor", "Embedding", "EmbeddingDataset", "EmbeddingStream", "VisionEncoder"]
 _MODULES = {
+    "BatchEncoder": ".batch_encoder",
     "CachedProcessor": ".read.processor",
     "Embedding": ".vision_encoder",
     "EmbeddingDataset": ".read.reader",
