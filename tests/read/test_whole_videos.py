@@ -26,6 +26,7 @@ from pipeline import CachedProcessor, EmbeddingDataset
 from pipeline.errors import RequestError
 from pipeline.read.adapters import from_llava, sglang_image, transformers_inputs, vllm_embeds, vllm_message_part
 from pipeline.read.items import collate, medium_of, rows_of
+from pipeline.read.ray_data import blocks_of
 
 KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen2_5_omni", "qwen3_vl", "qwen3_omni_moe", "qwen3_5", "qwen4_exp"]
 PIXELS = {"min_pixels": 3136, "max_pixels": 12_000}
@@ -272,6 +273,23 @@ def test_batches_and_streams_hold_clips_among_images(kind: Any) -> None:
             torch.equal(a[rows], b) for a, b in zip(batch["deepstack_embeds"], item["deepstack_embeds"], strict=True)
         )
         assert len(batch["timestamps"][number] or ()) == item["grid_thw"][0] * (medium_of(item) == "video")
+
+
+@pytest.mark.parametrize("kind", ["qwen3_vl"], indirect=True)
+def test_blocks_for_ray_have_the_streams_and_the_times_of_clips(kind: Any) -> None:
+    dataset = kind.dataset
+    blocks = [block for unit in range(len(dataset.unit_lengths())) for block in blocks_of(dataset, unit, 1 << 30)]
+    assert sum(map(len, blocks)) == len(dataset) and len({tuple(block.schema) for block in blocks}) == 1
+    for block in blocks:
+        tokens, streams, grids = (
+            block[name].combine_chunks().to_numpy(zero_copy_only=False)
+            for name in ("image_embeds", "deepstack_embeds", "grid_thw")
+        )
+        for row, item in enumerate(dataset.get_many(block["key"].to_pylist())):
+            assert np.array_equal(tokens[row], item["image_embeds"])
+            assert np.array_equal(streams[row], torch.stack(item["deepstack_embeds"]))
+            assert grids[row].tolist() == item["grid_thw"].tolist()
+            assert block["timestamps"][row].as_py() == item["timestamps"]
 
 
 @pytest.mark.parametrize("kind", ["qwen3_vl"], indirect=True)
