@@ -35,14 +35,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .read.adapters import CachedProcessor
+    from .batch_encoder import BatchEncoder
+    from .read.processor import CachedProcessor
     from .read.reader import EmbeddingDataset
     from .read.stream import EmbeddingStream
     from .vision_encoder import Embedding, VisionEncoder
 
-__all__ = ["CachedProcessor", "Embedding", "EmbeddingDataset", "EmbeddingStream", "VisionEncoder"]
+__all__ = ["BatchEncoder", "CachedProcessor", "Embedding", "EmbeddingDataset", "EmbeddingStream", "VisionEncoder"]
 _MODULES = {
-    "CachedProcessor": ".read.adapters",
+    "BatchEncoder": ".batch_encoder",
+    "CachedProcessor": ".read.processor",
     "Embedding": ".vision_encoder",
     "EmbeddingDataset": ".read.reader",
     "EmbeddingStream": ".read.stream",

@@ -156,11 +156,34 @@ class VisionEncoder:
         """
         if isinstance(images, str | bytes | os.PathLike | Image.Image):
             raise RequestError("encode takes a list of images; put the one image into a list")
-        found = [self._prepare(image, number) for number, image in enumerate(images)]
-        if not found:
-            return []
-        order = sorted(range(len(found)), key=lambda number: found[number].video is not None)  # videos behind images
-        encoded = self._encoder.encode(_unit_of([(_name(images[number], number), found[number]) for number in order]))
+        embeddings: list[Embedding] = []
+        for number, found in enumerate(self.encode_each(images)):
+            if isinstance(found, Reject):
+                raise RequestError(f"{_name(images[number], number)}: {found.reason}: {found.message}") from found
+            embeddings.append(found)
+        return embeddings
+
+    def encode_each(self, images: Sequence[ImageLike]) -> list[Embedding | Reject]:
+        """Encodes what can be encoded; one that is damaged has a `Reject` in its place, which says why.
+
+        Raises:
+            RequestError: a file cannot be read.
+        """
+        prepared: dict[int, _Patches] = {}
+        results: dict[int, Embedding | Reject] = {}
+        for number, image in enumerate(images):
+            try:
+                prepared[number] = self._prepare(image, number)
+            except Reject as reject:
+                results[number] = reject
+        if prepared:
+            results |= self._encode({number: _name(images[number], number) for number in prepared}, prepared)
+        return [results[number] for number in range(len(images))]
+
+    def _encode(self, names: dict[int, str], found: dict[int, _Patches]) -> dict[int, Embedding]:
+        """The tokens of what is prepared, by its number."""
+        order = sorted(found, key=lambda number: found[number].video is not None)  # videos behind images
+        encoded = self._encoder.encode(_unit_of([(names[number], found[number]) for number in order]))
         starts = [0, *encoded.ends_N.tolist()]
         streams_SMO = split_streams(encoded.tokens_MO, self.tower.config.streams).unbind(1)
         embeddings: dict[int, Embedding] = {}
@@ -172,32 +195,30 @@ class VisionEncoder:
                 deepstack_embeds=tuple(further),
                 video=found[number].video,
             )
-        return [embeddings[number] for number in range(len(found))]
+        return embeddings
 
     def _prepare(self, image: ImageLike, number: int) -> _Patches:
+        """Raises Reject: it has no tokens; RequestError: it cannot be read."""
         name = _name(image, number)
-        try:
-            if isinstance(image, Image.Image):
-                check_size(image.width, image.height, self.geometry)
-                try:
-                    pixels = np.asarray(to_rgb(ImageOps.exif_transpose(image)))
-                except DECODE_ERRORS as error:
-                    raise Reject(rejects.CORRUPT, str(error) or type(error).__name__) from error
-                return _of_image(patches_of_pixels(pixels, self.geometry))
-            data = image if isinstance(image, bytes) else _read(image)
-            if not isinstance(image, bytes) and is_video(os.fspath(image), BOTH):
-                return self._prepare_video(name, data)
+        if isinstance(image, Image.Image):
+            check_size(image.width, image.height, self.geometry)
             try:
-                return _of_image(prepare_image(data, self.geometry))
-            except Reject as reject:
-                if reject.reason != rejects.UNIDENTIFIED:
-                    raise
-                try:
-                    return self._prepare_video(name, data)
-                except Reject as other:
-                    raise (reject if other.reason == rejects.UNIDENTIFIED else other) from other
+                pixels = np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+            except DECODE_ERRORS as error:
+                raise Reject(rejects.CORRUPT, str(error) or type(error).__name__) from error
+            return _of_image(patches_of_pixels(pixels, self.geometry))
+        data = image if isinstance(image, bytes) else _read(image)
+        if not isinstance(image, bytes) and is_video(os.fspath(image), BOTH):
+            return self._prepare_video(name, data)
+        try:
+            return _of_image(prepare_image(data, self.geometry))
         except Reject as reject:
-            raise RequestError(f"{name}: {reject.reason}: {reject.message}") from reject
+            if reject.reason != rejects.UNIDENTIFIED:
+                raise
+            try:
+                return self._prepare_video(name, data)
+            except Reject as other:
+                raise (reject if other.reason == rejects.UNIDENTIFIED else other) from other
 
     def _prepare_video(self, name: str, data: bytes) -> _Patches:
         """Raises Reject."""

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 
 WORDS = ["the", "a", "cat", "dog", "sits", "on", "mat", "what", "is", "this", "photo", "of", "yes", "no", "and", "then"]
+WORDS += ["<", ".", "seconds>", *"0123456789"]  # the times between a clip's frames
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 SPECIAL += ["<|video_pad|>", "<|audio_pad|>", "<|audio_start|>", "<|audio_end|>", "<unk>"]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} "
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|> {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
 )
 # transformers' module, its model, and its processor's module and class.
@@ -42,7 +45,7 @@ def processor_of(model_type: str, min_pixels: int, max_pixels: int) -> Any:
 
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS, "user", "assistant", "system"])}
     bare = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    bare.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    bare.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Digits(True)])
     named = {f"{kind}_token": f"<|{kind}_pad|>" for kind in ("image", "video", "audio")}
     named |= {f"{kind}_bos_token": f"<|{name}_start|>" for kind, name in (("vision", "vision"), ("audio", "audio"))}
     named |= {f"{kind}_eos_token": f"<|{name}_end|>" for kind, name in (("vision", "vision"), ("audio", "audio"))}
@@ -56,15 +59,14 @@ def processor_of(model_type: str, min_pixels: int, max_pixels: int) -> Any:
     )
     third = FACTORS[model_type] == 32
     images: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    if third:
-        images |= {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    form = {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3} if third else {}
     parts = {
-        "image_processor": transformers.Qwen2VLImageProcessor(**images),
+        "image_processor": transformers.Qwen2VLImageProcessor(**images, **form),
         "tokenizer": tokenizer,
         "video_processor": (
             transformers.Qwen3VLVideoProcessor()
             if third and model_type not in OMNIS
-            else transformers.Qwen2VLVideoProcessor()
+            else transformers.Qwen2VLVideoProcessor(**form)
         ),
         "chat_template": TEMPLATE,
     }

@@ -20,7 +20,9 @@ from conftest import REPOSITORY, config_for, run_here, write_config
 PACKAGE = REPOSITORY / "pipeline"
 WINGS = ("storage", "source", "index", "prepare", "tower", "encode", "output", "run", "estimate", "read", "cli")
 GROUND = ("config", "config_fields", "errors", "rejects", "grid", "sampling", "fault", "process")
-FACE = ("", "__main__", "vision_encoder")  # what is imported from outside; nothing inside imports it but `cli`
+# What is imported from outside; nothing inside imports it but `cli`.
+FACE = ("", "__main__", "batch_encoder", "vision_encoder")
+RAY_READER = "read.ray_data"  # the one module outside `run/` that imports Ray
 MAX_LINES = 320
 
 
@@ -70,7 +72,7 @@ def violations(modules: Mapping[str, str]) -> list[str]:
                 top = target[1:].split(".")[0]
                 if top in ("pipeline", "jobs", "visionbake"):
                     found.append(f"{name} imports {target[1:]}: imports inside the package are relative")
-                if top == "ray" and here != "run":
+                if top == "ray" and here != "run" and name != RAY_READER:
                     found.append(f"{name} imports ray")
                 continue
             graph[name].add(target)
@@ -119,6 +121,7 @@ def test_wings_import_the_wings_above_them_and_no_module_is_in_a_ring() -> None:
         ("read.stream", "from .reader import EmbeddingDataset", "a ring: read.reader → read.stream → read.reader"),
         ("output.commit", "import ray", "output.commit imports ray"),
         ("encode.unit", "from ray.util import metrics", "encode.unit imports ray"),
+        ("read.stream", "import ray.data", "read.stream imports ray"),
         ("run.driver", "from pipeline.errors import RunFailed", "imports inside the package are relative"),
         ("estimate.estimate", "from ..vision_encoder import VisionEncoder", "which is for those outside"),
     ],

@@ -6,6 +6,9 @@ behind it. S is their number. A stored value times its token's scale for the str
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,6 +22,11 @@ STORED = {
 LARGEST = {"int8": 127.0, "fp8": torch.finfo(torch.float8_e4m3fn).max}
 SMALLEST_SCALE = 1e-30  # of a token of zeros
 FLOAT16_MAX = torch.finfo(torch.float16).max
+
+
+def array_of(tensor: Tensor) -> npt.NDArray[Any]:
+    """Returns a NumPy view of a tensor on the CPU: of bfloat16, which NumPy has not, as uint16."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def is_scaled(name: str) -> bool:

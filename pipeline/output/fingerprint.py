@@ -9,6 +9,7 @@ from importlib import metadata
 from ..config_fields import Config
 from ..sampling import VideoSampling
 from .layout import SCHEMA_VERSION
+from .video_schema import VIDEO_SCHEMA_VERSION
 
 # Fields of the configuration that outputs of earlier versions do not have, with what was so before them.
 LATER_FIELDS: dict[str, object] = {"output.deepstack": True}
@@ -46,7 +47,7 @@ def config_facts(config: Config, sampling: VideoSampling | None = None) -> dict[
     if config.model.compile != "auto":  # what that comes to is known when the device is
         facts["compiled"] = config.model.compile == "on"
     if sampling is not None:
-        facts["preprocess.video"] = sampling.to_json()
+        facts["preprocess.video"], facts["video_schema_version"] = sampling.to_json(), VIDEO_SCHEMA_VERSION
         facts["source.media"], facts["source.video_column"] = config.source.media, config.source.video_column
     facts["source.image_column"] = config.source.image_column
     facts["source.key_column"] = config.source.key_column

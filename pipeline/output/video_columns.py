@@ -28,7 +28,7 @@ def _row(sample: PreparedSample, sampling: VideoSampling) -> dict[str, Any]:
     row: dict[str, Any] = {"media": sample.facts.media}
     if video is None:
         return row
-    row |= {"start": video.start, "end": video.end, "fps": _float32(video.fps), "duration": _float32(video.duration)}
+    row |= {"start": video.start, "end": video.end, "fps": video.fps, "duration": _float32(video.duration)}
     if sample.frames is None or video.fps is None:
         return row
     times = times_of_clip(video)
@@ -36,8 +36,8 @@ def _row(sample: PreparedSample, sampling: VideoSampling) -> dict[str, Any]:
     return row | {
         "frames": list(sample.frames),
         "times": times[list(sample.frames)].astype(np.float32).tolist(),
-        "timestamps": np.array(timestamps(sample.frames, video.fps), np.float32).tolist(),
-        "second_per_grid": _float32(second_per_grid(len(sample.frames), total, video.fps, sampling)),
+        "timestamps": timestamps(sample.frames, video.fps),
+        "second_per_grid": second_per_grid(len(sample.frames), total, video.fps, sampling),
     }
 
 

@@ -1,8 +1,22 @@
 """Read: an output as a data set, and for its consumers.
 
-items     an image as a reader gives it, and batches of them
-stream    rows in order or shuffled, split over ranks and workers, resumable
-keys      which row has which key
-reader    row by row, by number or key
-adapters  what transformers, vLLM and SGLang take
+items      an image or video as a reader gives it, and batches of them
+stream     rows in order or shuffled, split over ranks and workers, resumable
+keys       which row has which key
+reader     row by row, by number or key
+chats      which images and videos messages name; LLaVA records as messages
+adapters   what transformers, vLLM and SGLang take
+processor  a model's own processor, with keys for images and videos
+ray_data   an output as a Ray data set
 """
+
+from __future__ import annotations
+
+
+def __getattr__(name: str) -> object:
+    """Gives `ray_dataset`, which alone brings Ray, on first use."""
+    if name == "ray_dataset":
+        from .ray_data import ray_dataset
+
+        return ray_dataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

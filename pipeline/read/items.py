@@ -1,7 +1,8 @@
-"""Items: one image of an output as a reader gives it, and batches of them. M tokens, O values of a row.
+"""Items: one image or video of an output as a reader gives it, and batches of them. M tokens, O values of a row.
 
 A stored row is `[main | stream 0 | stream 1 | …]`. An item has the main stream as `image_embeds` and the further ones,
-where there are any, as the list `deepstack_embeds`.
+where there are any, as the list `deepstack_embeds`. A video's item has the same names: its tokens are `image_embeds`,
+frame pair after frame pair, and the first number of its `grid_thw` counts the pairs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..encode.dtypes import split_streams
 
 Item = dict[str, Any]
 EMBEDS, DEEPSTACK, GRID = "image_embeds", "deepstack_embeds", "grid_thw"
+IMAGE, VIDEO = "image", "video"
 
 
 def item_of(rows_MO: Tensor, streams: int) -> Item:
@@ -24,6 +26,19 @@ def item_of(rows_MO: Tensor, streams: int) -> Item:
         return {EMBEDS: rows_MO}
     main_MO, *further = (one.contiguous() for one in split_streams(rows_MO, streams).unbind(1))
     return {EMBEDS: main_MO, DEEPSTACK: further}
+
+
+def medium_of(item: Item) -> str:
+    """`image` or `video`. Outputs of images alone do not say it."""
+    return item.get("media") or IMAGE
+
+
+def by_medium(items: Sequence[Item]) -> dict[str, list[Item]]:
+    """The images and the videos among items, each in their order; only media that there are."""
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(medium_of(item), []).append(item)
+    return found
 
 
 def rows_of(item: Item) -> Tensor:
@@ -38,9 +53,10 @@ def streams_of(items: Sequence[Item]) -> int:
 
 
 def collate(items: Sequence[Item]) -> dict[str, Any]:
-    """A batch: `image_embeds` of all images one after the other, `image_grid_thw` [n, 3], the rest as lists.
+    """A batch: `image_embeds` of all items one after the other, `image_grid_thw` [n, 3], the rest as lists.
 
-    `deepstack_embeds`, where items have it, is a list of one tensor a stream, of all images as `image_embeds` is.
+    `deepstack_embeds`, where items have it, is a list of one tensor a stream, of all items as `image_embeds` is.
+    Videos stand among images in the order of the items; `media`, of outputs that have any, says which they are.
     """
     batch: dict[str, Any] = {
         EMBEDS: torch.cat([item[EMBEDS] for item in items]),

@@ -60,7 +60,9 @@ class EmbeddingDataset(Dataset[Item]):
 
     Each item is a dictionary: `key`, `source`, `image_embeds` (a tensor [num_tokens, stream_width] in the stored dtype;
     int8 and fp8 are restored to bfloat16), of an output with further streams `deepstack_embeds` (a list of as many such
-    tensors, in the order in which the language model adds them), `grid_thw` (int64 [3]), and the carried columns.
+    tensors, in the order in which the language model adds them), `grid_thw` (int64 [3]), and the carried columns. Where
+    there are videos, `media` of each item, and of a video `frames`, `times`, `timestamps`, `second_per_grid`, `fps`,
+    `duration`, `start` and `end` (docs/output.md); those are None of an image.
 
     Attributes:
         streams: how many further streams a row has.
@@ -237,6 +239,10 @@ class EmbeddingDataset(Dataset[Item]):
         if rows.carried.num_columns:
             item |= rows.carried.slice(row, 1).to_pylist()[0]
         return item
+
+    def carried(self, unit: int) -> pa.Table:
+        """The carried columns of the accepted rows of the unit-th committed unit, those of videos among them."""
+        return self._rows(unit).carried
 
     def _bytes(self, shard: str, offset: int, length: int) -> Tensor:
         """One range, into a tensor of its own."""

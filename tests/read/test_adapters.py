@@ -24,6 +24,7 @@ from pipeline.read.adapters import (
     run_merger,
     sglang_image,
     transformers_inputs,
+    video_names,
     vllm_embeds,
     vllm_message_part,
 )
@@ -374,6 +375,31 @@ def test_llava_turns_of_several_images() -> None:
             ],
         },
     ]
+
+
+def test_a_llava_turn_of_an_image_and_a_clip() -> None:
+    mixed = {
+        "id": "7",
+        "image": "a",
+        "video": ["b", "c"],
+        "conversations": [{"from": "human", "value": "<video>\nthen <image>\nthen <video>?"}],
+    }
+    (message,) = from_llava(mixed)
+    assert message["content"] == [
+        {"type": "video", "video": "b"},
+        {"type": "text", "text": "then "},
+        {"type": "image", "image": "a"},
+        {"type": "text", "text": "then "},
+        {"type": "video", "video": "c"},
+        {"type": "text", "text": "?"},
+    ]
+    assert (image_names([message]), video_names([message])) == (["a"], ["b", "c"])
+    with pytest.raises(RequestError, match="more <image> than images: 7"):
+        from_llava(mixed | {"image": []} | {"video": []} | {"conversations": [{"from": "human", "value": "<image>"}]})
+    with pytest.raises(RequestError, match="more <video> than videos: 7"):
+        from_llava(mixed | {"video": "b"})
+    with pytest.raises(RequestError, match="more images than places for them: 7"):
+        from_llava(mixed | {"image": ["a", "d"]})
 
 
 def test_a_view_is_sent_without_what_it_is_a_view_of() -> None:
