@@ -53,6 +53,9 @@ VIDEO_FACTS = pa.struct(
         ("zero", pa.int64()),
         ("pts", pa.binary()),
         ("entries", pa.binary()),
+        ("is_frames", pa.bool_()),
+        ("times", pa.list_(pa.float64())),
+        ("sizes", pa.list_(pa.list_(pa.int32()))),
     ]
 )
 INDEX_SCHEMA = pa.schema(

@@ -22,7 +22,7 @@ from .. import rejects
 from ..errors import ReaderLost
 from ..fault import fault_point
 from ..grid import Int64
-from ..index.headers import Header, open_image, read_header
+from ..index.headers import Header, header_of, open_image, read_header
 from ..rejects import Reject
 from .decode import Decoder, Uint8
 from .pipe import exactly, receive, send
@@ -81,6 +81,13 @@ class ImageReader:
             with open_image(data) as image:
                 return self._decoder.decode(image, data, orientation)
 
+    def still(self, key: str, data: bytes) -> Uint8:
+        """A frame image as displayed; as `pixels`, of an image whose orientation its header says."""
+        with self._timer():
+            fault_point(f"decode={key}")
+            with open_image(data) as image:
+                return self._decoder.decode(image, data, header_of(image, data).orientation)
+
     def video_header(self, key: str, source: VideoSource) -> VideoHeader:
         """Raises Reject and OSError as `read_video_header` does."""
         from ..index.video_header import read_video_header
@@ -136,6 +143,9 @@ class GuardedReader(ImageReader):
 
     def pixels(self, key: str, data: bytes, orientation: int) -> Uint8:
         return self._call("pixels", key, lambda: (data, orientation))
+
+    def still(self, key: str, data: bytes) -> Uint8:
+        return self._call("still", key, lambda: (data,))
 
     def video_header(self, key: str, source: VideoSource) -> VideoHeader:
         sent = _sendable(source)

@@ -191,7 +191,8 @@ def _read(
 
 def _vanished(sample: IndexedSample, on_changed: str) -> Reject:
     """Raises SourceError where that is a failure."""
-    message = f"{sample.path}, named by {sample.source}, has vanished since it was indexed"
+    what = f"a frame of {sample.key}" if sample.of_frames else sample.path
+    message = f"{what}, named by {sample.source}, has vanished since it was indexed"
     if on_changed == "fail":
         raise SourceError(f"{message}; put it back, or set source.on_changed: reject (the sample becomes a reject)")
     return Reject(rejects.MISSING_IMAGE, message)

@@ -63,6 +63,11 @@ class Columns:
         """The column that a source must have, and the setting that names it."""
         return (self.image, "image_column") if self.media == "image" else (self.video, "video_column")
 
+    @property
+    def lists(self) -> int:
+        """How deep lists in that column may be: a row has several images, and several videos of several frames."""
+        return 1 if self.media == "image" else 2
+
     def of(self, sample: IndexedSample) -> str:
         """The column that holds a sample's bytes: its image's, or its video's."""
         return self.image if sample.video is None else self.video

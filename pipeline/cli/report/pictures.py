@@ -21,6 +21,7 @@ from ...prepare.decode import Uint8
 from ...prepare.guard import GuardedReader
 from ...prepare.patches import resize
 from ...source.formats import format_named
+from ...source.frame_bytes import split_frames
 from ...source.plan import Plan
 from ...source.sample import IndexedSample
 from ...storage.files import AnyPath, read_input, small_file
@@ -108,6 +109,8 @@ class Pictures:
         """Raises Reject."""
         if sample.video is None:
             return self._images.pixels(sample.key, data, sample.orientation or 1)
+        if sample.of_frames:
+            return self._images.still(sample.key, next(split_frames(data)))
         assert sample.width is not None and sample.height is not None
         plan = plan_of(sample.video, sample.width, sample.height, self._info.geometry)
         taken: list[Uint8] = []

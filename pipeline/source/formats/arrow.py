@@ -22,12 +22,13 @@ from ..columns import holds_text
 from ..drawing import DRAWS, Draw, Drawing, Draws
 from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes
 from ..listing import Listing
-from ..named_image import NamedImage, indexed, inline_bytes, refuse_urls, reread_image_file
+from ..named_image import NamedImage, refuse_urls
 from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
 from ..row_keys import values_of
+from ..row_samples import indexed, reread_cell, reread_image_file
 from ..sample import IndexedSample
-from ..table import NOWHERE, RowImages, check_columns, media_rule_of_tables, planning, spans_of, whole_files
+from ..table import NOWHERE, RowImages, check_columns, media_rule_of_tables, planning, spans_of, value_in, whole_files
 
 ROWS_PER_PART = 65_536
 STATE = "state.json"  # of a saved data set: which files are its own, of all that lie there
@@ -117,6 +118,7 @@ class BatchReader:
     def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
         (file,) = part.files
         check_unchanged(part.root, file)
+        path = os.path.join(part.root, file.path)
         wanted = [sample for sample in samples if sample.sha256 is not None]
         named = [sample for sample in wanted if sample.path is not None]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
@@ -126,8 +128,7 @@ class BatchReader:
             inside = [sample for sample in wanted if sample.path is None and self._columns.of(sample) == column]
             cells = _read_columns(part, inside, [column]).column(0) if inside else []
             for sample, cell in zip(inside, cells, strict=True):
-                value = cell if sample.item is None else cell[sample.item]
-                found[id(sample)] = inline_bytes(value.as_py())
+                found[id(sample)] = reread_cell(value_in(cell, sample.item), sample, path)
         return UnitBytes([found.get(id(sample)) for sample in samples], [{} for _ in samples])
 
     def carried(
