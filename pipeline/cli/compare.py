@@ -24,6 +24,7 @@ from ..read.items import Item, rows_of
 from ..read.reader import EmbeddingDataset
 from ..source.formats import format_named
 from ..source.sample import IndexedSample
+from ..storage.large import Encoded
 from ..tower.checkpoint import Checkpoint
 from ..tower.reference import reference_processor, reference_tower, run_reference
 from .compare_clips import clip_values
@@ -59,6 +60,7 @@ def compared(verifier: Verifier, count: int) -> list[dict[str, Any]]:
         if sample.video is not None:
             values_PC, grid = clip_values(sample, data, verifier.geometry, checkpoint.config)
         else:
+            assert isinstance(data, bytes)
             with open_image(data) as opened:
                 image = Image.fromarray(decoder.decode(opened, data, sample.orientation or 1))
             values = processor(images=[image], return_tensors="pt")
@@ -81,7 +83,7 @@ def _checkpoint_of(verifier: Verifier) -> Checkpoint:
     return checkpoint
 
 
-def _drawn(verifier: Verifier, dataset: EmbeddingDataset, count: int) -> Iterator[tuple[IndexedSample, Item, bytes]]:
+def _drawn(verifier: Verifier, dataset: EmbeddingDataset, count: int) -> Iterator[tuple[IndexedSample, Item, Encoded]]:
     """Yields samples drawn from all accepted ones, what is stored of each, and its bytes. Raises SourceError."""
     assert verifier.plan.planned is not None
     reader = format_named(verifier.plan.planned.format).reader(verifier.plan.planned.columns)

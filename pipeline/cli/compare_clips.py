@@ -21,12 +21,13 @@ from ..prepare.guard import ImageReader
 from ..sampling import TEMPORAL, VideoSampling
 from ..source.frame_bytes import split_frames
 from ..source.sample import IndexedSample
+from ..storage.large import Encoded
 from ..tower.config import TowerConfig
 from ..tower.reference import reference_video_processor
 
 
 def clip_values(
-    sample: IndexedSample, data: bytes, geometry: Geometry, config: TowerConfig
+    sample: IndexedSample, data: Encoded, geometry: Geometry, config: TowerConfig
 ) -> tuple[Tensor, tuple[int, int, int]]:
     """A clip's normalised patches, float32 [P, C], and its grid, by the reference's processor.
 
@@ -39,6 +40,7 @@ def clip_values(
     values = _Values(plan, geometry.video, reference_video_processor(config, geometry.video))
     reader = ImageReader()
     if sample.of_frames:
+        assert isinstance(data, bytes)
         for frame in split_frames(data):
             values.add(_fetched(reader.still(sample.key, frame), geometry.video))
     else:

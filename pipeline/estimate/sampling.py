@@ -44,9 +44,11 @@ class Headers:
         if image.problem:
             return Drawn(status=image.reason)
         try:
-            return self.drawn(image.read())
+            data = image.read()
         except Reject as reject:
             return Drawn(status=reject.reason)
+        assert isinstance(data, bytes)  # what is drawn is images
+        return self.drawn(data)
 
 
 def draw(listing: Listing, count: int, seed: int, image_column: str, members: str = "grouped") -> tuple[Draws, str]:

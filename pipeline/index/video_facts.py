@@ -17,6 +17,7 @@ from .. import rejects
 from ..grid import Geometry, Int64
 from ..rejects import Reject
 from ..source.sample import IndexedSample, VideoFacts
+from ..storage.large import Encoded
 from .video_frames import CONTAINER, FramesHeader, plan_of_frames, rate_of, read_frames_header
 from .video_sampling import ClipPlan, plan_clip
 from .video_times import span_of, times_of
@@ -47,13 +48,14 @@ class RecentVideos:
         self._reader = reader
         self._recent: OrderedDict[str, VideoHeader | FramesHeader | Reject] = OrderedDict()
 
-    def completed(self, sample: IndexedSample, data: bytes) -> IndexedSample:
+    def completed(self, sample: IndexedSample, data: Encoded) -> IndexedSample:
         """A clip, whose sha256 is known, with the facts about its bytes; what is wrong with them is its status."""
         assert sample.sha256 is not None and sample.video is not None
         header = self._recent.get(sample.sha256)
         if header is None:
             try:
                 if sample.of_frames:
+                    assert isinstance(data, bytes)
                     header = read_frames_header(sample.key, data, self._reader)
                 else:
                     header = self._reader.video_header(sample.key, data)

@@ -15,6 +15,7 @@ from ..rejects import Reject
 from ..source.format import UnitBytes, UnitReader
 from ..source.part import Part
 from ..source.sample import IndexedSample
+from ..storage.large import Encoded
 from .decode import Uint8
 from .guard import ImageReader
 
@@ -60,7 +61,7 @@ class UnitClips:
         """uint8 [P, C], the distinct clips' patches one after the other."""
         return self._patches_PC[: self._count]
 
-    def prepare(self, index: int, data: bytes, images: ImageReader) -> PreparedClip:
+    def prepare(self, index: int, data: Encoded, images: ImageReader) -> PreparedClip:
         """Prepares a clip, and with the first one of a file all of the file's. Raises Reject."""
         if index not in self._results:
             self._prepare_file(self._of_file[str(self._samples[index].sha256)], data, images)
@@ -69,7 +70,7 @@ class UnitClips:
             raise result
         return result
 
-    def _prepare_file(self, indices: Sequence[int], data: bytes, images: ImageReader) -> None:
+    def _prepare_file(self, indices: Sequence[int], data: Encoded, images: ImageReader) -> None:
         clips: dict[object, list[int]] = {}
         plans: list[ClipPlan] = []
         for index in indices:
@@ -101,7 +102,7 @@ class UnitClips:
     def _make(
         self,
         first: IndexedSample,
-        data: bytes,
+        data: Encoded,
         plans: Sequence[ClipPlan],
         rows: Sequence[Uint8],
         images: ImageReader,
@@ -116,6 +117,7 @@ class UnitClips:
             return prepare_clips(file, plans, sampling, rows, images)
         from .video_frames import prepare_frames
 
+        assert isinstance(data, bytes)
         try:
             prepare_frames(first.key, data, plans[0], sampling, rows[0], images)
         except Reject as reject:

@@ -24,6 +24,7 @@ from ..fault import fault_point
 from ..grid import Int64
 from ..index.headers import Header, header_of, open_image, read_header
 from ..rejects import Reject
+from ..storage.large import LargeFile
 from .decode import Decoder, Uint8
 from .pipe import exactly, receive, send
 
@@ -267,9 +268,9 @@ class GuardedReader(ImageReader):
             self._ended()
 
 
-def _sendable(source: VideoSource) -> bytes | str:
+def _sendable(source: VideoSource) -> bytes | str | LargeFile:
     """A video as a child can read it: by its path, or its bytes. Raises OSError."""
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | LargeFile):
         return source
     if isinstance(source, str | Path):
         return str(Path(source).absolute())
@@ -282,7 +283,7 @@ def _longer_by_bytes(source: VideoSource) -> float:
     if isinstance(source, str | Path):
         size = Path(source).stat().st_size
     else:
-        size = len(source) if isinstance(source, bytes) else source.seek(0, os.SEEK_END)
+        size = len(source) if isinstance(source, bytes | LargeFile) else source.seek(0, os.SEEK_END)
     return 1 + size / MINUTE_BYTES
 
 

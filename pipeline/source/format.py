@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import pyarrow as pa
 
 from ..errors import DamagedPart, SourceError, listing_error
+from ..storage.large import Encoded
 from .carried_values import Carried
 from .drawing import Drawing, Draws
 from .listing import Listing
@@ -26,7 +27,7 @@ from .sample import IndexedSample
 class Facts(Protocol):
     """Takes what a format finds in a part."""
 
-    def __call__(self, sample: IndexedSample, data: bytes, /) -> IndexedSample:
+    def __call__(self, sample: IndexedSample, data: Encoded, /) -> IndexedSample:
         """Completes a sample by the facts about its bytes; what is wrong with them becomes its status."""
         ...
 
@@ -38,7 +39,7 @@ class Facts(Protocol):
 class NoFacts:
     """Finds nothing, where only keys are wanted."""
 
-    def __call__(self, sample: IndexedSample, data: bytes, /) -> IndexedSample:
+    def __call__(self, sample: IndexedSample, data: Encoded, /) -> IndexedSample:
         return sample
 
     def leave(self, name: str, /) -> None:
@@ -95,9 +96,12 @@ class MediaRule:
 
 
 class UnitBytes(NamedTuple):
-    """The encoded bytes of some samples, None where one has no image; and of each its carried members by suffix."""
+    """The encoded bytes of some samples, None where one has no image; and of each its carried members by suffix.
 
-    encoded: list[bytes | None]
+    Of a video they may be left where they lie.
+    """
+
+    encoded: list[Encoded | None]
     members: list[dict[str, bytes]]
 
 

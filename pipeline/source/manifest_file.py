@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ..errors import SourceError, reading
 from ..storage.files import READS_AT_ONCE, map_ahead, open_input
+from ..storage.large import Encoded
 from .carried_values import Carried, carried_of_rows
 from .format import Columns, UnitBytes
 from .named_image import listed
@@ -89,7 +90,7 @@ class RecordReader:
         wanted = [sample for sample in samples if sample.sha256 is not None]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             named = [sample for sample in wanted if sample.path is not None]
-            found = {
+            found: dict[int, Encoded | None] = {
                 id(sample): data
                 for sample, data in zip(named, map_ahead(pool, reread_image_file, named, 0), strict=True)
             }

@@ -22,6 +22,7 @@ from .. import rejects
 from ..errors import RequestError, source_error
 from ..rejects import Reject
 from ..storage.files import READS_AT_ONCE, map_ahead, path_named_in, read_input
+from ..storage.large import Encoded, read_or_leave
 from ..storage.uri import WEB, problem_with, scheme_of
 from .columns import shown
 from .frame_bytes import join_frames
@@ -65,8 +66,8 @@ class NamedImage:
         paths = (self.path,) if not self.frames else tuple(frame.path for frame in self.frames)
         return paths if self.video is not None and None not in paths else ()
 
-    def read(self) -> bytes:
-        """Returns the image's bytes, or those of its frames, joined.
+    def read(self) -> Encoded:
+        """Returns the image's bytes, or those of its frames, joined; of a large video where they lie.
 
         Raises:
             Reject: `missing_image`: there is no such file.
@@ -74,7 +75,9 @@ class NamedImage:
         """
         if self.frames:
             return _read_frames(self.frames)
-        data = read_image_file(self.path) if self.data is None and self.path is not None else self.data
+        data: Encoded | None = self.data
+        if data is None and self.path is not None:
+            data = read_image_file(self.path, is_video=self.video is not None)
         if data is None:
             raise Reject(rejects.MISSING_IMAGE, _no_file(str(self.path)))
         return data
@@ -119,7 +122,9 @@ def _read_frames(frames: Sequence[NamedImage]) -> bytes:
 
     def read(numbered: tuple[int, NamedImage]) -> bytes:
         try:
-            return numbered[1].read()
+            data = numbered[1].read()
+            assert isinstance(data, bytes)
+            return data
         except Reject as reject:
             raise Reject(reject.reason, f"frame {numbered[0]}: {reject.message}") from reject
 
@@ -232,10 +237,10 @@ def is_text(value: str) -> bool:
     return True
 
 
-def read_image_file(path: str) -> bytes | None:
-    """An image's own file; None if it is not there. Raises SourceError: it cannot be read."""
+def read_image_file(path: str, *, is_video: bool = False) -> Encoded | None:
+    """An image's or a video's own file; None if it is not there. Raises SourceError: it cannot be read."""
     try:
-        return read_input(path)
+        return read_or_leave(path) if is_video else read_input(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     except OSError as error:

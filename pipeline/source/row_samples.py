@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import rejects
 from ..rejects import Reject
+from ..storage.large import Encoded, LargeFile
 from .keys import digests_in, key_digest
 from .named_image import NamedImage, inline_bytes, listed, named_frames, read_image_file
 from .sample import IndexedSample
@@ -23,7 +24,7 @@ def indexed(images: Iterator[NamedImage], source: str, facts: Any, repeated: byt
     """
     keys: set[str] = set()
     before = digests_in(repeated)
-    last: tuple[tuple[str | None, ...], bytes] = ((), b"")  # of the last video: several questions follow one another
+    last: tuple[tuple[str | None, ...], Encoded] = ((), b"")  # of the last video: several questions follow one another
     for image in images:
         sample = IndexedSample(
             key=image.key,
@@ -52,10 +53,10 @@ def indexed(images: Iterator[NamedImage], source: str, facts: Any, repeated: byt
         keys.add(image.key)
 
 
-def reread_image_file(sample: IndexedSample) -> bytes | None:
+def reread_image_file(sample: IndexedSample) -> Encoded | None:
     """The file of an indexed sample that names one; None if it has vanished. Raises SourceError: it cannot be read."""
     assert sample.path is not None
-    return read_image_file(sample.path)
+    return read_image_file(sample.path, is_video=sample.video is not None)
 
 
 def reread_cell(value: Any, sample: IndexedSample, path: str) -> bytes | None:
@@ -75,6 +76,8 @@ def reread_cell(value: Any, sample: IndexedSample, path: str) -> bytes | None:
         return inline_bytes(value)
     clip = named_frames(listed(value) or (), path, sample.key, sample.source)
     try:
-        return clip.read() if clip.frames else None
+        data = clip.read() if clip.frames else None
     except Reject:
         return None
+    assert not isinstance(data, LargeFile)
+    return data

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from ...errors import DamagedPart, RequestError, SourceError, is_of_the_file, listing_error, source_error
 from ...storage.files import READS_AT_ONCE, map_ahead, read_input
+from ...storage.large import Encoded
 from ..arrow_file import ArrowFile
 from ..carried_types import schema_of_tables
 from ..carried_values import Carried, carried_of_table, rows_of
@@ -122,8 +123,8 @@ class BatchReader:
         wanted = [sample for sample in samples if sample.sha256 is not None]
         named = [sample for sample in wanted if sample.path is not None]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            data: Iterator[bytes | None] = map_ahead(pool, reread_image_file, named, 0)
-            found = {id(sample): one for sample, one in zip(named, data, strict=True)}
+            data: Iterator[Encoded | None] = map_ahead(pool, reread_image_file, named, 0)
+            found: dict[int, Encoded | None] = {id(sample): one for sample, one in zip(named, data, strict=True)}
         for column in dict.fromkeys(map(self._columns.of, wanted)):
             inside = [sample for sample in wanted if sample.path is None and self._columns.of(sample) == column]
             cells = _read_columns(part, inside, [column]).column(0) if inside else []

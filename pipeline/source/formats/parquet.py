@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ...errors import DamagedPart, RequestError, is_of_the_file, listing_error, source_error
 from ...storage.files import READS_AT_ONCE, map_ahead
+from ...storage.large import Encoded
 from ..carried_types import schema_of_tables
 from ..carried_values import Carried, carried_of_table
 from ..columns import holds_text
@@ -112,7 +113,7 @@ class RowReader:
         (file,) = part.files
         check_unchanged(part.root, file)
         path = os.path.join(part.root, file.path)
-        encoded: list[bytes | None] = [None] * len(samples)
+        encoded: list[Encoded | None] = [None] * len(samples)
         inside: dict[str, list[int]] = {}  # by column
         for index, sample in enumerate(samples):
             if sample.sha256 is not None and sample.path is not None:
