@@ -72,7 +72,8 @@ class Source(_Section):
 
     video_column: str = "video"
     """The column or field that holds a video: bytes, {bytes, path}, a path, or a list of those. `start` and `end`
-    beside it, in seconds, choose a span."""
+    beside it, in seconds, choose a span. A list of images is one video, a list of lists several; `fps` or `times`
+    beside it say when its frames are shown."""
 
     key_column: str | None = None
     """The column that holds the key; null: derived from the place in the source."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from .prepare.unit import PreparedSample, PreparedUnit
 from .rejects import Reject
 from .source.media import BOTH, is_video
 from .source.sample import IndexedSample
+from .storage.files import read_input
+from .storage.large import Encoded, read_or_leave
 from .tower.checkpoint import Checkpoint
 from .tower.device import DTYPES, choose_device, choose_dtype, dtype_name
 from .tower.geometry import geometry_of
@@ -36,6 +39,7 @@ from .tower.pack_plan import Grid
 from .tower.tower import Tower
 
 DEFAULT_VIDEO = Video()
+Read = TypeVar("Read")
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
 
 
@@ -207,9 +211,9 @@ class VisionEncoder:
             except DECODE_ERRORS as error:
                 raise Reject(rejects.CORRUPT, str(error) or type(error).__name__) from error
             return _of_image(patches_of_pixels(pixels, self.geometry))
-        data = image if isinstance(image, bytes) else _read(image)
         if not isinstance(image, bytes) and is_video(os.fspath(image), BOTH):
-            return self._prepare_video(name, data)
+            return self._prepare_video(name, _read(image, read_or_leave))
+        data = image if isinstance(image, bytes) else _read(image, read_input)
         try:
             return _of_image(prepare_image(data, self.geometry))
         except Reject as reject:
@@ -220,7 +224,7 @@ class VisionEncoder:
             except Reject as other:
                 raise (reject if other.reason == rejects.UNIDENTIFIED else other) from other
 
-    def _prepare_video(self, name: str, data: bytes) -> _Patches:
+    def _prepare_video(self, name: str, data: Encoded) -> _Patches:
         """Raises Reject."""
         from .prepare.video import VideoFile, prepare_clips  # it brings av
 
@@ -271,10 +275,9 @@ def _unit_of(named: Sequence[tuple[str, _Patches]]) -> PreparedUnit:
     )
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
+def _read(path: str | os.PathLike[str], read: Callable[[str], Read]) -> Read:
     try:
-        with open(path, "rb") as stream:
-            return stream.read()
+        return read(os.fspath(path))
     except OSError as error:
         raise RequestError(f"{os.fspath(path)}: cannot be read: {error.strerror or error}") from error
 

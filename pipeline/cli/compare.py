@@ -16,20 +16,18 @@ from torch import Tensor
 
 from ..encode.dtypes import split_streams
 from ..errors import RequestError, SourceError
-from ..grid import Geometry
 from ..index.headers import open_image
 from ..index.read import read_index_rows
-from ..index.video_facts import header_of, plan_of
 from ..output.verify import Verifier
 from ..prepare.decode import Decoder
-from ..prepare.guard import ImageReader
 from ..read.items import Item, rows_of
 from ..read.reader import EmbeddingDataset
 from ..source.formats import format_named
 from ..source.sample import IndexedSample
+from ..storage.large import Encoded
 from ..tower.checkpoint import Checkpoint
-from ..tower.config import TowerConfig
 from ..tower.reference import reference_processor, reference_tower, run_reference
+from .compare_clips import clip_values
 
 SEED = 11
 # Largest relative RMS between a stored image and the reference in float32: what the dtypes themselves cost, twice over.
@@ -60,8 +58,9 @@ def compared(verifier: Verifier, count: int) -> list[dict[str, Any]]:
     decoder = Decoder()
     for sample, item, data in _drawn(verifier, dataset, count):
         if sample.video is not None:
-            values_PC, grid = _clip_values(sample, data, verifier.geometry, checkpoint.config)
+            values_PC, grid = clip_values(sample, data, verifier.geometry, checkpoint.config)
         else:
+            assert isinstance(data, bytes)
             with open_image(data) as opened:
                 image = Image.fromarray(decoder.decode(opened, data, sample.orientation or 1))
             values = processor(images=[image], return_tensors="pt")
@@ -74,29 +73,6 @@ def compared(verifier: Verifier, count: int) -> list[dict[str, Any]]:
     return results
 
 
-def _clip_values(
-    sample: IndexedSample, data: bytes, geometry: Geometry, config: TowerConfig
-) -> tuple[Tensor, tuple[int, int, int]]:
-    """A clip's normalised patches, float32 [P, C], and its grid; from our own decoder, which the reference has not.
-
-    Raises:
-        Reject: it cannot be decoded any more.
-    """
-    from ..prepare.video import VideoFile, prepare_clips  # it brings av
-
-    assert sample.video is not None and sample.width is not None and sample.height is not None
-    assert geometry.video is not None
-    plan = plan_of(sample.video, sample.width, sample.height, geometry)
-    rows_PC = np.empty((plan.patches, geometry.video.row_bytes), np.uint8)
-    file = VideoFile(key=sample.key, source=data, header=header_of(sample))
-    for reject in prepare_clips(file, [plan], geometry.video, [rows_PC], ImageReader()):
-        if reject is not None:
-            raise reject
-    planes = torch.from_numpy(rows_PC).float().view(len(rows_PC), config.in_channels, -1) / 255
-    mean, std = (torch.tensor(values)[:, None] for values in (config.image_mean, config.image_std))
-    return ((planes - mean) / std).flatten(1), plan.grid
-
-
 def _checkpoint_of(verifier: Verifier) -> Checkpoint:
     """The checkpoint that an output was made with. Raises RequestError: it is gone, or another one."""
     config = verifier.dataset.config
@@ -107,7 +83,7 @@ def _checkpoint_of(verifier: Verifier) -> Checkpoint:
     return checkpoint
 
 
-def _drawn(verifier: Verifier, dataset: EmbeddingDataset, count: int) -> Iterator[tuple[IndexedSample, Item, bytes]]:
+def _drawn(verifier: Verifier, dataset: EmbeddingDataset, count: int) -> Iterator[tuple[IndexedSample, Item, Encoded]]:
     """Yields samples drawn from all accepted ones, what is stored of each, and its bytes. Raises SourceError."""
     assert verifier.plan.planned is not None
     reader = format_named(verifier.plan.planned.format).reader(verifier.plan.planned.columns)

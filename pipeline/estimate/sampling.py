@@ -41,7 +41,14 @@ class Headers:
             return list(read)
 
     def _drawn_image(self, image: NamedImage) -> Drawn:
-        return Drawn(status=image.reason) if image.problem else self.drawn(image.read())
+        if image.problem:
+            return Drawn(status=image.reason)
+        try:
+            data = image.read()
+        except Reject as reject:
+            return Drawn(status=reject.reason)
+        assert isinstance(data, bytes)  # what is drawn is images
+        return self.drawn(data)
 
 
 def draw(listing: Listing, count: int, seed: int, image_column: str, members: str = "grouped") -> tuple[Draws, str]:

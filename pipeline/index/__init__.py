@@ -8,6 +8,7 @@ video_entry     key frames from which decoding may begin
 video_header    frames, times, size and codec, by demuxing
 video_rules     a family's and a sampler's rules, every default written out
 video_sampling  which frames of a clip are taken, and how large
+video_frames    a list of frame images as one video: its sizes, plan and times
 video_times     the frames of a span, and the times that a language model is told
 video_facts     a clip in the index, and what index and configuration make of it
 write    a part to its index, Parquet

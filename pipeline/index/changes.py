@@ -34,6 +34,7 @@ from ..source.planned import KnownFile, refusal
 from ..source.sample import IndexedSample
 from ..source.states import CHANGED, MISSING
 from ..storage.files import READS_AT_ONCE, map_ahead, open_input, small_file
+from ..storage.large import Encoded, sha256_of
 from ..storage.scratch import Scratch
 
 BLOCK_BYTES = 4 << 20
@@ -176,5 +177,5 @@ class _Judge:
 
 
 class _Digests(NoFacts):
-    def __call__(self, sample: IndexedSample, data: bytes, /) -> IndexedSample:
-        return replace(sample, sha256=hashlib.sha256(data).hexdigest())
+    def __call__(self, sample: IndexedSample, data: Encoded, /) -> IndexedSample:
+        return replace(sample, sha256=sha256_of(data))

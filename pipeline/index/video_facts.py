@@ -17,6 +17,8 @@ from .. import rejects
 from ..grid import Geometry, Int64
 from ..rejects import Reject
 from ..source.sample import IndexedSample, VideoFacts
+from ..storage.large import Encoded
+from .video_frames import CONTAINER, FramesHeader, plan_of_frames, rate_of, read_frames_header
 from .video_sampling import ClipPlan, plan_clip
 from .video_times import span_of, times_of
 
@@ -44,15 +46,19 @@ class RecentVideos:
 
     def __init__(self, reader: HeaderReader) -> None:
         self._reader = reader
-        self._recent: OrderedDict[str, VideoHeader | Reject] = OrderedDict()
+        self._recent: OrderedDict[str, VideoHeader | FramesHeader | Reject] = OrderedDict()
 
-    def completed(self, sample: IndexedSample, data: bytes) -> IndexedSample:
+    def completed(self, sample: IndexedSample, data: Encoded) -> IndexedSample:
         """A clip, whose sha256 is known, with the facts about its bytes; what is wrong with them is its status."""
         assert sample.sha256 is not None and sample.video is not None
         header = self._recent.get(sample.sha256)
         if header is None:
             try:
-                header = self._reader.video_header(sample.key, data)
+                if sample.of_frames:
+                    assert isinstance(data, bytes)
+                    header = read_frames_header(sample.key, data, self._reader)
+                else:
+                    header = self._reader.video_header(sample.key, data)
             except Reject as reject:
                 header = reject
             self._recent[sample.sha256] = header
@@ -60,6 +66,9 @@ class RecentVideos:
                 self._recent.popitem(last=False)
         if isinstance(header, Reject):
             return sample.rejected(header.reason, header.message)
+        if isinstance(header, FramesHeader):
+            facts = _facts_of_frames(sample.video, header)
+            return replace(sample, format=CONTAINER, width=header.width, height=header.height, video=facts)
         facts = replace(
             sample.video,
             codec=header.codec,
@@ -74,6 +83,17 @@ class RecentVideos:
             entries=pack(header.entries_K),
         )
         return replace(sample, format=header.container, width=header.width, height=header.height, video=facts)
+
+
+def _facts_of_frames(video: VideoFacts, header: FramesHeader) -> VideoFacts:
+    """The facts of a row and of the bytes together."""
+    fps = rate_of(video)
+    seconds = None if fps is None else header.frames / fps
+    if video.times and fps is not None:
+        seconds = video.times[-1] - video.times[0] + 1 / fps
+    return replace(
+        video, codec=header.codec, frames=header.frames, fps=fps, duration=seconds, sizes=header.sizes or None
+    )
 
 
 def header_of(sample: IndexedSample) -> VideoHeader:
@@ -116,9 +136,13 @@ def plan_of(video: VideoFacts, width: int, height: int, geometry: Geometry) -> C
         width, height: as displayed, in pixels.
 
     Raises:
-        Reject: `too_many_pixels` in a frame, `aspect_ratio`, `missing_image` (its span is not in the file).
+        Reject: `too_many_pixels` in a frame, `aspect_ratio`, `missing_image` (its span is not in the file), `corrupt`
+            (frame images of several sizes).
     """
-    assert geometry.video is not None and video.frames is not None and video.fps is not None
+    assert geometry.video is not None
+    if video.is_frames:
+        return plan_of_frames(video, width, height, geometry.video, geometry.max_image_pixels)
+    assert video.frames is not None and video.fps is not None
     if width * height > geometry.max_image_pixels:
         limit = geometry.max_image_pixels
         raise Reject(rejects.TOO_MANY_PIXELS, f"frames of {width}x{height} are over limits.max_image_pixels {limit}")

@@ -25,8 +25,9 @@ from .. import rejects
 from ..errors import ReaderLost
 from ..rejects import Reject
 from ..source.unknown import name_of
+from ..storage.large import LargeFile
 
-VideoSource = bytes | str | Path | IO[bytes]
+VideoSource = bytes | str | Path | IO[bytes] | LargeFile
 # Containers that hold a picture and name no other file. A playlist would have the decoder open what it says.
 CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif")
 BUFFER_BYTES = 256 << 10
@@ -58,7 +59,7 @@ def open_video(source: VideoSource, *, decoding: bool) -> Iterator[OpenVideo]:
 
     Raises:
         Reject: `truncated`, `unidentified` (no video), `corrupt`, `unsupported_mode` (no decoder).
-        ReaderLost: no memory.
+        ReaderLost: no memory, or a large file cannot be read.
         OSError: the source cannot be read.
     """
     with _stream_of(source) as file, judged():
@@ -98,6 +99,9 @@ def judged() -> Iterator[None]:
 def _stream_of(source: VideoSource) -> Iterator[IO[bytes]]:
     if isinstance(source, bytes):
         yield io.BytesIO(source)
+    elif isinstance(source, LargeFile):
+        with source.opened() as file:
+            yield file
     elif isinstance(source, str | Path):
         with open(source, "rb") as file:
             yield file

@@ -32,16 +32,20 @@ def span_of(
         start, end: in seconds; None: from the beginning, to the end.
 
     Raises:
-        ValueError: the span begins behind the clip's end, or ends before it begins.
+        ValueError: the span begins before second 0 or behind the clip's end, or does not end after it begins.
     """
     total = len(times)
     if start is None and end is None:
         return 0, total
-    begin, until = max(0.0, start or 0.0), math.inf if end is None else end
-    if until < begin:
-        raise ValueError(f"the span ends at {until:g} s, before it begins at {begin:g} s")
+    begin, until = start or 0.0, math.inf if end is None else end
+    asked = f"the span begins at {begin:g} s" + ("" if end is None else f" and ends at {end:g} s")
+    clip = f"the clip is {total / fps:.2f} s long ({total} frames)"
+    if begin < 0:
+        raise ValueError(f"{asked}, its start is negative; {clip}")
+    if until <= begin:
+        raise ValueError(f"{asked}, not after it begins; {clip}")
     if begin > 0 and begin >= max(total / fps, float(times[-1])):
-        raise ValueError(f"the span begins at {begin:g} s, the clip has {total} frames and ends at {total / fps:.2f} s")
+        raise ValueError(f"{asked}, behind the clip's end; {clip}")
     if rule == "utils":
         longest = total / fps
         first = math.ceil(min(begin, longest) * fps) if start is not None else 0

@@ -6,7 +6,6 @@ complete: `plan/index/part-NNNNNN.parquet`. Rows stand in the order of the image
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import json
 from collections import Counter
@@ -29,6 +28,7 @@ from ..source.part import Part
 from ..source.planned import lost_reject
 from ..source.sample import IndexedSample
 from ..storage.files import AnyPath
+from ..storage.large import Encoded, sha256_of
 from ..storage.publish import publish_new, sync_file
 from ..storage.scratch import Scratch, writing_scratch
 from .changes import part_digest
@@ -53,6 +53,9 @@ VIDEO_FACTS = pa.struct(
         ("zero", pa.int64()),
         ("pts", pa.binary()),
         ("entries", pa.binary()),
+        ("is_frames", pa.bool_()),
+        ("times", pa.list_(pa.float64())),
+        ("sizes", pa.list_(pa.list_(pa.int32()))),
     ]
 )
 INDEX_SCHEMA = pa.schema(
@@ -215,12 +218,13 @@ class ByteFacts:
         self.left_alone: Counter[str] = Counter()
         self.videos = 0
 
-    def __call__(self, sample: IndexedSample, data: bytes, /) -> IndexedSample:
+    def __call__(self, sample: IndexedSample, data: Encoded, /) -> IndexedSample:
         """Completes a sample by what its bytes are."""
-        sample = replace(sample, sha256=hashlib.sha256(data).hexdigest())
+        sample = replace(sample, sha256=sha256_of(data))
         if sample.video is not None:
             self.videos += 1
             return self._video_headers.completed(sample, data)
+        assert isinstance(data, bytes)
         try:
             header = self._images.header(sample.key, data)
         except Reject as reject:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..index.video_facts import times_of_clip
+from ..index.video_frames import timing_of_frames
 from ..index.video_times import second_per_grid, span_of, timestamps
 from ..prepare.unit import PreparedSample, PreparedUnit
 from ..sampling import VideoSampling
@@ -29,8 +30,17 @@ def _row(sample: PreparedSample, sampling: VideoSampling) -> dict[str, Any]:
     if video is None:
         return row
     row |= {"start": video.start, "end": video.end, "fps": video.fps, "duration": _float32(video.duration)}
-    if sample.frames is None or video.fps is None:
+    if sample.frames is None:
         return row
+    if video.is_frames:
+        timing = timing_of_frames(video, sampling)
+        return row | {
+            "frames": list(sample.frames),
+            "times": None if timing.times is None else np.array(timing.times, np.float32).tolist(),
+            "timestamps": list(timing.timestamps),
+            "second_per_grid": timing.second_per_grid,
+        }
+    assert video.fps is not None
     times = times_of_clip(video)
     _, total = span_of(times, video.fps, video.start, video.end, sampling.rule)
     return row | {

@@ -15,6 +15,7 @@ from ..rejects import Reject
 from ..source.format import UnitBytes, UnitReader
 from ..source.part import Part
 from ..source.sample import IndexedSample
+from ..storage.large import Encoded
 from .decode import Uint8
 from .guard import ImageReader
 
@@ -60,7 +61,7 @@ class UnitClips:
         """uint8 [P, C], the distinct clips' patches one after the other."""
         return self._patches_PC[: self._count]
 
-    def prepare(self, index: int, data: bytes, images: ImageReader) -> PreparedClip:
+    def prepare(self, index: int, data: Encoded, images: ImageReader) -> PreparedClip:
         """Prepares a clip, and with the first one of a file all of the file's. Raises Reject."""
         if index not in self._results:
             self._prepare_file(self._of_file[str(self._samples[index].sha256)], data, images)
@@ -69,9 +70,7 @@ class UnitClips:
             raise result
         return result
 
-    def _prepare_file(self, indices: Sequence[int], data: bytes, images: ImageReader) -> None:
-        from .video import VideoFile, prepare_clips  # it brings av
-
+    def _prepare_file(self, indices: Sequence[int], data: Encoded, images: ImageReader) -> None:
         clips: dict[object, list[int]] = {}
         plans: list[ClipPlan] = []
         for index in indices:
@@ -90,11 +89,8 @@ class UnitClips:
             return
         ends = (self._count + offsets([plan.patches for plan in plans])).tolist()
         rows = [self._patches_PC[end - plan.patches : end] for plan, end in zip(plans, ends[1:], strict=True)]
-        first = self._samples[indices[0]]
-        file = VideoFile(key=first.key, source=data, header=header_of(first))
-        assert self._geometry.video is not None
-        ends_of = prepare_clips(file, plans, self._geometry.video, rows, images)
-        for plan, rows_PC, problem, twins in zip(plans, rows, ends_of, clips.values(), strict=True):
+        found = self._make(self._samples[indices[0]], data, plans, rows, images)
+        for plan, rows_PC, problem, twins in zip(plans, rows, found, clips.values(), strict=True):
             if problem is None:
                 if rows_PC.ctypes.data != self._patches_PC[self._count :].ctypes.data:  # behind one that is none
                     self._patches_PC[self._count : self._count + plan.patches] = rows_PC
@@ -103,16 +99,43 @@ class UnitClips:
             for index in twins:
                 self._results[index] = problem or PreparedClip(plan=plan, number=len(self.grids) - 1)
 
+    def _make(
+        self,
+        first: IndexedSample,
+        data: Encoded,
+        plans: Sequence[ClipPlan],
+        rows: Sequence[Uint8],
+        images: ImageReader,
+    ) -> Sequence[Reject | None]:
+        """Makes the patches of clips of the same bytes; of each None, or why it is not whole. `first`: one of them."""
+        sampling = self._geometry.video
+        assert sampling is not None
+        if not first.of_frames:
+            from .video import VideoFile, prepare_clips  # it brings av
+
+            file = VideoFile(key=first.key, source=data, header=header_of(first))
+            return prepare_clips(file, plans, sampling, rows, images)
+        from .video_frames import prepare_frames
+
+        assert isinstance(data, bytes)
+        try:
+            prepare_frames(first.key, data, plans[0], sampling, rows[0], images)
+        except Reject as reject:
+            return [reject] * len(plans)
+        for rows_PC in rows[1:]:  # all of them are taken: they are the same, each where it belongs
+            rows_PC[:] = rows[0]
+        return [None] * len(plans)
+
 
 def read_once(part: Part, samples: Sequence[IndexedSample], names: Sequence[str], reader: UnitReader) -> UnitBytes:
     """Reads samples; a file that several clips in a row are of is read, and held, once. Raises as `UnitReader.read`."""
     if not samples:
         return UnitBytes([], [])
     twins: dict[int, int] = {}  # each repeated clip's sample, and the first one of its file
-    first_of: dict[tuple[str, str | None], int] = {}
+    first_of: dict[tuple[str, str], int] = {}
     for index, sample in enumerate(samples):
-        if sample.video is not None and sample.path is not None:
-            first = first_of.setdefault((sample.path, sample.sha256), index)
+        if sample.video is not None and (sample.path is not None or sample.of_frames) and sample.sha256 is not None:
+            first = first_of.setdefault((sample.path or "", sample.sha256), index)
             if first != index:
                 twins[index] = first
     if not twins:

@@ -22,8 +22,9 @@ from .. import rejects
 from ..errors import ReaderLost
 from ..fault import fault_point
 from ..grid import Int64
-from ..index.headers import Header, open_image, read_header
+from ..index.headers import Header, header_of, open_image, read_header
 from ..rejects import Reject
+from ..storage.large import LargeFile
 from .decode import Decoder, Uint8
 from .pipe import exactly, receive, send
 
@@ -81,6 +82,13 @@ class ImageReader:
             with open_image(data) as image:
                 return self._decoder.decode(image, data, orientation)
 
+    def still(self, key: str, data: bytes) -> Uint8:
+        """A frame image as displayed; as `pixels`, of an image whose orientation its header says."""
+        with self._timer():
+            fault_point(f"decode={key}")
+            with open_image(data) as image:
+                return self._decoder.decode(image, data, header_of(image, data).orientation)
+
     def video_header(self, key: str, source: VideoSource) -> VideoHeader:
         """Raises Reject and OSError as `read_video_header` does."""
         from ..index.video_header import read_video_header
@@ -136,6 +144,9 @@ class GuardedReader(ImageReader):
 
     def pixels(self, key: str, data: bytes, orientation: int) -> Uint8:
         return self._call("pixels", key, lambda: (data, orientation))
+
+    def still(self, key: str, data: bytes) -> Uint8:
+        return self._call("still", key, lambda: (data,))
 
     def video_header(self, key: str, source: VideoSource) -> VideoHeader:
         sent = _sendable(source)
@@ -261,9 +272,9 @@ class GuardedReader(ImageReader):
             self._ended()
 
 
-def _sendable(source: VideoSource) -> bytes | str:
+def _sendable(source: VideoSource) -> bytes | str | LargeFile:
     """A video as a child can read it: by its path, or its bytes. Raises OSError."""
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | LargeFile):
         return source
     if isinstance(source, str | Path):
         return str(Path(source).absolute())
@@ -276,7 +287,7 @@ def _longer_by_bytes(source: VideoSource) -> float:
     if isinstance(source, str | Path):
         size = Path(source).stat().st_size
     else:
-        size = len(source) if isinstance(source, bytes) else source.seek(0, os.SEEK_END)
+        size = len(source) if isinstance(source, bytes | LargeFile) else source.seek(0, os.SEEK_END)
     return 1 + size / MINUTE_BYTES
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from ..source.format import UnitReader
 from ..source.part import Part
 from ..source.planned import lost_reject
 from ..source.sample import LONGEST_ERROR, IndexedSample
+from ..storage.large import Encoded, LargeFile, sha256_of
 from .clips import UnitClips, read_once
 from .decode import CHANNELS, Uint8
 from .guard import ImageReader
@@ -120,6 +120,7 @@ def prepare_unit(unit: Unit, part: Part, samples: Sequence[IndexedSample], prepa
     for index, sample in enumerate(samples):
         data, encoded[index] = encoded[index], None  # an image's bytes are let go when its patches are there
         if sample.video is None:
+            assert not isinstance(data, LargeFile)
             patches.add(sample, data, lost.get(index))
         else:
             patches.samples.append(_prepared_clip(clips, index, sample, data, lost.get(index), preparation.images))
@@ -138,7 +139,7 @@ def prepare_unit(unit: Unit, part: Part, samples: Sequence[IndexedSample], prepa
 
 
 def _prepared_clip(
-    clips: UnitClips, index: int, sample: IndexedSample, data: bytes | None, lost: Reject | None, images: ImageReader
+    clips: UnitClips, index: int, sample: IndexedSample, data: Encoded | None, lost: Reject | None, images: ImageReader
 ) -> PreparedSample:
     """A clip with its number among the clips; or why there is none of it."""
     try:
@@ -165,7 +166,7 @@ def _behind_images(sample: PreparedSample, images: int) -> PreparedSample:
 
 def _read(
     part: Part, samples: Sequence[IndexedSample], preparation: Preparation
-) -> tuple[list[bytes | None], Carried | None, dict[int, Reject]]:
+) -> tuple[list[Encoded | None], Carried | None, dict[int, Reject]]:
     """Every sample's bytes and carried values, and the samples that are lost: of their files nothing is read."""
     carry, reader = preparation.carry, preparation.reader
     fates = {file.path: Reject(*lost_reject(file)) for file in part.files if file.fate}
@@ -180,7 +181,7 @@ def _read(
         nulls = pa.table([pa.nulls(len(samples), field.type) for field in carry], carry)
         table = nulls if carried is None else carried.table.take(rows)
         carried = Carried(table=table, nulled=carried.nulled if carried else {})
-    encoded: list[bytes | None] = [None] * len(samples)
+    encoded: list[Encoded | None] = [None] * len(samples)
     for index, data in zip(there, read, strict=True):
         encoded[index] = data
     for index, sample in zip(there, kept, strict=True):
@@ -191,14 +192,15 @@ def _read(
 
 def _vanished(sample: IndexedSample, on_changed: str) -> Reject:
     """Raises SourceError where that is a failure."""
-    message = f"{sample.path}, named by {sample.source}, has vanished since it was indexed"
+    what = f"a frame of {sample.key}" if sample.of_frames else sample.path
+    message = f"{what}, named by {sample.source}, has vanished since it was indexed"
     if on_changed == "fail":
         raise SourceError(f"{message}; put it back, or set source.on_changed: reject (the sample becomes a reject)")
     return Reject(rejects.MISSING_IMAGE, message)
 
 
 def _reread_changed(
-    part: Part, samples: Sequence[IndexedSample], encoded: list[bytes | None], reader: UnitReader
+    part: Part, samples: Sequence[IndexedSample], encoded: list[Encoded | None], reader: UnitReader
 ) -> dict[int, Reject]:
     """The samples whose bytes are no longer those that were indexed; each was read afresh before it is blamed."""
     changed: dict[int, Reject] = {}
@@ -211,8 +213,8 @@ def _reread_changed(
     return changed
 
 
-def _is_as_indexed(data: bytes | None, sample: IndexedSample) -> bool:
-    return data is None or hashlib.sha256(data).hexdigest() == sample.sha256
+def _is_as_indexed(data: Encoded | None, sample: IndexedSample) -> bool:
+    return data is None or sha256_of(data) == sample.sha256
 
 
 class _UnitPatches:

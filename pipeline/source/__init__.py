@@ -10,11 +10,13 @@ keys           a key is unique over its file, whatever the file's parts
 states         what became of planned files since
 planned        a file is read as what it was when it was planned, or not at all
 listing        Listing: a source's files, listed once and handed on
+frame_bytes    the frame images of one video as one run of bytes
 named_image    what a row or a line gives or names as its image
 carried_values  values as columns of a type: nothing is ever stored as something else
 columns        columns that a configuration names, and which of a table can be one
 row_keys       the keys that rows give, whatever their images are
 carried_types  one type for a carried column, from all of the source
+row_samples    what rows name or hold as indexed samples, and their bytes, read again
 row_cursor     a Parquet file's rows in batches, each read once
 arrow_file     Arrow files, found by their messages' headers
 drawing        some samples for an estimate, and how much of the source each stands for

@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import pyarrow as pa
 
 from ..errors import DamagedPart, SourceError, listing_error
+from ..storage.large import Encoded
 from .carried_values import Carried
 from .drawing import Drawing, Draws
 from .listing import Listing
@@ -26,7 +27,7 @@ from .sample import IndexedSample
 class Facts(Protocol):
     """Takes what a format finds in a part."""
 
-    def __call__(self, sample: IndexedSample, data: bytes, /) -> IndexedSample:
+    def __call__(self, sample: IndexedSample, data: Encoded, /) -> IndexedSample:
         """Completes a sample by the facts about its bytes; what is wrong with them becomes its status."""
         ...
 
@@ -38,7 +39,7 @@ class Facts(Protocol):
 class NoFacts:
     """Finds nothing, where only keys are wanted."""
 
-    def __call__(self, sample: IndexedSample, data: bytes, /) -> IndexedSample:
+    def __call__(self, sample: IndexedSample, data: Encoded, /) -> IndexedSample:
         return sample
 
     def leave(self, name: str, /) -> None:
@@ -62,6 +63,11 @@ class Columns:
     def needed(self) -> tuple[str, str]:
         """The column that a source must have, and the setting that names it."""
         return (self.image, "image_column") if self.media == "image" else (self.video, "video_column")
+
+    @property
+    def lists(self) -> int:
+        """How deep lists in that column may be: a row has several images, and several videos of several frames."""
+        return 1 if self.media == "image" else 2
 
     def of(self, sample: IndexedSample) -> str:
         """The column that holds a sample's bytes: its image's, or its video's."""
@@ -90,9 +96,12 @@ class MediaRule:
 
 
 class UnitBytes(NamedTuple):
-    """The encoded bytes of some samples, None where one has no image; and of each its carried members by suffix."""
+    """The encoded bytes of some samples, None where one has no image; and of each its carried members by suffix.
 
-    encoded: list[bytes | None]
+    Of a video they may be left where they lie.
+    """
+
+    encoded: list[Encoded | None]
     members: list[dict[str, bytes]]
 
 

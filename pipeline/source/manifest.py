@@ -24,10 +24,11 @@ from .format import Columns, Facts, MediaRule, SourceFormat
 from .listing import Listing
 from .manifest_file import ManifestFile, Record, RecordReader
 from .media import BOTH, IMAGE
-from .named_image import NamedImage, indexed, is_text, refuse_urls
-from .named_media import END, START, Cells, columns_read, media_rule_of, named_media
+from .named_image import NamedImage, is_text, refuse_urls
+from .named_media import BESIDE, Cells, columns_read, media_rule_of, named_media
 from .part import Part, SourceFile, SourcePlace
 from .planned import check_unchanged
+from .row_samples import indexed
 from .sample import IndexedSample
 from .spread import draws_of
 
@@ -176,7 +177,7 @@ def images_of(record: Record, manifest: ManifestFile, source: str, columns: Colu
     """
     name, where = f"{source}:{record.row}", f"{manifest.noun} {record.row + 1}"
     problem = record.problem
-    there = manifest.names is None or not {*columns_read(columns)}.isdisjoint({*manifest.names} - {START, END})
+    there = manifest.names is None or not {*columns_read(columns)}.isdisjoint({*manifest.names} - {*BESIDE})
     if not problem and manifest.names is not None and not there:
         problem = f"names no image: {source} {NO_COLUMN} {columns.image!r}; it has {shown(manifest.names)}"
     if problem:
@@ -198,7 +199,7 @@ def images_of(record: Record, manifest: ManifestFile, source: str, columns: Colu
 def _cells_of(record: Record, columns: Columns) -> Cells:
     if columns.media == IMAGE:
         return Cells(record.fields.get(columns.image))
-    image, *video = (record.fields.get(name) for name in (columns.image, columns.video, START, END))
+    image, *video = (record.fields.get(name) for name in (columns.image, columns.video, *BESIDE))
     return Cells(image if columns.media == BOTH else None, *video)
 
 

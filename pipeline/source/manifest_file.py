@@ -14,11 +14,13 @@ import pyarrow as pa
 
 from ..errors import SourceError, reading
 from ..storage.files import READS_AT_ONCE, map_ahead, open_input
+from ..storage.large import Encoded
 from .carried_values import Carried, carried_of_rows
 from .format import Columns, UnitBytes
-from .named_image import inline_bytes, reread_image_file
+from .named_image import listed
 from .part import Part
 from .planned import check_unchanged
+from .row_samples import reread_cell, reread_image_file
 from .sample import IndexedSample
 
 SKIPPED_BYTES = 1 << 20  # between two wanted records that are read over
@@ -88,7 +90,7 @@ class RecordReader:
         wanted = [sample for sample in samples if sample.sha256 is not None]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             named = [sample for sample in wanted if sample.path is not None]
-            found = {
+            found: dict[int, Encoded | None] = {
                 id(sample): data
                 for sample, data in zip(named, map_ahead(pool, reread_image_file, named, 0), strict=True)
             }
@@ -97,12 +99,13 @@ class RecordReader:
             found |= dict(zip(map(id, inside), self._inside(os.path.join(part.root, file.path), inside), strict=True))
         return UnitBytes([found.get(id(sample)) for sample in samples], [{} for _ in samples])
 
-    def _inside(self, path: str, samples: Sequence[IndexedSample]) -> Iterator[bytes]:
+    def _inside(self, path: str, samples: Sequence[IndexedSample]) -> Iterator[bytes | None]:
         with _indexing(path), self._opened(path) as manifest:
             records = manifest.at([sample.offset for sample in samples])
             for sample, record in zip(samples, records, strict=True):
-                data = inline_bytes(record.fields.get(self._columns.of(sample)), sample.item)
-                if data is None:
+                value = record.fields.get(self._columns.of(sample))
+                data = reread_cell(value if sample.item is None else listed(value)[sample.item], sample, path)
+                if data is None and not sample.of_frames:
                     raise ValueError(f"the record at byte {sample.offset} holds no image any more")
                 yield data
 

@@ -6,6 +6,9 @@ from .image_formats import EXTENSIONS
 from .sample import VideoFacts
 
 VIDEO_EXTENSIONS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts")
+# How the files of frame images begin; and what stands in those that begin like others, from byte 4 or 8 on.
+IMAGE_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")
+IMAGE_KINDS = (b"WEBP", b"ftypavif", b"ftypavis")
 # `source.media`, decided: one of them, or both.
 IMAGE, VIDEO, BOTH = "image", "video", "auto"
 
@@ -22,6 +25,16 @@ def is_video(name: str, media: str) -> bool:
     if media == IMAGE:
         return False
     return name.lower().endswith(suffixes_of(VIDEO) if media == VIDEO else VIDEO_EXTENSIONS)
+
+
+def is_still(name: str) -> bool:
+    """Whether what is called so is an image that can be a frame. A GIF is a video where it stands among videos."""
+    return name.lower().endswith(EXTENSIONS) and not is_video(name, VIDEO)
+
+
+def begins_like_a_still(data: bytes) -> bool:
+    """Whether encoded bytes are, by their first ones, an image that can be a frame."""
+    return data.startswith(IMAGE_HEADS) or data[8:12] == IMAGE_KINDS[0] or data[4:12] in IMAGE_KINDS[1:]
 
 
 def video_named(name: str, media: str) -> VideoFacts | None:

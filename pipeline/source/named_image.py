@@ -10,19 +10,23 @@ from __future__ import annotations
 import base64
 import binascii
 import errno
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
 from .. import rejects
 from ..errors import RequestError, source_error
-from ..storage.files import path_named_in, read_input
+from ..rejects import Reject
+from ..storage.files import READS_AT_ONCE, map_ahead, path_named_in, read_input
+from ..storage.large import Encoded, read_or_leave
 from ..storage.uri import WEB, problem_with, scheme_of
 from .columns import shown
-from .keys import digests_in, key_digest
-from .sample import IndexedSample, VideoFacts
+from .frame_bytes import join_frames
+from .sample import VideoFacts
 
 URLS_LOOKED_AT = 100  # values that are all URLs of hosts, before a source of nothing else is refused
 SHOWN_OF_PATH = 300  # characters
@@ -42,6 +46,7 @@ class NamedImage:
         group: the row group, -1 in a manifest.
         reason: the status of a sample with a problem.
         video: of a video, the span that is asked for.
+        frames: of a list of frame images, each of them; none of them has a problem.
     """
 
     key: str
@@ -53,16 +58,29 @@ class NamedImage:
     problem: str = ""
     reason: str = rejects.MISSING_IMAGE
     video: VideoFacts | None = None
+    frames: tuple[NamedImage, ...] = ()
 
-    def is_of(self, video_path: str) -> bool:
-        """Whether it is a video, or a span of one, of this file."""
-        return self.video is not None and self.path == video_path
+    @property
+    def video_files(self) -> tuple[str | None, ...]:
+        """The files that a video, a span of one, or a list of frames is of; empty where some of it is no file."""
+        paths = (self.path,) if not self.frames else tuple(frame.path for frame in self.frames)
+        return paths if self.video is not None and None not in paths else ()
 
-    def read(self) -> bytes | None:
-        """The image's bytes; None if its file is not there. Raises SourceError: it is there and cannot be read."""
-        if self.data is not None or self.path is None:
-            return self.data
-        return read_image_file(self.path)
+    def read(self) -> Encoded:
+        """Returns the image's bytes, or those of its frames, joined; of a large video where they lie.
+
+        Raises:
+            Reject: `missing_image`: there is no such file.
+            SourceError: it is there and cannot be read.
+        """
+        if self.frames:
+            return _read_frames(self.frames)
+        data: Encoded | None = self.data
+        if data is None and self.path is not None:
+            data = read_image_file(self.path, is_video=self.video is not None)
+        if data is None:
+            raise Reject(rejects.MISSING_IMAGE, _no_file(str(self.path)))
+        return data
 
 
 def named_images(value: Any, path: str, name: str, where: str) -> Iterator[NamedImage]:
@@ -83,6 +101,46 @@ def named_images(value: Any, path: str, name: str, where: str) -> Iterator[Named
             yield replace(_image(item, path, f"{name}/{number}", f"{where}, image {number}"), item=number)
     else:
         yield _image(value, path, name, where)
+
+
+def named_frames(value: Sequence[Any], path: str, name: str, where: str) -> NamedImage:
+    """One video that is a list of images, its frames; arguments as of `named_images`."""
+    clip = NamedImage(key=name, offset=0, video=VideoFacts(is_frames=True))
+    if not value:
+        return replace(clip, problem=f"{where}: its list of frames is empty", reason=rejects.NO_IMAGE)
+    frames = tuple(_image(item, path, name, f"{where}, frame {number}") for number, item in enumerate(value))
+    for frame in frames:
+        if frame.problem:
+            # A frame that is null is no row that names nothing.
+            reason = rejects.MISSING_IMAGE if frame.reason == rejects.NO_IMAGE else frame.reason
+            return replace(clip, problem=frame.problem, reason=reason)
+    return replace(clip, frames=frames)
+
+
+def _read_frames(frames: Sequence[NamedImage]) -> bytes:
+    """Raises as `NamedImage.read`, naming the frame."""
+
+    def read(numbered: tuple[int, NamedImage]) -> bytes:
+        try:
+            data = numbered[1].read()
+            assert isinstance(data, bytes)
+            return data
+        except Reject as reject:
+            raise Reject(reject.reason, f"frame {numbered[0]}: {reject.message}") from reject
+
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        return join_frames(map_ahead(pool, read, enumerate(frames), READS_AT_ONCE))
+
+
+def listed(value: Any) -> Any:
+    """A cell's value; text that is a list in JSON, which is how a CSV file has one, as that list."""
+    if not isinstance(value, str) or not value.startswith("["):
+        return value
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return parsed if isinstance(parsed, list) else value
 
 
 def _image(value: Any, path: str, name: str, where: str) -> NamedImage:
@@ -113,17 +171,12 @@ def _image(value: Any, path: str, name: str, where: str) -> NamedImage:
         return replace(image, problem=f"{where}: {error}")
 
 
-def inline_bytes(value: Any, item: int | None = None) -> bytes | None:
+def inline_bytes(value: Any) -> bytes | None:
     """The bytes that a cell holds: as they are, in `{bytes, path}`, or as a `data:` value; None where it names a file.
-
-    Args:
-        item: of a list, which one.
 
     Raises:
         ValueError: text that stands for bytes, and does not decode.
     """
-    if item is not None:
-        value = value[item]
     if isinstance(value, dict):
         data = value.get("bytes")
         if isinstance(data, str) and data and not _DATA.match(data):
@@ -168,7 +221,7 @@ def refuse_urls(values: Iterable[Any], column: str, path: str) -> None:
 
 def first_named(value: Any) -> Any:
     """The first that a cell gives or names; None or empty where it names nothing."""
-    if isinstance(value, list):
+    while isinstance(value, list):
         value = next(filter(None, value), None)
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -184,10 +237,10 @@ def is_text(value: str) -> bool:
     return True
 
 
-def read_image_file(path: str) -> bytes | None:
-    """An image's own file; None if it is not there. Raises SourceError: it cannot be read."""
+def read_image_file(path: str, *, is_video: bool = False) -> Encoded | None:
+    """An image's or a video's own file; None if it is not there. Raises SourceError: it cannot be read."""
     try:
-        return read_input(path)
+        return read_or_leave(path) if is_video else read_input(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     except OSError as error:
@@ -196,48 +249,8 @@ def read_image_file(path: str) -> bytes | None:
         raise source_error(f"{path[:200]}: cannot be read: {error.strerror or error}", error) from error
 
 
-def reread_image_file(sample: IndexedSample) -> bytes | None:
-    """The file of an indexed sample that names one; None if it has vanished. Raises SourceError: it cannot be read."""
-    assert sample.path is not None
-    return read_image_file(sample.path)
-
-
 def _no_file(path: str) -> str:
     shown_path = path if len(path) <= SHOWN_OF_PATH else f"{path[:SHOWN_OF_PATH]}… of {len(path)} characters"
     looks = _BASE64.search(path)
     hint = "; it looks like base64: write `data:image/any;base64,` before it" if looks else ""
     return f"there is no file {shown_path}{hint}"
-
-
-def indexed(images: Iterator[NamedImage], source: str, facts: Any, repeated: bytes = b"") -> Iterator[IndexedSample]:
-    """Named images as indexed samples; a second one with a key, in this part or an earlier one, is a duplicate.
-
-    Args:
-        source: the file that names them.
-        facts: completes a sample by the facts about its bytes.
-        repeated: see `SourceFile`.
-    """
-    keys: set[str] = set()
-    before = digests_in(repeated)
-    video: tuple[str, bytes | None] = ("", None)  # the last one's file: several questions about it follow one another
-    for image in images:
-        sample = IndexedSample(
-            key=image.key,
-            source=source,
-            offset=image.offset,
-            path=image.path,
-            item=image.item,
-            group=image.group,
-            video=image.video,
-        )
-        if image.problem and image.reason == rejects.NO_IMAGE:
-            yield sample.rejected(rejects.NO_IMAGE, image.problem)
-        elif image.key in keys or (before and key_digest(image.key) in before):
-            yield sample.rejected(rejects.DUPLICATE_KEY, f"the key {image.key} stands in {source} more than once")
-        elif (data := None if image.problem else video[1] if image.is_of(video[0]) else image.read()) is None:
-            yield sample.rejected(image.reason, image.problem or _no_file(str(image.path)))
-        else:
-            if image.video is not None and image.path is not None:
-                video = (image.path, data)
-            yield facts(replace(sample, length=len(data)), data)
-        keys.add(image.key)

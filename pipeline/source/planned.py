@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from .. import rejects
 from ..errors import SourceError, reading
 from ..storage.files import kind_of, read_if_same
+from ..storage.large import Encoded, large_file
 from .part import SourceFile
 from .states import MISSING
 
@@ -65,6 +66,17 @@ def read_planned(root: str, file: SourceFile, start: int | None = None, end: int
         check_unchanged(root, file)  # says how
         raise SourceError(f"{path} has changed since it was planned{NEXT_TIME}")
     return data
+
+
+def planned_video(root: str, file: SourceFile) -> Encoded:
+    """A video's bytes, as `read_planned`; of a large local one where they lie. Raises SourceError."""
+    path = os.path.join(root, file.path)
+    with reading(path):
+        large = large_file(path)
+    if large is None:
+        return read_planned(root, file)
+    check_unchanged(root, file)
+    return large
 
 
 @dataclass(frozen=True, kw_only=True)

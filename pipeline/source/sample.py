@@ -19,6 +19,9 @@ class VideoFacts:
         codec, turns, frames, fps, duration, zero: as `index.video_header.VideoHeader` has them.
         time_base_numerator, time_base_denominator: of a second: the unit of `pts`.
         pts, entries: when frames are shown, and from which decoding may begin, as `index.video_facts` packs them.
+        is_frames: whether it is a list of frame images. `fps` is then what its row says, or what `times` come to.
+        times: of frame images, the seconds at which they are shown, where their row says so.
+        sizes: of frame images, `[frame, width, height]` of the first one of each size that is not frame 0's.
     """
 
     start: float | None = None
@@ -33,6 +36,9 @@ class VideoFacts:
     zero: int | None = None
     pts: bytes | None = None
     entries: bytes | None = None
+    is_frames: bool | None = None
+    times: list[float] | None = None
+    sizes: list[list[int]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,11 @@ class IndexedSample:
     def media(self) -> str:
         """`image` or `video`."""
         return "image" if self.video is None else "video"
+
+    @property
+    def of_frames(self) -> bool:
+        """Whether it is a video that is a list of frame images."""
+        return self.video is not None and bool(self.video.is_frames)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> IndexedSample:

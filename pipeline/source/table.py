@@ -18,8 +18,8 @@ from .file_kind import file_is
 from .format import Columns, MediaRule
 from .listing import Listing
 from .media import BOTH, IMAGE
-from .named_image import NamedImage, named_images
-from .named_media import END, NOTHING, START, Cells, media_rule_of, named_media
+from .named_image import NamedImage, listed, named_images
+from .named_media import BESIDE, NOTHING, Cells, media_rule_of, named_media
 from .part import SourceFile
 from .row_keys import NO_TEXT, name_of, values_of
 
@@ -64,7 +64,7 @@ def check_columns(files: Iterable[tuple[str, pa.Schema]], columns: Columns, uri:
     found: tuple[str, pa.Schema] | None = None
     for path, schema in itertools.islice(files, FILES_LOOKED_AT):
         names |= dict.fromkeys(schema.names)
-        problems[path] = image_problem(schema, needed, path)
+        problems[path] = image_problem(schema, needed, path, lists=columns.lists)
         if not problems[path]:
             found = found or (path, schema)
             missing.pop(needed_setting, None)
@@ -94,7 +94,7 @@ def media_rule_of_tables(
     """
     for path, schema in itertools.islice(files, FILES_LOOKED_AT):
         cells: list[Iterator[Cells]] = []
-        if not image_problem(schema, columns.video, path):
+        if not image_problem(schema, columns.video, path, lists=2):
             cells.append(Cells(None, value) for batch in column_of(path, columns.video) for value in values_of(batch))
         if not image_problem(schema, columns.image, path) and holds_text(schema.field(columns.image).type):
             cells.append(Cells(value) for batch in column_of(path, columns.image) for value in values_of(batch))
@@ -127,7 +127,7 @@ class RowImages:
     def __init__(self, schema: pa.Schema, file: SourceFile, path: str, columns: Columns) -> None:
         self._file, self._path, self._columns = file, path, columns
         self._problem = image_problem(schema, columns.image, file.path)
-        self._has_videos = columns.media != IMAGE and not image_problem(schema, columns.video, file.path)
+        self._has_videos = columns.media != IMAGE and not image_problem(schema, columns.video, file.path, lists=2)
         self._has_key = columns.key is not None and schema.get_field_index(columns.key) >= 0
 
     def of(self, batch: pa.RecordBatch, *, row: int, group: int) -> Iterator[NamedImage]:
@@ -162,9 +162,9 @@ class RowImages:
 
         images = values(columns.image, there=columns.media == BOTH and not self._problem)
         videos = values(columns.video, there=self._has_videos)
-        starts, ends = (values(name, there=name in batch.schema.names) for name in (START, END))
+        beside = (values(name, there=batch.schema.get_field_index(name) >= 0) for name in BESIDE)
         keys = values_of(batch.column(columns.key)) if columns.key is not None and self._has_key else nothing
-        rows = zip(map(Cells, images, videos, starts, ends), keys, strict=True)
+        rows = zip(map(Cells, images, videos, *beside), keys, strict=True)
         for number, (cells, key) in enumerate(rows, row):
             name, problem = name_of(key, self._file, number)
             if NO_TEXT in (cells.image, cells.video):
@@ -183,6 +183,13 @@ class RowImages:
         if not there:
             return [_NONE_POSSIBLE] * len(batch)
         return [_NONE_POSSIBLE if valid else None for valid in batch.column(self._columns.image).is_valid().to_pylist()]
+
+
+def value_in(cell: pa.Scalar, item: int | None) -> Any:
+    """A cell's value, or that one of its list, of which the others are not touched; text may be a list in JSON."""
+    if item is None or isinstance(cell, pa.ListScalar):
+        return (cell if item is None else cell[item]).as_py()
+    return listed(cell.as_py())[item]
 
 
 @contextmanager

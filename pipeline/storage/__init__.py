@@ -11,6 +11,7 @@ remote_list     many names of it: a page at a time
 remote_read     reading it: objects as files, copies, folders of Parquet
 remote_publish  writing it: create-if-absent, unfinished uploads
 files           opening and listing, wherever files lie
+large           a large local file, which is not held in memory
 location        a location as a configuration writes it: what exists so, what cannot be one
 scratch         a private folder for what is not published yet
 publish         a complete file under its final name, never over another

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..prepare.decode import CHANNELS
+from ..sampling import VideoSampling
 from .checkpoint import Checkpoint
 from .config import TowerConfig, read_json
 from .pack_plan import Grid
@@ -30,6 +31,8 @@ CLASSES = {
     "qwen4_exp": ("Qwen4ExpVisionConfig", "Qwen4ExpVisionModel"),
 }
 
+UNCAPPED = {"cap_pixels_per_frame": False}  # a frame's budget is its own, as it is where nobody says it in 5.23
+
 
 def reference_processor(config: TowerConfig, min_pixels: int, max_pixels: int) -> Any:
     """transformers' Qwen2VLImageProcessor with its torchvision backend, as the checkpoint sets it up."""
@@ -43,6 +46,27 @@ def reference_processor(config: TowerConfig, min_pixels: int, max_pixels: int) -
         merge_size=config.merge_size,
         image_mean=list(config.image_mean),
         image_std=list(config.image_std),
+    )
+
+
+def reference_video_processor(config: TowerConfig, sampling: VideoSampling) -> Any:
+    """transformers' video processor of a family, which is given the frames that were taken.
+
+    Frames that qwen-vl-utils has resized are not resized again, as that package's users have it.
+    """
+    from transformers import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
+
+    made, further = (Qwen3VLVideoProcessor, {}) if sampling.rule == "qwen3" else (Qwen2VLVideoProcessor, UNCAPPED)
+    return made(
+        size={"shortest_edge": sampling.min_pixels, "longest_edge": sampling.max_pixels},
+        patch_size=config.patch_size,
+        temporal_patch_size=config.temporal_patch_size,
+        merge_size=config.merge_size,
+        image_mean=list(config.image_mean),
+        image_std=list(config.image_std),
+        do_resize=sampling.rule != "utils",
+        do_sample_frames=False,
+        **further,
     )
 
 

@@ -19,13 +19,14 @@ from transformers.video_utils import VideoMetadata
 
 import pipeline.prepare.guard as guard_module
 from pipeline.config import Video
+from pipeline.index.video_frames import plan_frames
 from pipeline.index.video_header import read_video_header
 from pipeline.index.video_rules import resolve_sampling
 from pipeline.index.video_sampling import ClipPlan, plan_clip
 from pipeline.prepare.guard import GuardedReader, ImageReader
 from pipeline.prepare.video import VideoFile, prepare_clips
 from pipeline.prepare.video_decode import decode_frames
-from pipeline.prepare.video_frames import plan_frames, prepare_frame
+from pipeline.prepare.video_frames import prepare_frame
 from pipeline.rejects import Reject
 
 ALL = [*NAMES, *MADE]

@@ -21,9 +21,11 @@ from ...prepare.decode import Uint8
 from ...prepare.guard import GuardedReader
 from ...prepare.patches import resize
 from ...source.formats import format_named
+from ...source.frame_bytes import split_frames
 from ...source.plan import Plan
 from ...source.sample import IndexedSample
 from ...storage.files import AnyPath, read_input, small_file
+from ...storage.large import Encoded
 
 SHOWN_PIXELS = 400  # the longer side of an image on the page
 PARTS_SEARCHED = 64  # for a reject, whose row does not name its shard
@@ -104,10 +106,14 @@ class Pictures:
             drawing.line([(0, edge), (size[0], edge)], fill=EDGE)
         return Image.alpha_composite(image, lines).convert("RGB")
 
-    def _pixels(self, sample: IndexedSample, data: bytes) -> Uint8:
+    def _pixels(self, sample: IndexedSample, data: Encoded) -> Uint8:
         """Raises Reject."""
         if sample.video is None:
+            assert isinstance(data, bytes)
             return self._images.pixels(sample.key, data, sample.orientation or 1)
+        if sample.of_frames:
+            assert isinstance(data, bytes)
+            return self._images.still(sample.key, next(split_frames(data)))
         assert sample.width is not None and sample.height is not None
         plan = plan_of(sample.video, sample.width, sample.height, self._info.geometry)
         taken: list[Uint8] = []
@@ -116,7 +122,7 @@ class Pictures:
         )
         return taken[0]
 
-    def _bytes_of(self, row: dict[str, Any]) -> tuple[IndexedSample, bytes]:
+    def _bytes_of(self, row: dict[str, Any]) -> tuple[IndexedSample, Encoded]:
         first = unit_id_of(row["shard"]).part if row["shard"] else None
         known = range(min(self._plan.num_parts, PARTS_SEARCHED)) if first is None else [first]
         for number in known:

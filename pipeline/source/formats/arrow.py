@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from ...errors import DamagedPart, RequestError, SourceError, is_of_the_file, listing_error, source_error
 from ...storage.files import READS_AT_ONCE, map_ahead, read_input
+from ...storage.large import Encoded
 from ..arrow_file import ArrowFile
 from ..carried_types import schema_of_tables
 from ..carried_values import Carried, carried_of_table, rows_of
@@ -22,12 +23,13 @@ from ..columns import holds_text
 from ..drawing import DRAWS, Draw, Drawing, Draws
 from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes
 from ..listing import Listing
-from ..named_image import NamedImage, indexed, inline_bytes, refuse_urls, reread_image_file
+from ..named_image import NamedImage, refuse_urls
 from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
 from ..row_keys import values_of
+from ..row_samples import indexed, reread_cell, reread_image_file
 from ..sample import IndexedSample
-from ..table import NOWHERE, RowImages, check_columns, media_rule_of_tables, planning, spans_of, whole_files
+from ..table import NOWHERE, RowImages, check_columns, media_rule_of_tables, planning, spans_of, value_in, whole_files
 
 ROWS_PER_PART = 65_536
 STATE = "state.json"  # of a saved data set: which files are its own, of all that lie there
@@ -117,17 +119,17 @@ class BatchReader:
     def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
         (file,) = part.files
         check_unchanged(part.root, file)
+        path = os.path.join(part.root, file.path)
         wanted = [sample for sample in samples if sample.sha256 is not None]
         named = [sample for sample in wanted if sample.path is not None]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            data: Iterator[bytes | None] = map_ahead(pool, reread_image_file, named, 0)
-            found = {id(sample): one for sample, one in zip(named, data, strict=True)}
+            data: Iterator[Encoded | None] = map_ahead(pool, reread_image_file, named, 0)
+            found: dict[int, Encoded | None] = {id(sample): one for sample, one in zip(named, data, strict=True)}
         for column in dict.fromkeys(map(self._columns.of, wanted)):
             inside = [sample for sample in wanted if sample.path is None and self._columns.of(sample) == column]
             cells = _read_columns(part, inside, [column]).column(0) if inside else []
             for sample, cell in zip(inside, cells, strict=True):
-                value = cell if sample.item is None else cell[sample.item]
-                found[id(sample)] = inline_bytes(value.as_py())
+                found[id(sample)] = reread_cell(value_in(cell, sample.item), sample, path)
         return UnitBytes([found.get(id(sample)) for sample in samples], [{} for _ in samples])
 
     def carried(

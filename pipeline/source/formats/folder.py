@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -14,15 +14,16 @@ from ... import rejects
 from ...errors import RequestError, SourceBusy, SourceError, reading
 from ...process import DaemonThreads
 from ...storage.files import READS_AT_ONCE, kind_of, map_ahead, read_input, reads_ahead, why_unlistable, why_unreadable
+from ...storage.large import Encoded
 from ..carried_values import Carried, carried_of_rows
 from ..drawing import DRAWS, Draw, Drawing, Draws
 from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes
 from ..image_formats import EXTENSIONS
 from ..listing import Listing
-from ..media import BOTH, IMAGE, VIDEO, suffixes_of, video_named
+from ..media import BOTH, IMAGE, VIDEO, is_video, suffixes_of, video_named
 from ..members import FilesBeside, members_schema, refuse_absent
 from ..part import Part, SourceFile
-from ..planned import check_unchanged, read_planned
+from ..planned import check_unchanged, planned_video, read_planned
 from ..sample import IndexedSample
 
 FILES_PER_PART = 8192
@@ -61,7 +62,8 @@ class Folder(SourceFormat):
 
     def samples(self, part: Part, columns: Columns, facts: Facts) -> Iterator[IndexedSample]:
         with DaemonThreads(READS_AT_ONCE) as pool:
-            read = map_ahead(pool, partial(_read_if_readable, part.root), part.files, reads_ahead(part.root))
+            read_file = partial(_read_if_readable, part.root, columns.media)
+            read = map_ahead(pool, read_file, part.files, reads_ahead(part.root))
             for file, data in zip(part.files, read, strict=True):
                 sample = IndexedSample(key=file.path, source=file.path, video=video_named(file.path, columns.media))
                 if isinstance(data, str):
@@ -115,8 +117,7 @@ class FolderReader:
         files = {file.path: file for file in part.files}
         wanted = [sample for sample in samples if sample.sha256 is not None]
         with DaemonThreads(READS_AT_ONCE) as pool:
-            planned = (files[sample.source] for sample in wanted)
-            data = map_ahead(pool, partial(read_planned, part.root), planned, reads_ahead(part.root))
+            data = map_ahead(pool, partial(_reread, part.root, files), wanted, reads_ahead(part.root))
             found = {id(sample): one for sample, one in zip(wanted, data, strict=True)}
         return UnitBytes(
             encoded=[found.get(id(sample)) for sample in samples],
@@ -148,7 +149,13 @@ def is_closed_folder(file: SourceFile) -> bool:
     return file.path.endswith("/")
 
 
-def _read_if_readable(root: str, file: SourceFile) -> bytes | str:
+def _reread(root: str, files: Mapping[str, SourceFile], sample: IndexedSample) -> Encoded:
+    """The file of an indexed sample. Raises SourceError."""
+    file = files[sample.source]
+    return read_planned(root, file) if sample.video is None else planned_video(root, file)
+
+
+def _read_if_readable(root: str, media: str, file: SourceFile) -> Encoded | str:
     """A planned file's bytes; or why it can never be read, if it lies there as it did when it was planned.
 
     Raises:
@@ -158,7 +165,7 @@ def _read_if_readable(root: str, file: SourceFile) -> bytes | str:
         why = why_unlistable(os.path.join(root, file.path))
         return why or "folder could not be listed when the source was planned"
     try:
-        return read_planned(root, file)
+        return planned_video(root, file) if is_video(file.path, media) else read_planned(root, file)
     except SourceBusy:
         raise
     except SourceError:

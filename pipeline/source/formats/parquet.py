@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ...errors import DamagedPart, RequestError, is_of_the_file, listing_error, source_error
 from ...storage.files import READS_AT_ONCE, map_ahead
+from ...storage.large import Encoded
 from ..carried_types import schema_of_tables
 from ..carried_values import Carried, carried_of_table
 from ..columns import holds_text
@@ -20,14 +21,15 @@ from ..drawing import DRAWS, Draw, Drawing, Drawn, Draws
 from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes
 from ..listing import Listing
 from ..media import IMAGE
-from ..named_image import NamedImage, indexed, inline_bytes, refuse_urls, reread_image_file
+from ..named_image import NamedImage, refuse_urls
 from ..named_media import columns_read
 from ..part import Part, SourceFile, SourcePlace
 from ..planned import check_unchanged
 from ..row_cursor import Batches, RowCursor, open_parquet
 from ..row_keys import keys_of_rows, values_of
+from ..row_samples import indexed, reread_cell, reread_image_file
 from ..sample import IndexedSample
-from ..table import NOWHERE, RowImages, check_columns, media_rule_of_tables, planning, spans_of, whole_files
+from ..table import NOWHERE, RowImages, check_columns, media_rule_of_tables, planning, spans_of, value_in, whole_files
 
 ROWS_PER_PART = 65_536
 FOOTERS_READ = 512  # of more files only those that are drawn are opened
@@ -110,7 +112,8 @@ class RowReader:
     def read(self, part: Part, samples: Sequence[IndexedSample], suffixes: Collection[str] = ()) -> UnitBytes:
         (file,) = part.files
         check_unchanged(part.root, file)
-        encoded: list[bytes | None] = [None] * len(samples)
+        path = os.path.join(part.root, file.path)
+        encoded: list[Encoded | None] = [None] * len(samples)
         inside: dict[str, list[int]] = {}  # by column
         for index, sample in enumerate(samples):
             if sample.sha256 is not None and sample.path is not None:
@@ -123,8 +126,8 @@ class RowReader:
             cells = self._rows(part, list(rows.values()), [column]).column(0)
             value_of = dict(zip(rows, cells, strict=True))
             for index in indices:
-                value, item = value_of[samples[index].offset], samples[index].item
-                encoded[index] = inline_bytes(value.as_py() if item is None else value[item].as_py())
+                value = value_in(value_of[samples[index].offset], samples[index].item)
+                encoded[index] = reread_cell(value, samples[index], path)
         return UnitBytes(encoded, [{} for _ in samples])
 
     def carried(

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import RequestError, SourceError, source_error
+from ...storage.large import Encoded
 from ..carried_values import Carried, carried_of_rows
 from ..drawing import DRAWS, Draw, Drawing, Draws, wrapped
 from ..format import Columns, Facts, MediaRule, MembersRule, SourceFormat, UnitBytes
@@ -130,7 +131,9 @@ class TarReader:
         found = [
             {name: bytes_at(member["offset"], member["length"]) for name, member in some.items()} for some in members
         ]
-        encoded = [None if sample.sha256 is None else bytes_at(sample.offset, sample.length) for sample in samples]
+        encoded: list[Encoded | None] = [
+            None if sample.sha256 is None else bytes_at(sample.offset, sample.length) for sample in samples
+        ]
         return UnitBytes(encoded, found)
 
     def _range(self, images: Sequence[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> tuple[int, int]:
