@@ -31,7 +31,8 @@ from .rejects import Reject
 from .source.media import BOTH, is_video
 from .source.sample import IndexedSample
 from .storage.files import read_input
-from .storage.large import Encoded, read_or_leave
+from .storage.held import read_or_leave
+from .storage.large import Encoded
 from .tower.checkpoint import Checkpoint
 from .tower.device import DTYPES, choose_device, choose_dtype, dtype_name
 from .tower.geometry import geometry_of

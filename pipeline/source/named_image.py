@@ -22,7 +22,8 @@ from .. import rejects
 from ..errors import RequestError, source_error
 from ..rejects import Reject
 from ..storage.files import READS_AT_ONCE, map_ahead, path_named_in, read_input
-from ..storage.large import Encoded, read_or_leave
+from ..storage.held import read_or_leave
+from ..storage.large import Encoded
 from ..storage.uri import WEB, problem_with, scheme_of
 from .columns import shown
 from .frame_bytes import join_frames

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from .. import rejects
 from ..errors import SourceError, reading
 from ..storage.files import kind_of, read_if_same
-from ..storage.large import Encoded, large_file
+from ..storage.held import large_file
+from ..storage.large import Encoded
 from .part import SourceFile
 from .states import MISSING
 

@@ -12,6 +12,7 @@ remote_read     reading it: objects as files, copies, folders of Parquet
 remote_publish  writing it: create-if-absent, unfinished uploads
 files           opening and listing, wherever files lie
 large           a large local file, which is not held in memory
+held            a file's bytes, or a large one where it lies
 location        a location as a configuration writes it: what exists so, what cannot be one
 scratch         a private folder for what is not published yet
 publish         a complete file under its final name, never over another

@@ -1,4 +1,7 @@
-"""Large files: the bytes of a local file that are not held in memory, but read piece by piece where they are needed."""
+"""Large files: the bytes of a local file that are not held in memory, but read piece by piece where they are needed.
+
+`held` decides which files those are; this module is loaded by processes that decode, and needs no storage.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,6 @@ from typing import IO, cast
 
 from ..errors import ReaderLost
 from . import local
-from .files import read_input
-from .remote import is_remote
-
-HELD_BYTES = 64 << 20  # of a larger file it is known where it lies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +58,3 @@ def sha256_of(data: Encoded) -> str:
         return hashlib.sha256(data).hexdigest()
     with data.opened() as stream:
         return hashlib.file_digest(cast(BufferedReader, stream), "sha256").hexdigest()
-
-
-def large_file(location: str, held_bytes: int = HELD_BYTES) -> LargeFile | None:
-    """A local file of more than `held_bytes`, as it lies there now; None of any other. Raises OSError."""
-    if is_remote(location):
-        return None
-    size, mtime_ns, _ = local.state_of(location)
-    return LargeFile(path=location, size=size, mtime_ns=mtime_ns) if size > held_bytes else None
-
-
-def read_or_leave(location: str) -> Encoded:
-    """A file's bytes, or where they lie. Raises OSError."""
-    return large_file(location) or read_input(location)

@@ -14,11 +14,11 @@ import pytest
 from clips import clip_of
 from conftest import config_for, end_of, fork, make_folder, run_here
 
-import pipeline.storage.large as large
 from pipeline.errors import ReaderLost
 from pipeline.index.video_header import read_video_header
 from pipeline.prepare.guard import GuardedReader, ImageReader
-from pipeline.storage.large import large_file, sha256_of
+from pipeline.storage.held import HELD_BYTES, large_file
+from pipeline.storage.large import sha256_of
 
 FILM_BYTES = 256 << 20
 PREPROCESS: dict[str, object] = {"max_pixels": 20_000, "video": {"fps": 2.0, "max_pixels": 20_000}}
@@ -112,4 +112,4 @@ def test_a_film_is_not_held_in_memory(write, model_path: Path, tmp_path: Path) -
     assert end_of(fork(run)) == 0
     rows = [row for path in (tmp_path / "out" / "samples").iterdir() for row in pq.read_table(path).to_pylist()]
     assert {row["status"] for row in rows} == {"ok"} and len(rows) == 2
-    assert large.HELD_BYTES < FILM_BYTES
+    assert HELD_BYTES < FILM_BYTES
