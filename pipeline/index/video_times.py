@@ -32,18 +32,16 @@ def span_of(
         start, end: in seconds; None: from the beginning, to the end.
 
     Raises:
-        ValueError: the span begins before second 0 or behind the clip's end, or does not end after it begins.
+        ValueError: the span begins behind the clip's end, or ends before it begins.
     """
     total = len(times)
     if start is None and end is None:
         return 0, total
-    begin, until = start or 0.0, math.inf if end is None else end
+    begin, until = max(0.0, start or 0.0), math.inf if end is None else end
     asked = f"the span begins at {begin:g} s" + ("" if end is None else f" and ends at {end:g} s")
     clip = f"the clip is {total / fps:.2f} s long ({total} frames)"
-    if begin < 0:
-        raise ValueError(f"{asked}, its start is negative; {clip}")
-    if until <= begin:
-        raise ValueError(f"{asked}, not after it begins; {clip}")
+    if until < begin:
+        raise ValueError(f"{asked}, before it begins; {clip}")
     if begin > 0 and begin >= max(total / fps, float(times[-1])):
         raise ValueError(f"{asked}, behind the clip's end; {clip}")
     if rule == "utils":

@@ -225,6 +225,10 @@ def test_a_span_is_what_is_shown_in_it() -> None:
     assert span_of(times, 3.0, None, 0.25, "qwen3") == (0, 3)
     assert span_of(times, 3.0, 0.3, 0.9, "qwen3") == (2, 1)  # between two frames: the one that is still shown
     assert span_of(times, 3.0, 1.0, None, "qwen2") == (3, 3)
+    assert span_of(times, 3.0, 1.5, 1.5, "qwen2") == span_of(times, 3.0, 1.0, 1.0, "utils") == (3, 1)
+    assert span_of(times, 3.0, -1.0, 0.1, "qwen2") == span_of(times, 3.0, 0.0, 0.1, "qwen2") == (0, 2)
+    with pytest.raises(ValueError, match="begins at 0 s and ends at -1 s"):
+        span_of(times, 3.0, -2.0, -1.0, "qwen3")
     with pytest.raises(ValueError, match="begins at 9"):
         span_of(times, 3.0, 9.0, 10.0, "qwen2")
     with pytest.raises(ValueError, match="ends at 1"):
