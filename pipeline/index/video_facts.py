@@ -60,20 +60,25 @@ class RecentVideos:
                 self._recent.popitem(last=False)
         if isinstance(header, Reject):
             return sample.rejected(header.reason, header.message)
-        facts = replace(
-            sample.video,
-            codec=header.codec,
-            turns=header.turns,
-            frames=header.frames,
-            fps=header.fps,
-            duration=header.duration,
-            time_base_numerator=header.time_base[0],
-            time_base_denominator=header.time_base[1],
-            zero=header.zero,
-            pts=pack(header.pts_N),
-            entries=pack(header.entries_K),
-        )
+        facts = facts_of(header, sample.video)
         return replace(sample, format=header.container, width=header.width, height=header.height, video=facts)
+
+
+def facts_of(header: VideoHeader, asked: VideoFacts) -> VideoFacts:
+    """A clip's facts, as an index has them. `asked`: the span that is asked for."""
+    return replace(
+        asked,
+        codec=header.codec,
+        turns=header.turns,
+        frames=header.frames,
+        fps=header.fps,
+        duration=header.duration,
+        time_base_numerator=header.time_base[0],
+        time_base_denominator=header.time_base[1],
+        zero=header.zero,
+        pts=pack(header.pts_N),
+        entries=pack(header.entries_K),
+    )
 
 
 def header_of(sample: IndexedSample) -> VideoHeader:
@@ -97,6 +102,19 @@ def header_of(sample: IndexedSample) -> VideoHeader:
         fps=video.fps,
         duration=video.duration,
     )
+
+
+def seconds_of(start: float | None, end: float | None, fps: float | None, duration: float | None) -> float:
+    """Seconds of film that a clip asks for: its span's, as far as the file goes; at least those of one frame.
+
+    Args:
+        start, end: of the span; None: from the beginning, to the end.
+        fps, duration: of the file; None where they are not known, which counts as nothing.
+    """
+    if not fps or duration is None:
+        return 0.0
+    until = duration if end is None else min(end, duration)
+    return max(until - max(start or 0.0, 0.0), 1 / fps)
 
 
 def times_of_clip(video: VideoFacts) -> npt.NDArray[np.float64]:

@@ -18,7 +18,7 @@ from pipeline.encode.dtypes import STORED, is_scaled
 from pipeline.estimate import estimate_plan as estimate_plan_module
 from pipeline.estimate import sampling
 from pipeline.estimate.duplicates import Duplicates
-from pipeline.estimate.estimate import Rates, Writing
+from pipeline.estimate.estimate import Rates, Writing, cases_of
 from pipeline.estimate.estimate_plan import Sharing, estimate_plan
 from pipeline.estimate.extrapolate import student
 from pipeline.grid import smart_resize
@@ -26,6 +26,7 @@ from pipeline.index.read import hashes_of
 from pipeline.output.output_size import SCALED, VALUE_BYTES
 from pipeline.run.indexing import make_plan
 from pipeline.run.request import check_request
+from pipeline.source.format import Columns
 from pipeline.source.formats import FORMATS
 from pipeline.source.formats.parquet import Parquet
 from pipeline.source.named_image import NamedImage
@@ -142,8 +143,8 @@ def test_the_whole_lies_in_the_interval_of_a_sample(
         if door is as_tars_of_pairs:
             assert one["budgets"][0]["rejects"].keys() <= {"missing_image"}
         assert budget["device_hours"]["estimate"] == pytest.approx(tokens["estimate"] / 50 / 3600)
-    assert hits["tokens"] >= 9
-    assert hits["samples"] >= 9
+    assert hits["tokens"] >= 8  # of ten that hold nineteen in twenty times each
+    assert hits["samples"] >= 8
     assert max(widths) < 0.8  # it says something
 
 
@@ -158,7 +159,7 @@ def test_a_sample_of_a_manifest_reads_no_more_images_than_it_needs(
     read: list[object] = []
     real = NamedImage.read
     monkeypatch.setattr(NamedImage, "read", lambda image: read.append(image) or real(image))
-    draws, _ = sampling.draw(request.listed(), 320, 1, "image")
+    draws, _ = sampling.draw(request.listed(), 320, 1, Columns())
     assert 250 < len(read) < 2 * 320
     assert len(read) == draws.samples
 
@@ -295,10 +296,10 @@ def test_parts_in_other_processes_give_the_same(
 ) -> None:
     request = check_request(config_for(as_tars(photos, tmp_path / "in"), tmp_path / "out", model_path))
     plan, _ = make_plan(request, say=lambda line: None)
-    here, source = estimate_plan(plan, request.geometry, [10_000, 40_000], WRITING)
+    here, source = estimate_plan(plan, cases_of(request.geometry, [10_000, 40_000], WRITING))
     monkeypatch.setattr(estimate_plan_module, "map", None, raising=False)  # it goes another way
     shared = Sharing(parts_at_once=1, runs_worth_processes=2)
-    there, other_source = estimate_plan(plan, request.geometry, [10_000, 40_000], WRITING, shared)
+    there, other_source = estimate_plan(plan, cases_of(request.geometry, [10_000, 40_000], WRITING), shared)
     assert [one.as_dict(WRITING, Rates()) for one in here] == [one.as_dict(WRITING, Rates()) for one in there]
     assert source.as_dict() == other_source.as_dict()
     assert here[0].tokens < here[1].tokens
@@ -373,7 +374,7 @@ def test_an_estimate_without_images(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "in" / "a.png").write_bytes(b"no image")
     request = check_request(parse_config(config_for(tmp_path / "in", tmp_path / "out", model_path).model_dump()))
     plan, _ = make_plan(request, say=lambda line: None)
-    (one,), source = estimate_plan(plan, request.geometry, [20_000], WRITING)
+    (one,), source = estimate_plan(plan, cases_of(request.geometry, [20_000], WRITING))
     nothing = one.as_dict(WRITING, Rates(tokens_per_second=10.0, price_per_hour=1.0, price_per_terabyte=1.0))
     assert (nothing["price"], nothing["break_even_price_per_terabyte"]) == (0, 0)
     assert source.as_dict()["megapixels_p50"] == 0
