@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Stated:
-    """What is stated of rates and prices. `currency` is "" where none was named."""
+    """Rates and prices that are stated. `currency` is "" where none was named."""
 
     rates: Rates
     currency: str

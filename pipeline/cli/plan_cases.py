@@ -31,7 +31,7 @@ class PlanCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What is compared of each model: the words behind `--max-pixels` and `--fps`, None where there are none.
+    """Everything that is compared of each model: the words behind `--max-pixels` and `--fps`, None where there are none.
 
     Attributes:
         encodes: whether its tower is measured, too.
@@ -70,7 +70,7 @@ def cases_of_plan(config: Config, first: Request, models: list[str], compared: C
         request = first if not number else request_of_model(first, config, model, weights=compared.encodes)
         tower = request.checkpoint.config
         writing = Writing.of(request.config, tower.width_of(config.output.stage), tower.streams)
-        for fps in wanted_fps or [None]:
+        for fps in wanted_fps or (None,):
             geometry = request.geometry if fps is None else _at_rate(request, config, fps)
             for budget in budgets_of(geometry, compared.budgets):
                 case = Case(geometry=replace(geometry, max_pixels=budget), writing=writing)

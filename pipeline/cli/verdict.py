@@ -59,7 +59,9 @@ def _much_of_media(budget: dict[str, Any], less: str, tokens: str, at: str) -> s
     rate = number_text(round(_middle(video["tokens_per_film_second"])))
     film = f"{number_text(clips)} videos of {_duration(float(_middle(video['seconds'])) / 3600)} together"
     sampling = budget.get("fps")
-    sampled = f"{number_text(sampling)} frames a second" if isinstance(sampling, int | float) else str(sampling or "")
+    sampled = str(sampling or "")
+    if isinstance(sampling, int | float):
+        sampled = f"{number_text(sampling)} frame{'' if sampling == 1 else 's'} a second"
     if "num_frames" in budget:
         sampled = f"{budget['num_frames']} frames a video"
     if not images:
@@ -72,7 +74,7 @@ def _much_of_media(budget: dict[str, Any], less: str, tokens: str, at: str) -> s
 
 
 def _preparing(budget: dict[str, Any]) -> list[str]:
-    """What preparing takes, where that was measured."""
+    """A sentence about preparing, where that was measured."""
     if "prepare_core_hours" not in budget:
         return []
     hours = float(_middle(budget["prepare_core_hours"]))
@@ -83,7 +85,7 @@ def _preparing(budget: dict[str, Any]) -> list[str]:
 
 
 def _half(budget: dict[str, Any], factor: int) -> str:
-    """What to compare with, for half as many tokens of images, or for half as many frames."""
+    """The option that compares with less, for half as many tokens of images, or for half as many frames."""
     if "media" in budget and _middle(budget["media"]["video"]["tokens"]) * 2 > _middle(budget["tokens"]):
         fps = budget.get("fps")
         return f"; --fps {fps:g},{fps / 2:g} compares with half as many frames" if isinstance(fps, float) else ""

@@ -33,7 +33,7 @@ WORDS = {
     "break_even_price_per_terabyte": "pays in epoch 2 below, a terabyte",
     "break_even_epochs": "pays from so many epochs",
     "fps": "frames a second",
-    "price": "price",
+    "max_pixels": "max_pixels",
 }
 MEDIA = {"image": "images", "video": "clips"}
 PERCENTILE = re.compile(r"(.+)_p(\d+)")
@@ -64,11 +64,11 @@ def money_text(amount: float, currency: str) -> str:
 
 
 def words_of(name: str) -> str:
-    """What a number is called: `video.tokens_p95` is `clips: tokens, 95 % at most`."""
+    """Words for a number: `video.tokens_p95` is `clips: tokens, p95`."""
     media, _, own = name.rpartition(".")
     match = PERCENTILE.fullmatch(own)
     if match:
-        said = f"{WORDS.get(match[1], match[1].replace('_', ' ')).removesuffix(', mean')}, {match[2]} % at most"
+        said = f"{WORDS.get(match[1], match[1].replace('_', ' ')).removesuffix(', mean')}, p{match[2]}"
     else:
         said = WORDS.get(own, own.replace("_", " "))
     return f"{MEDIA[media]}: {said}" if media and own not in ("images", "clips") else said

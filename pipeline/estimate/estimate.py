@@ -98,7 +98,7 @@ class Rates:
     film_second_seconds: float | None = None
 
     def core_seconds(self, images: float, film_seconds: float) -> float | None:
-        """What preparing these takes of one core; None where a rate that it needs is not known."""
+        """Seconds of one core that preparing these takes; None where a rate that it needs is not known."""
         image_seconds, film_second_seconds = self.image_seconds, self.film_second_seconds
         if (images and image_seconds is None) or (film_seconds and film_second_seconds is None):
             return None

@@ -194,7 +194,7 @@ def _figures(sizes: _Sizes, found: _Tokens, chosen: npt.NDArray[np.bool_]) -> di
 
 
 def _media(sizes: _Sizes, found: _Tokens) -> dict[str, Any]:
-    """What `film.by_media` counts; nothing where no clip was drawn."""
+    """The figures of `film.by_media`; nothing where no clip was drawn."""
     rows_C, figures = found.planned.rows_C, found.planned.figures
     if not len(rows_C):
         return {}

@@ -135,7 +135,7 @@ def tokens_in(histogram: Int64) -> int:
 
 
 def tokens_of(histogram: Int64) -> dict[str, object]:
-    """What a histogram of images, or of clips, by tokens comes to."""
+    """Sums up a histogram of images, or of clips, by tokens."""
     count, tokens = int(histogram.sum()), tokens_in(histogram)
     return {
         "tokens": tokens,

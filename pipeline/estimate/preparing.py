@@ -82,7 +82,7 @@ class _Spent:
 
 def _spent(specimens: Sequence[Specimen], geometry: Geometry, reader: ImageReader, seconds: float) -> _Spent:
     spent = _Spent()
-    for number, specimen in enumerate(specimens[:1] + list(specimens)):  # the first one also loads libraries
+    for number, specimen in enumerate([*specimens[:1], *specimens]):  # the first one also loads libraries
         started = time.perf_counter()
         try:
             if specimen.sample.video is None:
