@@ -31,7 +31,7 @@ class PlanCase:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """Everything that is compared of each model: the words behind `--max-pixels` and `--fps`, None where there are none.
+    """Everything compared of each model: the words behind `--max-pixels` and `--fps`, None where there are none.
 
     Attributes:
         encodes: whether its tower is measured, too.

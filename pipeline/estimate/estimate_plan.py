@@ -59,7 +59,7 @@ def estimate_parts(paths: Sequence[AnyPath], cases: Sequence[Case]) -> PartsEsti
     source = SourceFacts()
     images: list[tuple[Hashes, Int64, Int64]] = []
     clips: list[list[_Clips]] = [[] for _ in cases]
-    deduplicate = any(case.writing.deduplicate for case in cases)
+    deduplicate = any(case.writing.deduplicate for case in cases)  # it is the same in all
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         remote = bool(paths) and not isinstance(paths[0], Path)
         read = map_ahead(pool, read_index_facts, paths, READ_AHEAD) if remote else map(read_index_facts, paths)
@@ -71,7 +71,7 @@ def estimate_parts(paths: Sequence[AnyPath], cases: Sequence[Case]) -> PartsEsti
             again = repeated(facts.hash_N) if deduplicate else np.zeros(0, np.int64)
             for one, case, of_case in zip(estimates, cases, clips, strict=True):
                 of_case.append(_clips_of(facts, case.geometry))
-                one.merge(_of_case(facts, case, of_case[-1], again if case.writing.deduplicate else again[:0]))
+                one.merge(_of_case(facts, case, of_case[-1], again))
             image_N = index.accepted_N.copy()  # of clips the size says nothing of their tokens
             image_N[list(index.clips)] = False
             images.append((facts.hash_N, index.height_N * image_N, index.width_N * image_N))

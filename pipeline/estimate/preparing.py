@@ -26,7 +26,7 @@ from ..source.format import UnitReader
 from ..source.formats import format_named
 from ..source.plan import Plan
 from ..source.sample import IndexedSample
-from .sampling import Specimen
+from .sampling import Specimen, has_room
 
 IMAGES, CLIPS = 32, 8  # specimens of a source
 PARTS, ROWS_LOOKED_AT = 8, 2000
@@ -146,8 +146,9 @@ def specimens_of(plan: Plan) -> list[Specimen]:
             for media, most in (("image", IMAGES), ("video", CLIPS)):
                 of_media = [row for row in rows if row.media == media]
                 for sample in _spread(of_media, -(-most // len(parts))):
-                    data = _bytes_of(plan, part, sample, reader)
-                    found += [] if data is None else [Specimen(sample=sample, data=data)]
+                    if has_room(found, media, sample.length, most):
+                        data = _bytes_of(plan, part, sample, reader)
+                        found += [] if data is None else [Specimen(sample=sample, data=data)]
     finally:
         reader.close()
     return found

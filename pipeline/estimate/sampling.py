@@ -28,6 +28,7 @@ from ..source.sample import IndexedSample, VideoFacts
 from ..storage.files import READS_AT_ONCE, map_ahead
 
 CLIPS_AT_ONCE = 4  # whole files in memory
+SPECIMEN_BYTES = 1 << 30  # of all that are held, beyond the first of its kind
 NOBODY = IndexedSample(key="a sample", source="")  # of whom nothing but the bytes matters
 
 
@@ -37,6 +38,13 @@ class Specimen:
 
     sample: IndexedSample
     data: bytes
+
+
+def has_room(specimens: Sequence[Specimen], media: str, length: int, most: int) -> bool:
+    """Whether one more image, or clip, of so many bytes may be held: of `most` of its kind."""
+    of_kind = sum(one.sample.media == media for one in specimens)
+    held = sum(len(one.data) for one in specimens)
+    return of_kind < most and (not of_kind or held + length <= SPECIMEN_BYTES)
 
 
 class Headers:
@@ -87,7 +95,7 @@ class Headers:
 
     def _keep(self, sample: IndexedSample, data: bytes) -> None:
         with self._lock:
-            if sum(one.sample.media == sample.media for one in self.specimens) < self._kept:
+            if has_room(self.specimens, sample.media, len(data), self._kept):
                 self.specimens.append(Specimen(sample=sample, data=data))
 
 
