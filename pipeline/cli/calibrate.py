@@ -1,4 +1,4 @@
-"""Calibration: what one device of this machine encodes in a second, on images of the sizes that the source has."""
+"""Calibration: what one device of this machine encodes in a second, on images and clips of the source's sizes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ import numpy as np
 import torch
 
 from ..encode.pack import Size, pack_images
+from ..errors import RequestError
+from ..estimate.film import planned_clips
+from ..grid import Geometry, smart_resize_many
 from ..process import keep_freed_memory
 from ..run.request import Request
+from ..source.drawing import Drawn
 from ..tower.device import choose_device, choose_dtype, device_name
 from ..tower.tower import Tower
+from .plan_cases import PlanCase
 
 SEED = 5
 PACKS = 4
@@ -68,6 +73,51 @@ class Calibrator:
             if seconds > SECONDS:
                 break
         return Calibration(tokens_per_second=tokens / seconds, tokens=tokens, device=device_name(tower.device))
+
+
+def calibrated(cases: Sequence[PlanCase], seen: Sequence[Drawn]) -> tuple[str, list[float]]:
+    """Measures each case, on samples of these sizes; one tower at a time.
+
+    Returns:
+        The device, and tokens per second of each case.
+
+    Raises:
+        RequestError: there is nothing to measure with.
+    """
+    calibrator, model, device, found = None, "", "", []
+    for one in cases:
+        grids = grids_of(one.case.geometry, seen)
+        if calibrator is None or one.request.checkpoint.path != model:
+            calibrator, model = Calibrator(one.request), one.request.checkpoint.path
+        result = calibrator.measure(grids)
+        device = result.device
+        found.append(result.tokens_per_second)
+    return device, found
+
+
+def grids_of(geometry: Geometry, seen: Sequence[Drawn]) -> list[tuple[int, int, int]]:
+    """The grids of samples of these sizes, of clips one for each frame pair. Raises RequestError: there are none."""
+    height_N, width_N = (np.array([getattr(one, side) for one in seen], np.int64) for side in ("height", "width"))
+    is_image_N = np.array([one.video is None for one in seen], bool)
+    sides = smart_resize_many(height_N, width_N, geometry.factor, geometry.min_pixels, geometry.max_pixels)
+    patch = geometry.patch_size
+    grids = [
+        (1, int(h) // patch, int(w) // patch)
+        for h, w, is_image in zip(*sides, is_image_N, strict=True)
+        if h and is_image
+    ]
+    clips = {row: one.video for row, one in enumerate(seen) if one.video is not None}
+    for plan in planned_clips(clips, height_N, width_N, geometry).plans:
+        t, h, w = plan.grid
+        grids += [(1, h, w)] * t
+    if not grids:
+        raise RequestError("--calibrate: the source has no image or clip to measure with")
+    return grids
+
+
+def cores_text() -> str:
+    """One core of this machine, in words."""
+    return f"one core, {device_name(torch.device('cpu'))}"
 
 
 def packs_of(

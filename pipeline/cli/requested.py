@@ -15,11 +15,14 @@ LARGEST_CONFIG = 1 << 20
 SHORT = {"model": "model.path", "max_pixels": "preprocess.max_pixels", "dtype": "model.dtype"}
 
 
-def add_request_arguments(parser: argparse.ArgumentParser) -> None:
+MODEL_HELP = "Hub id, local directory, or random:tiny (model.path)"
+
+
+def add_request_arguments(parser: argparse.ArgumentParser, model_help: str = MODEL_HELP) -> None:
     """The words of a command that takes CONFIG, or SOURCE and what else there is to say."""
     parser.add_argument("source", metavar="CONFIG|SOURCE", help="a YAML configuration, or what is to be read")
     parser.add_argument("output", nargs="?", metavar="OUTPUT", help="of SOURCE: where the output lies")
-    parser.add_argument("--model", metavar="M", help="Hub id, local directory, or random:tiny (model.path)")
+    parser.add_argument("--model", metavar="M", help=model_help)
     parser.add_argument("--dtype", metavar="D", help="auto, bfloat16 or float32 (model.dtype)")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override one field"

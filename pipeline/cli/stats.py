@@ -20,6 +20,7 @@ from ..storage.files import AnyPath, names_in
 from ..storage.remote import RemotePath
 from ..storage.remote_read import dataset_of
 from .console import add_json_argument, bytes_text, check_file, number_text, output_of, print_json, say, write_page
+from .words import flat
 
 TEXT_ROWS = 200
 COLUMN = 32
@@ -106,16 +107,14 @@ def main(arguments: argparse.Namespace) -> int:
     else:
         _print(result)
     if arguments.html:
-        from .report.pages import stats_page
+        from .report.stats_page import stats_page
 
         write_page(arguments.html, stats_page(output, connect(output), result))
     return 0
 
 
 def _print(result: dict[str, Any]) -> None:
-    for name, value in result.items():
-        if isinstance(value, list):
-            continue  # for --json and --html
+    for name, value in flat(result).items():  # without lists, which are for --json and --html
         if isinstance(value, dict):
             shown = bytes_text if "bytes" in name else number_text
             text = ", ".join(f"{key} {shown(number)}" for key, number in value.items()) or "none"
@@ -123,7 +122,7 @@ def _print(result: dict[str, Any]) -> None:
             text = "unknown"
         else:
             text = bytes_text(value) if name.endswith("_bytes") else number_text(value)
-        say(f"{name:{COLUMN}}{text}")
+        say(f"{name:{COLUMN - 1}} {text}")
 
 
 def _run_query(connection: Any, arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Estimate: from indices alone, what a run would write and cost, for several budgets of pixels at once.
+"""Estimate: from indices alone, what a run would write and cost, for several cases at once.
 
 Sums and histograms only, a part at a time.
 """
@@ -6,8 +6,8 @@ Sums and histograms only, a part at a time.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,10 @@ from ..grid import Geometry, smart_resize_many
 from ..index.read import IndexArrays
 from ..output.output_size import FORMATS, VALUE_BYTES, RowForm, data_bytes
 from ..output.statistics import BRANCHES
+from .film import Film, by_media, shares, tokens_in, tokens_of
+from .histograms import PERCENTILES, Int64, LogHistogram, added
 
-Int64 = npt.NDArray[np.int64]
-PERCENTILES = (5, 50, 95, 99)
-STEPS = 200  # bins of a histogram of ratios or sizes, each 1/STEPS of a power of two wide: 0.35 %
 LANGUAGE_MODEL_EXTRA = 2  # <|vision_start|> and <|vision_end|> around an image's tokens
-BINS = 12  # of a histogram of tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +65,55 @@ class Writing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Case:
+    """One of several ways to encode a source that are compared: a budget, a rate of frames, a model.
+
+    Attributes:
+        writing: the form in which its tokens are written.
+    """
+
+    geometry: Geometry
+    writing: Writing
+
+
+def cases_of(geometry: Geometry, budgets: Sequence[int], writing: Writing) -> list[Case]:
+    """A case for each budget of pixels."""
+    return [Case(geometry=replace(geometry, max_pixels=budget), writing=writing) for budget in budgets]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rates:
     """Rates and prices that turn tokens into time and money; None where one is not known.
 
     Attributes:
         tokens_per_second, price_per_hour: of one device.
         price_per_terabyte: what keeping a terabyte costs for as long as it is trained on.
+        image_seconds, film_second_seconds: of one core, to prepare an image, and a second of film.
     """
 
     tokens_per_second: float | None = None
     price_per_hour: float | None = None
     price_per_terabyte: float | None = None
+    image_seconds: float | None = None
+    film_second_seconds: float | None = None
+
+    def core_seconds(self, images: float, film_seconds: float) -> float | None:
+        """Seconds of one core that preparing these takes; None where a rate that it needs is not known."""
+        image_seconds, film_second_seconds = self.image_seconds, self.film_second_seconds
+        if (images and image_seconds is None) or (film_seconds and film_second_seconds is None):
+            return None
+        if image_seconds is None and film_second_seconds is None:
+            return None
+        return images * (image_seconds or 0.0) + film_seconds * (film_second_seconds or 0.0)
+
+    def preparing(self, core_seconds: float | None, encoded_tokens: float) -> dict[str, float]:
+        """Core hours of preparing, and how many cores keep one device busy."""
+        if core_seconds is None:
+            return {}
+        result = {"prepare_core_hours": core_seconds / 3600}
+        if self.tokens_per_second and encoded_tokens:
+            result["cores_per_device"] = core_seconds / (encoded_tokens / self.tokens_per_second)
+        return result
 
     def costs(self, encoded_tokens: float, stored_bytes: float) -> dict[str, float]:
         """Device hours, their price, and when the cache has paid for itself.
@@ -102,27 +138,9 @@ class Rates:
         return result
 
 
-class LogHistogram:
-    """How often values from 1 up occur, by their logarithm."""
-
-    def __init__(self) -> None:
-        self.counts: Int64 = np.zeros(64 * STEPS, np.int64)
-
-    def add(self, values: npt.NDArray[np.float64], counts: Int64 | None = None) -> None:
-        """Adds values, each as often as `counts` says, or once."""
-        bins = np.minimum((np.log2(np.maximum(values, 1)) * STEPS).astype(np.int64), len(self.counts) - 1)
-        self.counts += np.bincount(bins, counts, minlength=len(self.counts)).astype(np.int64)
-
-    def percentile(self, percent: float) -> float:
-        ends = np.cumsum(self.counts)
-        if not ends[-1]:
-            return 0.0
-        return float(2 ** ((int(np.searchsorted(ends, ends[-1] * percent / 100)) + 0.5) / STEPS))
-
-
 @dataclass(kw_only=True)
 class Estimate:
-    """The totals that one budget of pixels would give. `histogram` counts images by their number of tokens."""
+    """The totals that one case would give. `histogram` counts images and clips by their number of tokens."""
 
     max_pixels: int
     samples: int = 0
@@ -135,6 +153,7 @@ class Estimate:
     duplicate_tokens: int = 0
     unit_duplicates: int = 0
     unit_duplicate_tokens: int = 0
+    film: Film = field(default_factory=Film)
 
     def merge(self, other: Estimate) -> None:
         """Adds what another one counted of other parts."""
@@ -145,9 +164,8 @@ class Estimate:
         self.branches.update(other.branches)
         self.unit_duplicates += other.unit_duplicates
         self.unit_duplicate_tokens += other.unit_duplicate_tokens
-        if len(other.histogram) > len(self.histogram):
-            self.histogram = np.pad(self.histogram, (0, len(other.histogram) - len(self.histogram)))
-        self.histogram[: len(other.histogram)] += other.histogram
+        self.histogram = added(self.histogram, other.histogram)
+        self.film.merge(other.film)
 
     @property
     def images(self) -> int:
@@ -155,18 +173,12 @@ class Estimate:
 
     @property
     def tokens(self) -> int:
-        return int((self.histogram * np.arange(len(self.histogram))).sum())
-
-    def percentile(self, percent: float) -> int:
-        """The p-th percentile of the tokens of an image."""
-        return int(np.searchsorted(np.cumsum(self.histogram), self.images * percent / 100)) if self.images else 0
-
-    def bins(self, count: int = BINS) -> list[dict[str, float]]:
-        return [one | {"images": int(one["images"])} for one in bins_of(self.histogram, count)]
+        return tokens_in(self.histogram)
 
     def as_dict(self, writing: Writing, rates: Rates) -> dict[str, object]:
         """The numbers by name."""
         images, tokens = self.images, self.tokens
+        encoded_tokens = tokens - self.unit_duplicate_tokens
 
         def size(kind: str, dtype: str) -> int:
             return data_bytes(self.histogram, self.units, writing.row, kind, dtype, writing.row_group_bytes)
@@ -178,13 +190,10 @@ class Estimate:
             "units": self.units,
             "rejects": {name: count for name, count in sorted(self.rejects.items()) if count},
             "no_image": self.no_image,
-            "tokens": tokens,
-            "tokens_mean": tokens / images if images else 0.0,
-            **{f"tokens_p{percent}": self.percentile(percent) for percent in PERCENTILES},
-            "tokens_max": len(self.histogram) - 1 if images else 0,
-            "tokens_histogram": self.bins(),
+            **tokens_of(self.histogram),
             "language_model_tokens": tokens + LANGUAGE_MODEL_EXTRA * images,
-            **{f"share_{name}": self.branches[name] / images if images else 0.0 for name in BRANCHES},
+            **shares(self.branches, images),
+            **by_media(self.histogram, self.branches, self.film),
             "duplicates": self.duplicates,
             "duplicate_tokens": self.duplicate_tokens,
             "duplicates_within_units": self.unit_duplicates,
@@ -194,8 +203,14 @@ class Estimate:
             "data_bytes": stored_bytes,
             **{f"{kind}_bytes_by_dtype": {dtype: size(kind, dtype) for dtype in VALUE_BYTES} for kind in FORMATS},
             **({"tokens_per_second": rate} if (rate := rates.tokens_per_second) else {}),
-            **rates.costs(tokens - self.unit_duplicate_tokens, stored_bytes),
+            **rates.costs(encoded_tokens, stored_bytes),
+            **rates.preparing(rates.core_seconds(*self._prepared()), encoded_tokens),
         }
+
+    def _prepared(self) -> tuple[int, float]:
+        """Images and seconds of film that are prepared: equal ones of a unit once."""
+        images = self.images - self.film.clips - (self.unit_duplicates - self.film.repeats)
+        return images, self.film.seconds - self.film.repeated_seconds
 
 
 @dataclass(kw_only=True)
@@ -231,15 +246,6 @@ class SourceFacts:
             **{f"megapixels_p{percent}": self.megapixels.percentile(percent) / 1e6 for percent in PERCENTILES},
             **{f"aspect_ratio_p{percent}": self.aspect_ratios.percentile(percent) for percent in PERCENTILES},
         }
-
-
-def bins_of(images_T: npt.NDArray[Any], count: int = BINS) -> list[dict[str, float]]:
-    """A histogram of images by tokens in about `count` bins of equal width: from, up to (exclusive), images."""
-    width = max(1, -(-len(images_T) // count))
-    return [
-        {"from": first, "to": first + width, "images": float(images_T[first : first + width].sum())}
-        for first in range(0, len(images_T), width)
-    ]
 
 
 def branches_of(

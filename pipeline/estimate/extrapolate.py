@@ -5,8 +5,8 @@ Source: Cochran, Sampling Techniques, 3rd edition (1977), 9A.3 (drawing with une
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,13 @@ import numpy.typing as npt
 from .. import rejects
 from ..grid import Geometry
 from ..output.output_size import FORMATS, VALUE_BYTES, image_bytes, shard_bytes
+from ..output.statistics import BRANCHES
 from ..source.drawing import Draws
-from .estimate import LANGUAGE_MODEL_EXTRA, PERCENTILES, Rates, Writing, bins_of, branches_of, tokens_of_sizes
+from ..source.sample import VideoFacts
+from .estimate import LANGUAGE_MODEL_EXTRA, Case, Rates, branches_of, tokens_of_sizes
+from .film import PlannedClips, planned_clips
+from .histograms import PERCENTILES, Int64, bins_of
 
-Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 FEW = (12.706, 4.303, 3.182, 2.776, 2.571)
 CONFIDENT = 1.959964  # of a normal distribution, 95 % of which lie within so many standard deviations
@@ -36,17 +39,23 @@ class Interval:
         return {"estimate": self.estimate * by, "low": self.low * by, "high": self.high * by}
 
 
-def extrapolated(draws: Draws, geometry: Geometry, budgets: Mapping[int, Rates], writing: Writing) -> dict[str, Any]:
+def extrapolated(draws: Draws, cases: Sequence[Case], rates: Sequence[Rates]) -> dict[str, Any]:
     """Estimates from some samples what `estimate_plan` counts: totals with intervals, shares and percentiles without.
 
     Duplicates are not seen: device hours are those of encoding every image.
+
+    Args:
+        rates: of each case.
     """
-    weights = np.concatenate([np.full(len(one.samples), one.weight) for one in draws.draws])
-    height_N, width_N = (
-        np.array([getattr(sample, side) for one in draws.draws for sample in one.samples], np.int64)
-        for side in ("height", "width")
+    samples = [sample for one in draws.draws for sample in one.samples]
+    sizes = _Sizes(
+        draws=draws,
+        height_N=np.array([sample.height for sample in samples], np.int64),
+        width_N=np.array([sample.width for sample in samples], np.int64),
+        weights=np.concatenate([np.full(len(one.samples), one.weight) for one in draws.draws]),
+        clips={row: sample.video for row, sample in enumerate(samples) if sample.video is not None},
     )
-    sizes = _Sizes(draws=draws, height_N=height_N, width_N=width_N, weights=weights)
+    height_N, width_N, weights = sizes.height_N, sizes.width_N, sizes.weights
     seen = height_N > 0
     shapes = {
         "megapixels": height_N * width_N / 1e6,
@@ -62,29 +71,66 @@ def extrapolated(draws: Draws, geometry: Geometry, budgets: Mapping[int, Rates],
             for name, values in shapes.items()
             for percent in PERCENTILES
         },
-        "budgets": [
-            _of_budget(sizes, replace(geometry, max_pixels=budget), writing, rates) for budget, rates in budgets.items()
-        ],
+        "budgets": [_of_case(sizes, case, one) for case, one in zip(cases, rates, strict=True)],
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sizes:
-    """The N samples that were drawn: their sizes, 0 for a reject, and how many of the source's each stands for."""
+    """The N samples that were drawn: their sizes, 0 for a reject, and how many of the source's each stands for.
+
+    Attributes:
+        clips: those that are accepted clips, by their place.
+    """
 
     draws: Draws
     height_N: Int64
     width_N: Int64
     weights: Float64
+    clips: dict[int, VideoFacts]
 
 
-def _of_budget(sizes: _Sizes, geometry: Geometry, writing: Writing, rates: Rates) -> dict[str, Any]:
-    draws, height_N, width_N, weights = sizes.draws, sizes.height_N, sizes.width_N, sizes.weights
+@dataclass(frozen=True, kw_only=True)
+class _Tokens:
+    """Tokens of the samples as one case has them, 0 for a reject.
+
+    Attributes:
+        branches: which of BRANCHES each took.
+        rejects: which are rejects by their size, by reason.
+    """
+
+    tokens_N: Int64
+    branches: dict[str, npt.NDArray[np.bool_]]
+    planned: PlannedClips
+    rejects: dict[str, npt.NDArray[np.bool_]]
+
+
+def _tokens_of(sizes: _Sizes, geometry: Geometry) -> _Tokens:
+    is_image_N = np.ones(len(sizes.height_N), bool)
+    is_image_N[list(sizes.clips)] = False
+    height_N, width_N = sizes.height_N * is_image_N, sizes.width_N * is_image_N
     tokens_N = tokens_of_sizes(height_N, width_N, geometry)
-    usable = tokens_N > 0
-    total, images = interval(draws, tokens_N), interval(draws, usable)
-    every = float(weights[usable].sum())
+    large_N = width_N * height_N > geometry.max_image_pixels
+    by_size = {
+        rejects.TOO_MANY_PIXELS: large_N,
+        rejects.ASPECT_RATIO: (height_N > 0) & (tokens_N == 0) & ~large_N,
+        rejects.MISSING_IMAGE: np.zeros_like(large_N),
+    }
     branches = branches_of(height_N, width_N, tokens_N * geometry.factor**2, geometry)
+    planned = planned_clips(sizes.clips, sizes.height_N, sizes.width_N, geometry)
+    tokens_N[planned.rows_C] = planned.figures.tokens_C
+    for bit, name in enumerate(BRANCHES):
+        branches[name][planned.rows_C] = planned.figures.branches_C >> bit & 1 == 1
+    for row, reason in planned.rejected.items():
+        by_size[reason][row] = True
+    return _Tokens(tokens_N=tokens_N, branches=branches, planned=planned, rejects=by_size)
+
+
+def _of_case(sizes: _Sizes, case: Case, rates: Rates) -> dict[str, Any]:
+    draws, writing = sizes.draws, case.writing
+    found = _tokens_of(sizes, case.geometry)
+    tokens_N, usable = found.tokens_N, found.tokens_N > 0
+    total, images = interval(draws, tokens_N), interval(draws, usable)
 
     def size(kind: str, dtype: str) -> Interval:
         shards_N = tokens_N / writing.shard_tokens  # if all were full
@@ -93,22 +139,17 @@ def _of_budget(sizes: _Sizes, geometry: Geometry, writing: Writing, rates: Rates
 
     stored = size(writing.format, writing.dtype)
     costs = {name: rates.costs(getattr(total, name), getattr(stored, name)) for name in ("estimate", "low", "high")}
-    large_N = width_N * height_N > geometry.max_image_pixels
-    by_size = {rejects.TOO_MANY_PIXELS: large_N, rejects.ASPECT_RATIO: (height_N > 0) & ~usable & ~large_N}
+    by_status = rejected(draws)
+    for reason, where_N in found.rejects.items():
+        if where_N.any():
+            by_status[reason] = by_status.get(reason, 0.0) + interval(draws, where_N).estimate
     return {
-        "max_pixels": geometry.max_pixels,
-        "rejects": rejected(draws)
-        | {reason: interval(draws, where_N).estimate for reason, where_N in by_size.items() if where_N.any()},
+        "max_pixels": case.geometry.max_pixels,
+        "rejects": by_status,
         "images": images.scaled(1),
-        "tokens": total.scaled(1),
-        "tokens_mean": total.estimate / images.estimate if images.estimate else 0.0,
-        **{f"tokens_p{p}": int(quantile(tokens_N[usable], weights[usable], p)) for p in PERCENTILES},
-        "tokens_histogram": bins_of(np.bincount(tokens_N[usable], weights[usable] / len(draws.draws), minlength=1)),
+        **_figures(sizes, found, usable),
         "language_model_tokens": interval(draws, tokens_N + LANGUAGE_MODEL_EXTRA * usable).scaled(1),
-        **{
-            f"share_{name}": float(weights[usable & branch_N].sum()) / every if every else 0.0
-            for name, branch_N in branches.items()
-        },
+        **_media(sizes, found),
         "embedding_bytes": total.scaled(writing.width * VALUE_BYTES[writing.dtype]),
         **{name: total.scaled(each) for name, each in writing.streams_of(1).items()},
         "data_bytes": stored.scaled(1),
@@ -118,7 +159,64 @@ def _of_budget(sizes: _Sizes, geometry: Geometry, writing: Writing, rates: Rates
             name: costs["estimate"][name] if name.startswith("break_even") else {key: costs[key][name] for key in costs}
             for name in costs["estimate"]
         },
+        **_preparing(sizes, found, total, rates),
     }
+
+
+def _preparing(sizes: _Sizes, found: _Tokens, total: Interval, rates: Rates) -> dict[str, Any]:
+    """Core hours with their interval, and cores for each device."""
+    seconds_N = np.zeros(len(found.tokens_N))
+    seconds_N[found.planned.rows_C] = found.planned.figures.seconds_C
+    is_image_N = (found.tokens_N > 0) & (seconds_N == 0)
+    if rates.core_seconds(float(is_image_N.sum()), float(seconds_N.sum())) is None:
+        return {}
+    each_N = is_image_N * (rates.image_seconds or 0.0) + seconds_N * (rates.film_second_seconds or 0.0)
+    core_seconds = interval(sizes.draws, each_N)
+    of_middle = rates.preparing(core_seconds.estimate, total.estimate)
+    return of_middle | {"prepare_core_hours": core_seconds.scaled(1 / 3600)}
+
+
+def _figures(sizes: _Sizes, found: _Tokens, chosen: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Tokens and branches of some of the accepted samples."""
+    draws, tokens, weights = sizes.draws, found.tokens_N[chosen], sizes.weights[chosen]
+    total, count = interval(draws, found.tokens_N * chosen), interval(draws, chosen)
+    every = float(weights.sum())
+    return {
+        "tokens": total.scaled(1),
+        "tokens_mean": total.estimate / count.estimate if count.estimate else 0.0,
+        **{f"tokens_p{p}": int(quantile(tokens, weights, p)) for p in PERCENTILES},
+        "tokens_histogram": bins_of(np.bincount(tokens, weights / len(draws.draws), minlength=1)),
+        **{
+            f"share_{name}": float(weights[branch_N[chosen]].sum()) / every if every else 0.0
+            for name, branch_N in found.branches.items()
+        },
+    }
+
+
+def _media(sizes: _Sizes, found: _Tokens) -> dict[str, Any]:
+    """The figures of `film.by_media`; nothing where no clip was drawn."""
+    rows_C, figures = found.planned.rows_C, found.planned.figures
+    if not len(rows_C):
+        return {}
+    is_clip_N = np.zeros(len(found.tokens_N), bool)
+    is_clip_N[rows_C] = True
+    is_image_N = (found.tokens_N > 0) & ~is_clip_N
+    seconds_N, frames_N = np.zeros(len(is_clip_N)), np.zeros(len(is_clip_N))
+    seconds_N[rows_C], frames_N[rows_C] = figures.seconds_C, figures.frames_C
+    clips, seconds, frames = (interval(sizes.draws, values) for values in (is_clip_N, seconds_N, frames_N))
+    tokens = interval(sizes.draws, found.tokens_N * is_clip_N)
+    rates_C, weights_C = figures.tokens_C / figures.seconds_C, sizes.weights[rows_C]
+    video = {
+        "clips": clips.scaled(1),
+        "seconds": seconds.scaled(1),
+        "frames": frames.scaled(1),
+        "frames_mean": frames.estimate / clips.estimate,
+        **_figures(sizes, found, is_clip_N),
+        "tokens_per_film_second": tokens.estimate / seconds.estimate,
+        **{f"tokens_per_film_second_p{p}": quantile(rates_C, weights_C, p) for p in PERCENTILES},
+    }
+    image = {"images": interval(sizes.draws, is_image_N).scaled(1), **_figures(sizes, found, is_image_N)}
+    return {"media": {"image": image, "video": video}}
 
 
 def interval(draws: Draws, values_N: npt.NDArray[Any]) -> Interval:

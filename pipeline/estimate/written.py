@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from ..config_fields import Config
 from ..errors import OutputError
 from ..index.units import UnitId
+from ..output.clip_statistics import CLIP_ARRAYS, CLIP_COLUMNS, ClipStatistics
 from ..output.layout import samples_path
 from ..output.ledger import CommittedUnits, read_committed
 from ..output.ledger_file import ARRAYS, PACE, STATISTICS, SUMS, FoldedPart, numbers_of, values_of
@@ -32,6 +33,7 @@ from ..output.statistics import BRANCHES, COLUMNS, UnitStatistics, statistics_of
 from ..output.totals import Totals
 from ..storage.files import AnyPath, requests_at_once, small_file
 from .estimate import Estimate, SourceFacts
+from .film import Film
 
 SHARES = 64
 SHARE_IN_MEMORY_BYTES = 1 << 20
@@ -96,6 +98,7 @@ class Written:
     def __init__(self, files: ExitStack) -> None:
         self.totals = Totals()
         self.sizes = SourceFacts()
+        self.film = Film()
         self.works: list[Work] = []
         self.folded_works = FoldedWorks()
         self._equal = EqualImages(files)
@@ -128,6 +131,8 @@ class Written:
         self._unit_repeated_tokens += unit.repeated_tokens
         self._norm_max = max(self._norm_max, unit.norm_max)
         self._norm_sums.append(unit.norm_sum)
+        if unit.clips is not None:
+            self.film.add(unit.clips)
         self._add_images(unit.hash_N, unit.tokens_N, unit.height_N, unit.width_N, unit.branches_N)
 
     def add_ledger(self, ledger: FoldedPart) -> list[str]:
@@ -136,6 +141,7 @@ class Written:
         self.totals.merge(ledger.totals)
         self.folded_works.add(table)
         self._add_images(*(values_of(table, name) for name in ARRAYS))
+        self.film.add(ClipStatistics.of_arrays([values_of(table, name) for name in CLIP_ARRAYS]))
         self._tables.append(table.select(SUMS))
         if len(self._tables) >= TABLES_AT_ONCE:
             self._count_sums()
@@ -199,6 +205,7 @@ class Written:
             duplicate_tokens=tokens,
             unit_duplicates=within[0],
             unit_duplicate_tokens=within[1],
+            film=self.film,
         )
 
     def norms(self) -> tuple[float | None, float | None]:
@@ -229,7 +236,8 @@ def _read_images(output: AnyPath, unit_ids: list[str]) -> Iterator[UnitStatistic
     def read(unit_id: str) -> UnitStatistics:
         path = samples_path(output, unit_id)
         try:
-            return statistics_of(pq.read_table(small_file(path), columns=list(COLUMNS)).to_pydict())
+            columns = [*COLUMNS, *CLIP_COLUMNS]  # the latter are there where clips may be
+            return statistics_of(pq.ParquetFile(small_file(path)).read(columns).to_pydict())
         except (OSError, pa.ArrowException, ValueError) as error:
             raise OutputError(f"{path} cannot be read: {error}; `visionbake verify` tells more") from error
 

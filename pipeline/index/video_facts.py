@@ -54,11 +54,7 @@ class RecentVideos:
         header = self._recent.get(sample.sha256)
         if header is None:
             try:
-                if sample.of_frames:
-                    assert isinstance(data, bytes)
-                    header = read_frames_header(sample.key, data, self._reader)
-                else:
-                    header = self._reader.video_header(sample.key, data)
+                header = read_clip_header(sample, data, self._reader)
             except Reject as reject:
                 header = reject
             self._recent[sample.sha256] = header
@@ -66,23 +62,37 @@ class RecentVideos:
                 self._recent.popitem(last=False)
         if isinstance(header, Reject):
             return sample.rejected(header.reason, header.message)
-        if isinstance(header, FramesHeader):
-            facts = _facts_of_frames(sample.video, header)
-            return replace(sample, format=CONTAINER, width=header.width, height=header.height, video=facts)
-        facts = replace(
-            sample.video,
-            codec=header.codec,
-            turns=header.turns,
-            frames=header.frames,
-            fps=header.fps,
-            duration=header.duration,
-            time_base_numerator=header.time_base[0],
-            time_base_denominator=header.time_base[1],
-            zero=header.zero,
-            pts=pack(header.pts_N),
-            entries=pack(header.entries_K),
-        )
-        return replace(sample, format=header.container, width=header.width, height=header.height, video=facts)
+        return completed(sample, header)
+
+
+def read_clip_header(sample: IndexedSample, data: Encoded, reader: HeaderReader) -> VideoHeader | FramesHeader:
+    """What a clip's bytes say, those of a file or of frame images. Raises Reject."""
+    if not sample.of_frames:
+        return reader.video_header(sample.key, data)
+    assert isinstance(data, bytes)
+    return read_frames_header(sample.key, data, reader)
+
+
+def completed(sample: IndexedSample, header: VideoHeader | FramesHeader) -> IndexedSample:
+    """A clip, of which the span or the rate that is asked for is known, with what its bytes say."""
+    assert sample.video is not None
+    if isinstance(header, FramesHeader):
+        facts = _facts_of_frames(sample.video, header)
+        return replace(sample, format=CONTAINER, width=header.width, height=header.height, video=facts)
+    facts = replace(
+        sample.video,
+        codec=header.codec,
+        turns=header.turns,
+        frames=header.frames,
+        fps=header.fps,
+        duration=header.duration,
+        time_base_numerator=header.time_base[0],
+        time_base_denominator=header.time_base[1],
+        zero=header.zero,
+        pts=pack(header.pts_N),
+        entries=pack(header.entries_K),
+    )
+    return replace(sample, format=header.container, width=header.width, height=header.height, video=facts)
 
 
 def _facts_of_frames(video: VideoFacts, header: FramesHeader) -> VideoFacts:
@@ -117,6 +127,19 @@ def header_of(sample: IndexedSample) -> VideoHeader:
         fps=video.fps,
         duration=video.duration,
     )
+
+
+def seconds_of(start: float | None, end: float | None, fps: float | None, duration: float | None) -> float:
+    """Seconds of film that a clip asks for: its span's, as far as the file goes; at least those of one frame.
+
+    Args:
+        start, end: of the span; None: from the beginning, to the end.
+        fps, duration: of the file; None where they are not known, which counts as nothing.
+    """
+    if not fps or duration is None:
+        return 0.0
+    until = duration if end is None else min(end, duration)
+    return max(until - max(start or 0.0, 0.0), 1 / fps)
 
 
 def times_of_clip(video: VideoFacts) -> npt.NDArray[np.float64]:

@@ -3,6 +3,7 @@
 layout       where files lie in an output, and the schema's version
 metadata     the JSON in a shard's footer
 record       CommitRecord: what a samples shard's footer says
+clip_statistics  the facts about a unit's clips that `stats` needs beside those
 statistics   the facts about a unit's images that `stats` needs
 settings     what every shard says about itself
 fingerprint  exactly what decides a byte

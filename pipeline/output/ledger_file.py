@@ -23,6 +23,7 @@ from ..errors import OutputError, writing
 from ..index.units import UnitId
 from ..storage.files import AnyPath, open_tail
 from ..storage.publish import sync_file
+from .clip_statistics import CLIP_ARRAYS, ClipStatistics
 from .metadata import METADATA_KEY
 from .record import CommitRecord
 from .statistics import UnitStatistics
@@ -43,7 +44,7 @@ NUMBERS = (
 )
 ARRAYS = {"hashes": "<u8", "image_tokens": "<i4", "heights": "<i4", "widths": "<i4", "branches": "u1"}
 SUMS = ("repeats", "repeated_tokens", "norm_sum", "norm_max")
-STATISTICS = (*ARRAYS, *SUMS)
+STATISTICS = (*ARRAYS, *SUMS, *CLIP_ARRAYS)
 RECORD = ("number", "text", "encoded_at", *NUMBERS)  # what a record is made of, but for its statistics
 WHOLE = (*RECORD, *STATISTICS)
 PACE = ("encoded_at", "encode_seconds", "rows_out", "tokens", "encoder")
@@ -62,6 +63,8 @@ SCHEMA = pa.schema(
         pa.field("number", pa.int32(), nullable=False),
     ]
 )
+# Where there may be clips, these stand before the others.
+SCHEMA_WITH_CLIPS = pa.schema([*(pa.field(name, pa.large_binary()) for name in CLIP_ARRAYS), *SCHEMA])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +99,17 @@ def numbers_of(table: pa.Table, name: str) -> np.ndarray:
 
 
 def values_of(table: pa.Table, name: str) -> np.ndarray:
-    """One of ARRAYS, of all units one after the other; of a unit without statistics nothing."""
+    """One of ARRAYS or CLIP_ARRAYS, of all units one after the other; of a unit without statistics nothing."""
+    kind = (ARRAYS | CLIP_ARRAYS)[name]
+    if name not in table.schema.names:
+        return np.empty(0, kind)
     column = table.column(name).combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # of a table without rows
-        return np.empty(0, ARRAYS[name])
+        return np.empty(0, kind)
     starts = np.frombuffer(column.buffers()[1], np.int64)[column.offset :]
     data = column.buffers()[2]
     values = b"" if data is None else memoryview(data)[int(starts[0]) : int(starts[len(column)])]
-    return np.frombuffer(values, ARRAYS[name])
+    return np.frombuffer(values, kind)
 
 
 def ledger_path(output: AnyPath, part: int) -> AnyPath:
@@ -132,7 +138,8 @@ def write_ledger(path: Path, part: int, records: Sequence[CommitRecord]) -> None
 def table_of(part: int, records: Sequence[CommitRecord]) -> pa.Table:
     """Returns records as rows of SCHEMA. Raises OutputError: they are not of this part."""
     try:
-        return pa.Table.from_pylist([_row(part, record) for record in records], SCHEMA)
+        rows = [_row(part, record) for record in records]
+        return pa.Table.from_pylist(rows, SCHEMA_WITH_CLIPS if any("clip_tokens" in row for row in rows) else SCHEMA)
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise OutputError(f"the records of part {part} fit into no ledger: {error}") from error
 
@@ -156,7 +163,7 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(
             table,
             path,
-            compression={name: "NONE" if name == "hashes" else "ZSTD" for name in SCHEMA.names},
+            compression={name: "NONE" if name == "hashes" else "ZSTD" for name in table.schema.names},
             use_dictionary=False,
             write_statistics=False,
             write_page_checksum=True,
@@ -224,6 +231,8 @@ def _row(part: int, record: CommitRecord) -> dict[str, Any]:
             "branches": statistics.branches_N.tobytes(),
             **{name: getattr(statistics, name) for name in SUMS},
         }
+        if statistics.clips is not None:
+            row |= {name: array.tobytes() for name, array in zip(CLIP_ARRAYS, statistics.clips.arrays(), strict=True)}
     return row | {"text": json.dumps(tree)}
 
 
@@ -233,12 +242,16 @@ def _record(part: int, row: dict[str, Any]) -> CommitRecord:
     if tree["unit"] != str(UnitId(part, row["number"])):
         raise ValueError(f"a record of unit {tree['unit']} in its place of unit {row['number']}")
     if row.get("hashes") is not None:
+        clips = None
+        if row.get("clip_tokens") is not None:
+            clips = ClipStatistics.of_arrays([np.frombuffer(row[name], kind) for name, kind in CLIP_ARRAYS.items()])
         statistics = UnitStatistics(
             hash_N=np.frombuffer(row["hashes"], "<u8"),
             tokens_N=np.frombuffer(row["image_tokens"], "<i4"),
             height_N=np.frombuffer(row["heights"], "<i4"),
             width_N=np.frombuffer(row["widths"], "<i4"),
             branches_N=np.frombuffer(row["branches"], np.uint8),
+            clips=clips,
             **{name: row[name] for name in SUMS},
         )
         tree["statistics"] = statistics.to_json()

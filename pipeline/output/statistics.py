@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from .. import rejects
 from ..index.read import hashes_of
+from ..index.video_facts import seconds_of
+from .clip_statistics import CLIP_ARRAYS, ClipStatistics, clip_hash
 from .record import CommitRecord
 
 BRANCHES = ("clamped_min", "clamped_max", "scaled_up")  # bit 0, 1, 2 of `branches_N`
@@ -39,11 +41,12 @@ class UnitStatistics:
     """The accepted images of one unit.
 
     Attributes:
-        hash_N: the first 64 bits of each image's sha256.
+        hash_N: the first 64 bits of each image's sha256; of a clip, with the frames that were taken mixed in.
         tokens_N, height_N, width_N: as encoded; the sides as displayed, before resizing.
         branches_N: bits, by BRANCHES.
         repeats: images with the bytes of an earlier one of the unit; `repeated_tokens`: theirs.
         norm_sum: of the images' mean norms; `norm_max`: the largest norm of any token, 0 of no image.
+        clips: of those that are clips; None in an output that has none.
     """
 
     hash_N: npt.NDArray[np.uint64]
@@ -55,6 +58,7 @@ class UnitStatistics:
     repeated_tokens: int
     norm_sum: float
     norm_max: float
+    clips: ClipStatistics | None = None
 
     def to_json(self) -> dict[str, object]:
         """A JSON object, arrays as base64."""
@@ -68,6 +72,7 @@ class UnitStatistics:
             "repeated_tokens": self.repeated_tokens,
             "norm_sum": self.norm_sum,
             "norm_max": self.norm_max,
+            **({} if self.clips is None else {"clips": [_text(array) for array in self.clips.arrays()]}),
         }
 
     @classmethod
@@ -98,12 +103,20 @@ class UnitStatistics:
             repeated_tokens=int(tree["repeated_tokens"]),
             norm_sum=float(tree["norm_sum"]),
             norm_max=float(tree["norm_max"]),
+            clips=_clips_of(tree["clips"]) if "clips" in tree else None,
         )
         if {len(values) for values in (result.tokens_N, result.height_N, result.width_N, result.branches_N)} != {
             len(hash_N)
         }:
             raise ValueError("statistics of different lengths")
         return result
+
+
+def _clips_of(texts: Sequence[str]) -> ClipStatistics:
+    """Raises TypeError, ValueError."""
+    data = [base64.b64decode(text, validate=True) for text in texts]
+    kinds = CLIP_ARRAYS.values()
+    return ClipStatistics.of_arrays([np.frombuffer(one, kind) for one, kind in zip(data, kinds, strict=True)])
 
 
 def _as_stored(norm: float | None) -> float:
@@ -120,7 +133,11 @@ def _narrowed(values_N: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
 
 
 def statistics_of(columns: Mapping[str, Sequence[Any]]) -> UnitStatistics:
-    """Counts the accepted images of a samples shard. `columns`: COLUMNS at least; what is unknown counts as 0."""
+    """Counts the accepted images of a samples shard.
+
+    Args:
+        columns: COLUMNS at least, and CLIP_COLUMNS where there may be clips; what is unknown counts as 0.
+    """
     chosen = [row for row, status in enumerate(columns["status"]) if status == rejects.OK]
 
     def numbers(name: str) -> npt.NDArray[np.int64]:
@@ -129,6 +146,9 @@ def statistics_of(columns: Mapping[str, Sequence[Any]]) -> UnitStatistics:
 
     tokens_N, height_N, width_N = numbers("num_tokens"), numbers("height"), numbers("width")
     hash_N = hashes_of("".join(columns["sha256"][row] or NO_SHA256 for row in chosen).encode("ascii"))
+    is_clip = [row for row, of in enumerate(chosen) if columns["media"][of] == "video"] if "media" in columns else []
+    for row in is_clip:
+        hash_N[row] = clip_hash(hash_N[row], columns["frames"][chosen[row]] or ())
     clamped = columns["clamped"]
     branches_N = (
         np.fromiter((clamped[row] == "min" for row in chosen), np.uint8, len(chosen))
@@ -136,6 +156,15 @@ def statistics_of(columns: Mapping[str, Sequence[Any]]) -> UnitStatistics:
         + 4 * (numbers("resized_height") * numbers("resized_width") > height_N * width_N)
     )
     norms = [_as_stored(columns["norm_mean"][row]) for row in chosen]
+    clips = ClipStatistics.of_rows(
+        (
+            tokens_N[row],
+            len(columns["frames"][chosen[row]] or ()),
+            seconds_of(*(columns[name][chosen[row]] for name in ("start", "end", "fps", "duration"))),
+            branches_N[row],
+        )
+        for row in is_clip
+    )
     first_N = np.zeros(len(chosen), bool)
     first_N[np.unique(hash_N, return_index=True)[1]] = True
     return UnitStatistics(
@@ -148,4 +177,5 @@ def statistics_of(columns: Mapping[str, Sequence[Any]]) -> UnitStatistics:
         repeated_tokens=int(tokens_N[~first_N].sum()),
         norm_sum=float(sum(norms)),
         norm_max=max((_as_stored(columns["norm_max"][row]) for row in chosen), default=0.0),
+        clips=clips if "media" in columns else None,
     )

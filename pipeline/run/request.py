@@ -98,13 +98,7 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
     checkpoint = Checkpoint(
         config.model.path, config.model.revision, weights=weights, deepstack=config.output.deepstack
     )
-    geometry = geometry_of(
-        checkpoint.config,
-        min_pixels=config.preprocess.min_pixels,
-        max_pixels=config.preprocess.max_pixels,
-        max_image_pixels=config.limits.max_image_pixels,
-        spelling="preprocess.{}",
-    )
+    geometry = _geometry(config, checkpoint)
     place = _place_of(listing, place, media)
     geometry = replace(geometry, video=_sampling(config, place, checkpoint))
     carry = _carried(config, output, listing, geometry, checkpoint.config.streams)
@@ -116,6 +110,34 @@ def check_request(config: Config, *, weights: bool = True) -> Request:
         geometry=geometry,
         carry=carry,
         listing=listing,
+    )
+
+
+def request_of_model(request: Request, config: Config, model: str, *, weights: bool) -> Request:
+    """The same request of another model, for estimates: its source is not listed again.
+
+    Args:
+        config: as it was asked for, before the first model was looked at.
+        weights: as of `check_request`.
+
+    Raises:
+        RequestError: as `check_request`.
+    """
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": model, "revision": None})})
+    checkpoint = Checkpoint(model, weights=weights, deepstack=config.output.deepstack)
+    geometry = replace(_geometry(config, checkpoint), video=_sampling(config, request.place, checkpoint))
+    resolved = _resolved(config, request.place, checkpoint, geometry)
+    return replace(request, config=resolved, checkpoint=checkpoint, geometry=geometry)
+
+
+def _geometry(config: Config, checkpoint: Checkpoint) -> Geometry:
+    """The sizes of images. Raises RequestError."""
+    return geometry_of(
+        checkpoint.config,
+        min_pixels=config.preprocess.min_pixels,
+        max_pixels=config.preprocess.max_pixels,
+        max_image_pixels=config.limits.max_image_pixels,
+        spelling="preprocess.{}",
     )
 
 

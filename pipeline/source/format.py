@@ -74,6 +74,11 @@ class Columns:
         return self.image if sample.video is None else self.video
 
 
+def columns_drawn(drawing: Drawing) -> Columns:
+    """The columns of rows that are drawn from: their keys do not matter."""
+    return Columns(image=drawing.image_column, media=drawing.media, video=drawing.video_column)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MembersRule:
     """A decision by which rule a tar's members form samples: as `source.members` spells it, and why, in a line."""

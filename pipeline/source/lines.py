@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..storage.files import open_input
-from .drawing import DRAWS, Draw, Drawing, Draws, wrapped
-from .format import Columns
+from .drawing import Draw, Drawing, Draws, wrapped
+from .format import Columns, columns_drawn
 from .listing import Listing
 from .manifest import Manifest, images_of
 from .manifest_file import ManifestFile, Record
@@ -20,6 +20,7 @@ from .named_image import NamedImage
 BOM = b"\xef\xbb\xbf"
 PILOT_BYTES = 4 << 20
 FIRST_BYTES = 4096
+WIDER = 3  # times as many lines as are wanted are in a window, as a rule: some of them are longer, or name nothing
 
 
 class LineFile(ManifestFile):
@@ -62,15 +63,15 @@ class LineManifest(Manifest):
     def _draws(self, listing: Listing, drawing: Drawing) -> Iterator[Draw]:
         files = [file for file in listing if file.size]
         ends = np.cumsum([file.size for file in files], dtype=np.int64)
-        columns = self.columns(Columns(image=drawing.image_column))
+        columns = self.columns(columns_drawn(drawing))
         window = 0
-        for _ in range(DRAWS if len(ends) else 0):
+        for size in drawing.sizes if len(ends) else ():
             file = files[drawing.one_of(ends)]
             path = os.path.join(listing.place.root, file.path)
             if not window:  # how much is read at a time follows from how many images are in a first piece
                 pilot = min(file.size, PILOT_BYTES)
                 found = len(self._images_in_range(path, 0, pilot, columns))
-                window = max(1, int(drawing.count / DRAWS * pilot / max(1, found)))
+                window = max(1, int(WIDER * max(drawing.sizes) * pilot / max(1, found)))
             start, length = drawing.generator.randrange(file.size), min(window, file.size)
             images = [
                 one
@@ -78,7 +79,7 @@ class LineManifest(Manifest):
                 for one in self._images_in_range(path, first, last, columns)
             ]
             # An image of its own file each: no more of them are read than are wanted.
-            chosen = drawing.generator.sample(images, min(len(images), 2 * drawing.per_draw))
+            chosen = drawing.generator.sample(images, min(len(images), size))
             weight = int(ends[-1]) / length * len(images) / max(1, len(chosen))
             yield Draw(weight=weight, samples=tuple(drawing.headers.drawn_of(chosen)))
 

@@ -20,7 +20,7 @@ from .carried_types import check_records, schema_of_records
 from .columns import NO_COLUMN, refuse_missing, shown
 from .drawing import Drawing, Draws
 from .file_kind import file_is
-from .format import Columns, Facts, MediaRule, SourceFormat
+from .format import Columns, Facts, MediaRule, SourceFormat, columns_drawn
 from .listing import Listing
 from .manifest_file import ManifestFile, Record, RecordReader
 from .media import BOTH, IMAGE
@@ -155,11 +155,10 @@ class Manifest(SourceFormat):
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
         """Records of the manifests that are drawn, as often as they are large; each of those is read whole."""
-        image_column = self.columns(Columns(image=drawing.image_column)).image
+        columns = self.columns(columns_drawn(drawing))
 
         def images(path: str, offsets: Sequence[int]) -> list[NamedImage]:
             with self.opened(path) as manifest:
-                columns = Columns(image=image_column)
                 return [one for record in manifest.at(offsets) for one in images_of(record, manifest, "", columns)]
 
         def starts(path: str) -> Iterator[int]:

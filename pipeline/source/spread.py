@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from .drawing import DRAWS, Draw, Drawing
+from .drawing import Draw, Drawing, groups_of
 from .listing import Listing
 from .named_image import NamedImage
 
@@ -27,11 +26,13 @@ def draws_of(
     """
     files = [file for file in listing if file.size]
     ends = np.cumsum([file.size for file in files], dtype=np.int64)
-    times = Counter(drawing.one_of(ends) for _ in range(DRAWS if files else 0))
-    for number, count in sorted(times.items()):
+    sizes_of: dict[int, list[int]] = {}  # of the draws from each file
+    for size in drawing.sizes if files else ():
+        sizes_of.setdefault(drawing.one_of(ends), []).append(size)
+    for number, sizes in sorted(sizes_of.items()):
         path = os.path.join(listing.place.root, files[number].path)
-        total, chosen = _some(starts(path), count * drawing.per_draw, drawing)
-        for group in (chosen[first::count] for first in range(count)):
+        total, chosen = _some(starts(path), sum(sizes), drawing)
+        for group in groups_of(chosen, sizes):
             found = drawing.headers.drawn_of(images(path, sorted(group)))
             weight = int(ends[-1]) / files[number].size * total / max(1, len(group))
             yield Draw(weight=weight, samples=tuple(found))

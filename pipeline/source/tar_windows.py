@@ -11,10 +11,12 @@ from .. import rejects
 from ..errors import DamagedPart
 from ..storage.names import left_alone_in
 from .drawing import Drawing, Drawn
+from .media import video_named
 from .tar import BLOCK, TarStream, walk
 from .tar_samples import EACH, is_named, split_key, status_without_image, wanted_suffixes
 
 SYNC_BYTES = 1 << 20
+FIRST = 256  # members, of which is learnt how large they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ def samples_in_range(path: str, first: int, last: int, drawing: Drawing) -> list
 
     A link is the image that it leads to where that was seen before it; else it counts as a reject.
     """
-    wanted = wanted_suffixes(drawing.image_column)
+    wanted = wanted_suffixes(drawing.image_column, drawing.media)
     groups: dict[str, list[_Seen]] = {}
     by_name: dict[str, Drawn] = {}  # of the images seen, for links to them
     key = ""
@@ -48,7 +50,8 @@ def samples_in_range(path: str, first: int, last: int, drawing: Drawing) -> list
                 if not inside and key != before:
                     break
                 if suffix and not left_alone_in(member.name):
-                    image = None if data is None else drawing.headers.drawn(data)
+                    video = video_named(member.name, drawing.media)
+                    image = None if data is None else drawing.headers.drawn(data, video)
                     if data is None and member.name.lower().endswith(wanted):
                         image = by_name.get(str(member.link), Drawn(status=rejects.MISSING_IMAGE))
                     if image is not None:
@@ -56,11 +59,12 @@ def samples_in_range(path: str, first: int, last: int, drawing: Drawing) -> list
                     groups.setdefault(key, []).append(_Seen(suffix=suffix, inside=inside, image=image))
     if drawing.members == EACH:
         return [one.image for group in groups.values() for one in group if one.image is not None and one.inside]
-    return list(_chosen(list(groups.values()), bool(first), drawing.image_column))
+    return list(_chosen(list(groups.values()), bool(first), drawing))
 
 
-def _chosen(groups: Sequence[Sequence[_Seen]], cut: bool, image_column: str) -> Iterator[Drawn]:
+def _chosen(groups: Sequence[Sequence[_Seen]], cut: bool, drawing: Drawing) -> Iterator[Drawn]:
     """Each sample's image, as the index chooses it. `cut`: the first one may have begun before what was seen."""
+    image_column = drawing.image_column
     with_image = [[one for one in group if one.image is not None] for group in groups]
     several = any(len(found) > 1 for found in with_image)
     by_name = any(sum(is_named(one.suffix, image_column) for one in found) == 1 for found in with_image[cut:])
@@ -75,7 +79,20 @@ def _chosen(groups: Sequence[Sequence[_Seen]], cut: bool, image_column: str) -> 
         elif found and not (begun_before and by_name):
             yield from (Drawn(status=rejects.MISSING_IMAGE) for one in found if one.inside)
         elif not begun_before and group[0].inside:
-            yield Drawn(status=status_without_image(f"_.{one.suffix}" for one in group))
+            yield Drawn(status=status_without_image((f"_.{one.suffix}" for one in group), drawing.media))
+
+
+def bytes_of_first(path: str, drawing: Drawing) -> float:
+    """How many bytes of a tar there are for each of its first images and videos, without reading these."""
+    wanted = wanted_suffixes(drawing.image_column, drawing.media)
+    found = end = 0
+    with TarStream(path) as stream, suppress(DamagedPart):  # for the index to report
+        for member, _ in walk(stream, wanted=()):
+            end = member.offset + member.length
+            found += member.name.lower().endswith(wanted)
+            if found == FIRST:
+                break
+    return end / max(1, found)
 
 
 def _next_header(stream: TarStream, first: int, last: int) -> int | None:

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import PHOTOS, REPOSITORY, make_folder
+from conftest import PHOTOS, REPOSITORY, encoded, make_folder, noise
 
 from pipeline.cli import main
 from pipeline.cli.config import fields, markdown
 from pipeline.cli.reporter import Reporter
 from pipeline.cli.verdict import verdict
+from pipeline.cli.words import Money
 from pipeline.config import load_config
 from pipeline.config_fields import Output
 from pipeline.errors import RequestError
@@ -55,7 +56,7 @@ def test_plan_of_a_source_leaves_nothing_behind(
     before = sorted(tmp_path.rglob("*"))
     code, out, err = call(capsys, "plan", source, "--model", model_path, "--max-pixels", "20000,5000")
     assert code == 0, err
-    assert out.count("max_pixels  ") == 2
+    assert re.search(r"^max_pixels +20,000 +5,000$", out, re.MULTILINE)
     assert re.match(
         r"3 images are [\d,]+ tokens, \d+ an image, at max_pixels 20,000\. As bfloat16 they take [\d.]+ \w+\.\n", out
     )
@@ -253,9 +254,77 @@ def test_the_verdict_says_whether_it_fits(tmp_path: Path, monkeypatch: pytest.Mo
     assert "999,990 images (7 more would be rejects) are 600,000,000 tokens, 600 an image" in first
     assert "5.00 TB, and 6.00 TB are free there: it fits" in first
     assert second == "One device would take 4.2 days, 250 at the price that was given."
+    assert verdict(tree | {"currency": "EUR"}, output, 28)[1] == "One device would take 4.2 days, 250 EUR."
+    assert verdict(tree | {"currency": "$"}, output, 28)[1] == "One device would take 4.2 days, $250."
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=4e12))
     assert "IT DOES NOT FIT" in verdict(tree, output, 28)[0]
     assert "free" not in verdict(tree, output, 28, kept=False)[0]
     assert "free" not in verdict(tree, Output(uri="s3://bucket/out"), 28)[0]
+    assert len(verdict(tree, output, 28)) == 2
+    tree["budgets"][0] |= {"prepare_core_hours": 1200.0, "cores_per_device": 12.0}
+    assert verdict(tree, output, 28)[2] == ("Preparing takes 1,200 core hours: 12 cores for each device, or it waits.")
     tree["budgets"][0]["images"] = {"estimate": 12.4, "low": 1, "high": 20}  # of a sample
     assert verdict(tree, output, 28)[0].startswith("12 images (7 more")
+
+
+def test_the_verdict_names_images_and_videos(tmp_path: Path) -> None:
+    film = {"clips": 20, "seconds": 720.0, "tokens": 90_000, "tokens_per_film_second": 125.0}
+    budget = {
+        "max_pixels": 1000,
+        "fps": 2.0,
+        "rejects": {},
+        "tokens": 96_000,
+        "data_bytes": 1e6,
+        "media": {"image": {"images": 10, "tokens_mean": 600.0}, "video": film},
+        "parquet_bytes_by_dtype": {"int8": 5e5},
+    }
+    output = Output(uri=str(tmp_path))
+    first, less = verdict({"budgets": [budget]}, output, 28, kept=False)
+    assert first == (
+        "10 images and 20 videos of 12.0 minutes together are 96,000 tokens: 600 an image at max_pixels 1,000, 125 a "
+        "second of film at 2 frames a second. As bfloat16 they take 1.00 MB."
+    )
+    assert less == "Less: output.dtype int8 takes 500.00 kB; --fps 2,1 compares with half as many frames."
+    budget["media"]["image"]["images"] = 0
+    assert (
+        "20 videos of 12.0 minutes together are 96,000 tokens, 125 a second"
+        in verdict({"budgets": [budget | {"fps": "every frame"}]}, output, 28, kept=False)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "currency"), [("2.5", 2.5, ""), ("2.5 eur", 2.5, "EUR"), ("$3", 3.0, "$"), ("4€", 4.0, "€")]
+)
+def test_a_price_may_name_its_currency(text: str, amount: float, currency: str) -> None:
+    assert Money.parse("--price-per-hour", text) == Money(amount=amount, currency=currency)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--price-per-hour", "-1"], "--price-per-hour: -1"),
+        (["--price-per-hour", "$1EUR"], "--price-per-hour: $1EUR"),
+        (["--price-per-hour", "0"], "--price-per-hour: 0"),
+        (["--price-per-hour", "1EUR", "--price-per-terabyte", "$2"], "in $ and EUR"),
+        (["--model", "a,,b"], "--model: a,,b"),
+    ],
+)
+def test_prices_and_models_that_are_none(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(capsys, "plan", tmp_path, *words)[0] == 2
+    assert says in call(capsys, "plan", tmp_path, *words)[2]
+
+
+def test_what_nobody_asked_for_is_shown_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(encoded(noise(60, 90)))
+    words = ["plan", tmp_path / "in", "--model", "random:tiny", "--max-pixels", "4000,8000", "--price-per-hour", "2EUR"]
+    code, few, _ = call(capsys, *words, "--tokens-per-second", 10)
+    assert code == 0
+    assert "webdataset bytes by dtype" not in few and "equal within a unit" not in few
+    (row,) = [line.split() for line in few.splitlines() if line.startswith("tokens  ")]
+    assert row == ["tokens", "2", "6"]  # a column for each budget
+    assert re.search(r"^price +[0-9.e-]+ EUR +[0-9.e-]+ EUR$", few, re.MULTILINE)
+    more = call(capsys, *words, "--all")[1]
+    assert "webdataset bytes by dtype" in more and "equal within a unit" in more

@@ -18,19 +18,20 @@ from pipeline.encode.dtypes import STORED, is_scaled
 from pipeline.estimate import estimate_plan as estimate_plan_module
 from pipeline.estimate import sampling
 from pipeline.estimate.duplicates import Duplicates
-from pipeline.estimate.estimate import Rates, Writing
+from pipeline.estimate.estimate import Case, Rates, Writing, cases_of
 from pipeline.estimate.estimate_plan import Sharing, estimate_plan
-from pipeline.estimate.extrapolate import student
+from pipeline.estimate.extrapolate import extrapolated, student
 from pipeline.grid import smart_resize
 from pipeline.index.read import hashes_of
 from pipeline.output.output_size import SCALED, VALUE_BYTES
 from pipeline.run.indexing import make_plan
 from pipeline.run.request import check_request
+from pipeline.source.format import Columns
 from pipeline.source.formats import FORMATS
 from pipeline.source.formats.parquet import Parquet
 from pipeline.source.named_image import NamedImage
 
-PHOTOS = 260
+PHOTOS, SEEDS = 260, 40
 WRITING = Writing(
     width=8, format="parquet", dtype="float32", row_group_bytes=1 << 20, shard_tokens=500, deduplicate=True
 )
@@ -120,30 +121,35 @@ def test_the_whole_lies_in_the_interval_of_a_sample(
 ) -> None:
     monkeypatch.setitem(FORMATS, "parquet", Parquet(footers_read=20))
     source = door(photos, tmp_path / "in")
-    path = write_config(tmp_path / "c.yaml", config_for(source, tmp_path / "out", model_path))
+    config = config_for(source, tmp_path / "out", model_path)
+    path = write_config(tmp_path / "c.yaml", config)
 
     def plan(*words: str) -> dict[str, Any]:
         assert main(["plan", str(path), "--json", *words]) == 0
         return dict(json.loads(capsys.readouterr().out))
 
-    hits = {"tokens": 0, "samples": 0}
-    widths = []
-    count = "160" if door is as_tars_of_pairs else "80"
-    sampled = [plan("--sample", count, "--seed", str(seed), "--tokens-per-second", "50") for seed in range(10)]
+    count, words = "160" if door is as_tars_of_pairs else "80", ("--tokens-per-second", "50")
+    (by_command,) = plan("--sample", count, "--seed", "3", *words)["budgets"]
     assert not (tmp_path / "out").exists()
-    whole = plan("--tokens-per-second", "50")
+    assert by_command["device_hours"]["estimate"] == pytest.approx(by_command["tokens"]["estimate"] / 50 / 3600)
+    whole = plan(*words)
     (exact,) = whole["budgets"]
-    for one in sampled:
+    request = check_request(config)
+    case = Case(geometry=request.geometry, writing=WRITING)
+    hits, widths = {"tokens": 0, "samples": 0}, []
+    for seed in range(SEEDS):
+        draws, _ = sampling.draw(request.listed(), int(count), seed, Columns())
+        one = extrapolated(draws, [case], [Rates()])
         (budget,) = one["budgets"]
         tokens, samples = budget["tokens"], one["samples"]
+        assert seed != 3 or tokens == by_command["tokens"]
         hits["tokens"] += tokens["low"] <= exact["tokens"] <= tokens["high"]
         hits["samples"] += samples["low"] <= exact["samples"] <= samples["high"]
         widths.append((tokens["high"] - tokens["low"]) / exact["tokens"])
         if door is as_tars_of_pairs:
-            assert one["budgets"][0]["rejects"].keys() <= {"missing_image"}
-        assert budget["device_hours"]["estimate"] == pytest.approx(tokens["estimate"] / 50 / 3600)
-    assert hits["tokens"] >= 9
-    assert hits["samples"] >= 9
+            assert budget["rejects"].keys() <= {"missing_image"}
+    # 95 in a hundred: of forty, fewer than 34 would be seen in one of three hundred tests.
+    assert min(hits.values()) >= 34
     assert max(widths) < 0.8  # it says something
 
 
@@ -158,7 +164,7 @@ def test_a_sample_of_a_manifest_reads_no_more_images_than_it_needs(
     read: list[object] = []
     real = NamedImage.read
     monkeypatch.setattr(NamedImage, "read", lambda image: read.append(image) or real(image))
-    draws, _ = sampling.draw(request.listed(), 320, 1, "image")
+    draws, _ = sampling.draw(request.listed(), 320, 1, Columns())
     assert 250 < len(read) < 2 * 320
     assert len(read) == draws.samples
 
@@ -295,10 +301,10 @@ def test_parts_in_other_processes_give_the_same(
 ) -> None:
     request = check_request(config_for(as_tars(photos, tmp_path / "in"), tmp_path / "out", model_path))
     plan, _ = make_plan(request, say=lambda line: None)
-    here, source = estimate_plan(plan, request.geometry, [10_000, 40_000], WRITING)
+    here, source = estimate_plan(plan, cases_of(request.geometry, [10_000, 40_000], WRITING))
     monkeypatch.setattr(estimate_plan_module, "map", None, raising=False)  # it goes another way
     shared = Sharing(parts_at_once=1, runs_worth_processes=2)
-    there, other_source = estimate_plan(plan, request.geometry, [10_000, 40_000], WRITING, shared)
+    there, other_source = estimate_plan(plan, cases_of(request.geometry, [10_000, 40_000], WRITING), shared)
     assert [one.as_dict(WRITING, Rates()) for one in here] == [one.as_dict(WRITING, Rates()) for one in there]
     assert source.as_dict() == other_source.as_dict()
     assert here[0].tokens < here[1].tokens
@@ -373,7 +379,7 @@ def test_an_estimate_without_images(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "in" / "a.png").write_bytes(b"no image")
     request = check_request(parse_config(config_for(tmp_path / "in", tmp_path / "out", model_path).model_dump()))
     plan, _ = make_plan(request, say=lambda line: None)
-    (one,), source = estimate_plan(plan, request.geometry, [20_000], WRITING)
+    (one,), source = estimate_plan(plan, cases_of(request.geometry, [20_000], WRITING))
     nothing = one.as_dict(WRITING, Rates(tokens_per_second=10.0, price_per_hour=1.0, price_per_terabyte=1.0))
     assert (nothing["price"], nothing["break_even_price_per_terabyte"]) == (0, 0)
     assert source.as_dict()["megapixels_p50"] == 0

@@ -27,9 +27,10 @@ from pipeline.config import parse_config
 from pipeline.estimate import estimate_plan as estimate_plan_module
 from pipeline.estimate import written as written_module
 from pipeline.estimate.duplicates import Duplicates, repeated
-from pipeline.estimate.estimate import LogHistogram, Rates, Writing, bins_of, branches_of, tokens_of_sizes
+from pipeline.estimate.estimate import Case, Rates, Writing, branches_of, cases_of, tokens_of_sizes
 from pipeline.estimate.estimate_plan import estimate_plan
 from pipeline.estimate.extrapolate import extrapolated, interval, student
+from pipeline.estimate.histograms import LogHistogram, bins_of
 from pipeline.estimate.sampling import Headers
 from pipeline.estimate.written import EqualImages, Written, read_written
 from pipeline.grid import Geometry
@@ -158,7 +159,7 @@ def test_a_plan_is_what_plain_code_counts(
     assert plan.num_parts == 3
     writing = Writing.of(request.config, 48)
     budgets = [20_000, 9000]
-    estimates, source = estimate_plan(plan, request.geometry, budgets, writing)
+    estimates, source = estimate_plan(plan, cases_of(request.geometry, budgets, writing))
     for max_pixels, one in zip(budgets, estimates, strict=True):
         images = [plain(data, max_pixels) for data in files.values()]
         wanted = expected(images, max_pixels, 48)
@@ -174,7 +175,7 @@ def test_a_plan_is_what_plain_code_counts(
         }
         encoded_tokens = wanted["tokens"] - wanted["duplicate_tokens_within_units"]
         assert said["device_hours"] == pytest.approx(encoded_tokens / 10 / 3600)
-    alone, _ = estimate_plan(plan, request.geometry, budgets, replace(writing, deduplicate=False))
+    alone, _ = estimate_plan(plan, cases_of(request.geometry, budgets, replace(writing, deduplicate=False)))
     assert (alone[0].unit_duplicates, alone[0].unit_duplicate_tokens) == (0, 0)
     assert alone[0].duplicates == estimates[0].duplicates
     # By a header alone: also of those whose size is a reject.
@@ -195,7 +196,7 @@ def test_a_reject_is_no_copy_not_the_first_one_either(model_path: Path, tmp_path
     config = config_for(source, tmp_path / "out", model_path)
     request = check_request(config)
     plan, _ = make_plan(request, say=lambda line: None)
-    (estimate,), _ = estimate_plan(plan, request.geometry, [20_000], Writing.of(request.config, 48))
+    (estimate,), _ = estimate_plan(plan, cases_of(request.geometry, [20_000], Writing.of(request.config, 48)))
     assert estimate.rejects == {rejects.DUPLICATE_KEY: 1}
     assert (estimate.images, estimate.duplicates, estimate.unit_duplicates) == (2, 0, 0)
 
@@ -361,7 +362,7 @@ def test_draws_are_extrapolated_by_their_weights() -> None:
         width=8, format="parquet", dtype="bfloat16", row_group_bytes=1 << 20, shard_tokens=500, deduplicate=True
     )
     rates = Rates(tokens_per_second=2.0, price_per_hour=3.0)
-    said = extrapolated(draws, GEOMETRY, {20_000: rates}, writing)
+    said = extrapolated(draws, [Case(geometry=GEOMETRY, writing=writing)], [rates])
     assert (said["sampled"], said["files"]) == (5, 9)
     assert said["samples"]["estimate"] == (10 * 3 + 1 * 2) / 2
     (budget,) = said["budgets"]

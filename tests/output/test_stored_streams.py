@@ -21,7 +21,7 @@ from pipeline import CachedProcessor, EmbeddingDataset
 from pipeline.cli.stats import statistics_of
 from pipeline.config import Config, parse_config
 from pipeline.errors import RequestError
-from pipeline.estimate.estimate import Rates, Writing
+from pipeline.estimate.estimate import Case, Rates, Writing
 from pipeline.estimate.estimate_plan import estimate_plan
 from pipeline.output.commit import commit_unit
 from pipeline.output.layout import SUFFIXES, data_path, samples_path
@@ -182,7 +182,7 @@ def test_a_plan_counts_the_bytes_of_all_streams(output: Path) -> None:
     request = check_request(config, weights=False)
     tower = request.checkpoint.config
     writing = Writing.of(request.config, tower.width_of("merged"), tower.streams)
-    (one,), _ = estimate_plan(Plan(output), request.geometry, [request.geometry.max_pixels], writing)
+    (one,), _ = estimate_plan(Plan(output), [Case(geometry=request.geometry, writing=writing)])
     said, wrote = one.as_dict(writing, Rates()), statistics_of(output)
     assert said["embedding_bytes"] == wrote["embedding_bytes"] > 0
     assert said["deepstack_bytes"] == wrote["deepstack_bytes"] == said["embedding_bytes"] * STREAMS // (1 + STREAMS)

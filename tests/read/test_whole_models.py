@@ -17,7 +17,7 @@ from pipeline import CachedProcessor, EmbeddingDataset
 from pipeline.cli.verify import compare_with_reference
 from pipeline.encode.dtypes import split_streams
 from pipeline.errors import RequestError
-from pipeline.estimate.estimate import Writing
+from pipeline.estimate.estimate import Case, Writing
 from pipeline.estimate.estimate_plan import estimate_plan
 from pipeline.output.verify import Verifier
 from pipeline.read.adapters import run_merger, sglang_image, transformers_inputs, vllm_embeds
@@ -94,7 +94,7 @@ def test_an_output_is_what_was_planned_and_what_the_reference_gives(kind: Any) -
     assert info.config["preprocess"] | LIMITS == info.config["preprocess"]
     request = check_request(kind.config, weights=False)
     writing = Writing.of(request.config, info.hidden_size, streams)
-    (planned,), _ = estimate_plan(Plan(kind.output), request.geometry, [LIMITS["max_pixels"]], writing)
+    (planned,), _ = estimate_plan(Plan(kind.output), [Case(geometry=request.geometry, writing=writing)])
     sizes = [len(rows_of(item)) for item in EmbeddingDataset(kind.output)]
     assert planned.tokens == sum(sizes) and planned.images == 3
 

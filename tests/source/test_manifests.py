@@ -343,7 +343,7 @@ def test_an_estimate_of_a_manifest_is_of_all_its_records(name: str, write: Any, 
         table = pa.table({"image": [PICTURE if row["image"] else None for row in rows]})
         pa.feather.write_feather(table, folder / name, chunksize=50)
     read = Read(folder / name)
-    draws, _ = draw(list_source(read.place), 400, seed=1, image_column="image")
+    draws, _ = draw(list_source(read.place), 400, seed=1, columns=Columns())
     total = sum(one.weight * len(one.samples) for one in draws.draws) / len(draws.draws)
     assert total == pytest.approx(200, rel=0.15)
     assert {one.status for each in draws.draws for one in each.samples} <= {"ok", "no_image"}

@@ -2,5 +2,6 @@
 
 page      the frame: sections, tables, plots as SVG
 pictures  images as the tower saw them, and the norms of their tokens
-pages     the two pages
+gallery   some samples as figures
+plan_page, stats_page  the two pages
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +33,30 @@ section.wide { column-span: all; margin-top: 1rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .22rem .6rem .22rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 500; color: var(--soft); } th + th, td.number { text-align: right; }
-td.number { white-space: nowrap; } .gallery + .scroll { margin-top: 1rem; } tr:last-child > * { border-bottom: 0; }
-@media (max-width: 30rem) { td.number { white-space: normal; } }
+td.text { overflow-wrap: anywhere; }
+.gallery + .scroll { margin-top: 1rem; } tr:last-child > * { border-bottom: 0; }
+@media (max-width: 40rem) {
+  .cards tr:first-child { display: none; }
+  .cards tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  .cards td, .cards th { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem 0; }
+  .cards td::before, .cards th::before { content: attr(data-name); color: var(--soft);
+    font-weight: 400; white-space: nowrap; }
+  .cards th { color: var(--ink); } }
 svg { width: 100%; height: auto; display: block; } svg text { font-family: inherit; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; } figcaption { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 figure div { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem; }
 figure img { width: 100%; max-height: 16rem; object-fit: contain; border-radius: .3rem; }
-.heat { image-rendering: pixelated; } h3 { font-size: .95rem; font-weight: 500; margin: 1.2rem 0 .5rem; }
+.heat { image-rendering: pixelated; }
+.scale { display: flex; gap: .4rem; align-items: center; color: var(--soft); font-size: .8rem; grid-column: 1 / -1; }
+.scale i { flex: 1; height: .5rem; border-radius: .2rem;
+  background: linear-gradient(to right, #440154, #3b528b, #21918c, #5ec962, #fde725); }
+figure.whole { grid-column: 1 / -1; }
+figure .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(31%, 9rem), 1fr)); gap: .4rem; }
+figure .strip > span { display: block; } .strip img { max-height: 9rem; display: block; margin-bottom: .25rem; }
+.strip small { display: block; text-align: center; color: var(--soft); }
+summary { cursor: pointer; color: var(--soft); }
+details { padding: .2rem 0; } h3 { font-size: .95rem; font-weight: 500; margin: 1.2rem 0 .5rem; }
 h3:first-child { margin-top: 0; }
 """
 
@@ -80,6 +96,59 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), kind: str =
         for row in rows
     )
     return f"<div class=scroll><table>{f'<tr>{head}</tr>' if head else ''}{body}</table></div>"
+
+
+def cards(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """A table whose rows become cards of names and values on a narrow screen, so that no column is out of sight."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    body = "".join(
+        "<tr>"
+        + "".join(_card_cell(name, cell, first=not column) for column, (name, cell) in enumerate(pairs))
+        + "</tr>"
+        for pairs in (zip(header, row, strict=True) for row in rows)
+    )
+    return f"<div class=scroll><table class=cards><tr>{head}</tr>{body}</table></div>"
+
+
+def _card_cell(name: str, cell: str, *, first: bool) -> str:
+    kind, number = ("th", "") if first else ("td", " class=number")
+    return f'<{kind}{number} data-name="{html.escape(name)}">{html.escape(cell)}</{kind}>'
+
+
+def folded(body: str, summary: str = "show") -> str:
+    """Hides something until somebody asks for it."""
+    return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"
+
+
+def colour_scale(low: float, high: float) -> str:
+    """The colours of a map of norms, from its lowest to its highest value."""
+    return f"<div class=scale><span>{low:.3g}</span><i></i><span>{high:.3g}</span></div>"
+
+
+def histograms(panels: Sequence[tuple[str, Sequence[Mapping[str, float]]]], *, unit: str) -> str:
+    """Histograms as SVG, one below the other on one axis. Errors as of `bars`.
+
+    Args:
+        panels: of each its name, and bins: from, to (exclusive), images.
+    """
+    pyplot = _pyplot()
+    height = 0.55 + 1.15 * len(panels) if len(panels) > 1 else 2.4
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(4.2, height), layout="constrained", sharex=True, squeeze=False
+    )
+    for (name, bins), (one,) in zip(panels, axes, strict=True):
+        edges = [bins[0]["from"], *(each["to"] for each in bins)]
+        one.stairs([each["images"] for each in bins], edges, color=FILL, fill=True)
+        if name:
+            one.set_title(name, loc="left", fontsize=8)
+        one.yaxis.set_major_locator(pyplot.MaxNLocator(3, integer=True))
+        one.yaxis.set_major_formatter(lambda value, _: short(value))
+        for side in ("top", "right"):
+            one.spines[side].set_visible(False)
+    axes[-1][0].set_xlabel(unit)
+    axes[-1][0].set_xlim(left=0)
+    axes[-1][0].xaxis.set_major_formatter(lambda value, _: short(value))
+    return _svg(pyplot, figure)
 
 
 def bars(labels: Sequence[str], values: Sequence[float], *, across: bool = False, unit: str = "") -> str:

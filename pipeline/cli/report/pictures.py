@@ -1,8 +1,12 @@
-"""Pictures of an output's samples: the image as the tower saw it, with its patches, and the norms of its tokens."""
+"""Pictures of an output's samples as the tower saw them, with their patches, and the norms of their tokens.
+
+Of a clip a strip: the first frame of some of its temporal patches, and the norms of each, in colours that they share.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,13 +17,15 @@ from PIL import Image, ImageDraw
 from ... import rejects
 from ...encode.dtypes import STORED, is_scaled, norms_of, restore, scale_bytes, scale_of
 from ...errors import OutputError, SourceError
+from ...grid import Int64
 from ...index.read import find_index_row
-from ...index.video_facts import header_of, plan_of
+from ...index.video_facts import header_of
 from ...output.info import read_dataset
 from ...output.layout import unit_id_of
 from ...prepare.decode import Uint8
 from ...prepare.guard import GuardedReader
 from ...prepare.patches import resize
+from ...sampling import TEMPORAL
 from ...source.formats import format_named
 from ...source.frame_bytes import split_frames
 from ...source.plan import Plan
@@ -28,9 +34,37 @@ from ...storage.files import AnyPath, read_input, small_file
 from ...storage.large import Encoded
 
 SHOWN_PIXELS = 400  # the longer side of an image on the page
+STRIP_FRAMES, STRIP_PIXELS = 6, 240  # of a clip; the longer side of each
 PARTS_SEARCHED = 64  # for a reject, whose row does not name its shard
 LEAST_STEP = 4.0  # pixels between edges
 EDGE = (255, 255, 255, 70)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heat:
+    """Norms of tokens as an image, a pixel each, from dark to bright, and what its darkest and brightest are."""
+
+    image: Image.Image
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """A frame of a clip that was taken, when it is shown, and the norms of its temporal patch."""
+
+    frame: Image.Image
+    seconds: float
+    heat: Image.Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """Some frames of a clip, and which norms the darkest and the brightest pixel stand for."""
+
+    shots: list[Shot]
+    low: float
+    high: float
 
 
 class Pictures:
@@ -51,16 +85,59 @@ class Pictures:
         self._images.close()
         self._reader.close()
 
-    def heat(self, row: dict[str, Any]) -> Image.Image:
-        """The L2 norms of the tokens, a pixel each, from dark to bright. Raises OutputError, OSError."""
+    def heat(self, row: dict[str, Any]) -> Heat:
+        """The L2 norms of an image's tokens. Raises OutputError, OSError."""
+        heats, low, high = self._heats(row)
+        return Heat(image=heats[0], low=low, high=high)
+
+    def _heats(self, row: dict[str, Any]) -> tuple[list[Image.Image], float, float]:
+        """A map for each temporal patch, in the same colours, and the least and the largest norm."""
         from matplotlib import colormaps
 
         merge = self._info.merge_size
-        pairs, height, width = row["grid_thw"]  # of a clip, frame pair under frame pair
+        pairs, height, width = row["grid_thw"]
         norms = self._norms(row)
         low, high = float(norms.min()), float(norms.max())
         colours = colormaps["viridis"]((norms - low) / max(high - low, 1e-9))[..., :3]
-        return Image.fromarray((colours * 255).astype(np.uint8).reshape(pairs * height // merge, width // merge, 3))
+        maps = (colours * 255).astype(np.uint8).reshape(pairs, height // merge, width // merge, 3)
+        return [Image.fromarray(one) for one in maps], low, high
+
+    def strip(self, row: dict[str, Any]) -> Strip:
+        """Some frames of an accepted clip, in even steps.
+
+        Raises:
+            KeyError, Reject, SourceError, OSError: the clip cannot be read any more.
+            OutputError: its tokens cannot.
+        """
+        sample, data = self._bytes_of(row)
+        heats, low, high = self._heats(row)
+        chosen = np.linspace(0, len(heats) - 1, min(len(heats), STRIP_FRAMES)).round().astype(int).tolist()
+        frames = np.array([row["frames"][TEMPORAL * pair] for pair in chosen], np.int64)
+        pixels = self._frames(sample, data, frames)
+        shots = [
+            Shot(
+                frame=self._with_patches(pixels[int(index)], row, STRIP_PIXELS),
+                seconds=float(row["times"][TEMPORAL * pair] if row["times"] else row["timestamps"][pair]),
+                heat=heats[pair],
+            )
+            for pair, index in zip(chosen, frames, strict=True)
+        ]
+        return Strip(shots=shots, low=low, high=high)
+
+    def _frames(self, sample: IndexedSample, data: Encoded, frames: Int64) -> dict[int, Uint8]:
+        """Frames of a clip by their index. Raises Reject."""
+        if sample.of_frames:
+            assert isinstance(data, bytes)
+            wanted = set(frames.tolist())
+            stills = ((index, one) for index, one in enumerate(split_frames(data)) if index in wanted)
+            return {index: self._images.still(sample.key, one) for index, one in stills}
+        taken: dict[int, Uint8] = {}
+
+        def take(index: int, pixels: Uint8) -> None:
+            taken[index] = pixels.copy()
+
+        self._images.frames(sample.key, data, header_of(sample), np.unique(frames), take)
+        return taken
 
     def _norms(self, row: dict[str, Any]) -> np.ndarray:
         """Computes one row's norms, of its main stream, from its own bytes: float32 [num_tokens]."""
@@ -80,7 +157,7 @@ class Pictures:
         return np.asarray(norms_of(restore(values_MO, scale_MS), streams)[:, 0])
 
     def seen(self, row: dict[str, Any]) -> Image.Image:
-        """The image, or a clip's first frame that was taken, as it was resized, with the edges of its patches.
+        """The image as it was resized, with the edges of its patches; of a clip that is a reject, its first frame.
 
         A reject is shown as it is.
 
@@ -93,8 +170,11 @@ class Pictures:
             image = Image.fromarray(pixels)
             image.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
             return image
+        return self._with_patches(pixels, row, SHOWN_PIXELS)
+
+    def _with_patches(self, pixels: Uint8, row: dict[str, Any], longer_side: int) -> Image.Image:
         planes = resize(pixels, row["resized_height"], row["resized_width"])
-        scale = min(1.0, SHOWN_PIXELS / max(row["resized_width"], row["resized_height"]))
+        scale = min(1.0, longer_side / max(row["resized_width"], row["resized_height"]))
         size = max(1, round(row["resized_width"] * scale)), max(1, round(row["resized_height"] * scale))
         image = Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))).resize(size).convert("RGBA")
         lines = Image.new("RGBA", size, (0, 0, 0, 0))
@@ -111,16 +191,7 @@ class Pictures:
         if sample.video is None:
             assert isinstance(data, bytes)
             return self._images.pixels(sample.key, data, sample.orientation or 1)
-        if sample.of_frames:
-            assert isinstance(data, bytes)
-            return self._images.still(sample.key, next(split_frames(data)))
-        assert sample.width is not None and sample.height is not None
-        plan = plan_of(sample.video, sample.width, sample.height, self._info.geometry)
-        taken: list[Uint8] = []
-        self._images.frames(
-            sample.key, data, header_of(sample), plan.frames[:1], lambda index, pixels: taken.append(pixels.copy())
-        )
-        return taken[0]
+        return self._frames(sample, data, np.zeros(1, np.int64))[0]
 
     def _bytes_of(self, row: dict[str, Any]) -> tuple[IndexedSample, Encoded]:
         first = unit_id_of(row["shard"]).part if row["shard"] else None

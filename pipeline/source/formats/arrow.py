@@ -20,8 +20,8 @@ from ..arrow_file import ArrowFile
 from ..carried_types import schema_of_tables
 from ..carried_values import Carried, carried_of_table, rows_of
 from ..columns import holds_text
-from ..drawing import DRAWS, Draw, Drawing, Draws
-from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes
+from ..drawing import Draw, Drawing, Draws
+from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes, columns_drawn
 from ..listing import Listing
 from ..named_image import NamedImage, refuse_urls
 from ..part import Part, SourceFile, SourcePlace
@@ -220,13 +220,10 @@ def _draws(listing: Listing, drawing: Drawing) -> Iterator[Draw]:
         with ArrowFile(path) as opened:
             batches += [(path, number, batch.rows) for number, batch in enumerate(opened.batches)]
     ends = np.cumsum([rows for _, _, rows in batches], dtype=np.int64)
-    for _ in range(DRAWS if len(ends) and ends[-1] else 0):
+    for size in drawing.sizes_of_groups([rows for _, _, rows in batches]):
         path, number, rows = batches[drawing.one_of(ends)]
-        chosen = sorted(drawing.generator.sample(range(rows), min(rows, drawing.per_draw)))
+        chosen = sorted(drawing.generator.sample(range(rows), min(rows, size)))
         with ArrowFile(path) as opened:
-            batch, found = (
-                opened.batch(number),
-                RowImages(opened.schema, NOWHERE, path, Columns(image=drawing.image_column)),
-            )
+            batch, found = opened.batch(number), RowImages(opened.schema, NOWHERE, path, columns_drawn(drawing))
             images = [one for row in chosen for one in found.of(batch.slice(row, 1), row=row, group=number)]
         yield Draw(weight=int(ends[-1]) / len(chosen), samples=tuple(drawing.headers.drawn_of(images)))

@@ -16,7 +16,7 @@ from ...process import DaemonThreads
 from ...storage.files import READS_AT_ONCE, kind_of, map_ahead, read_input, reads_ahead, why_unlistable, why_unreadable
 from ...storage.large import Encoded
 from ..carried_values import Carried, carried_of_rows
-from ..drawing import DRAWS, Draw, Drawing, Draws
+from ..drawing import Draw, Drawing, Draws
 from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes
 from ..image_formats import EXTENSIONS
 from ..listing import Listing
@@ -96,14 +96,18 @@ class Folder(SourceFormat):
             elif (number := generator.randrange(total)) < drawing.count:
                 kept[number] = file
         generator.shuffle(kept)
-        if len(kept) < total:  # groups of one size: how many samples there are is then not uncertain
-            kept = kept[: len(kept) // DRAWS * DRAWS]
-        groups = [group for number in range(DRAWS) if (group := kept[number::DRAWS])]
+        count = len(drawing.sizes)
+        groups = [group for number in range(count) if (group := kept[number::count])]
+        videos = [video_named(file.path, drawing.media) for group in groups for file in group]
         with DaemonThreads(READS_AT_ONCE) as pool:
             paths = (os.path.join(root, file.path) for group in groups for file in group)
-            found = iter([drawing.headers.drawn(data) for data in map_ahead(pool, _image_at, paths, READS_AT_ONCE)])
-        weight = total * len(groups) / max(1, len(kept))
-        draws = tuple(Draw(weight=weight, samples=tuple(islice(found, len(group)))) for group in groups)
+            read = map_ahead(pool, _image_at, paths, READS_AT_ONCE if drawing.media == IMAGE else reads_ahead(root))
+            found = iter([drawing.headers.drawn(data, video) for data, video in zip(read, videos, strict=True)])
+        # Each group stands for all: how many samples there are is not uncertain. Of all files each stands for itself.
+        each = None if len(kept) < total else len(groups)
+        draws = tuple(
+            Draw(weight=each or total / len(group), samples=tuple(islice(found, len(group)))) for group in groups
+        )
         return Draws(draws=draws, files=total, unseen=1 - len(kept) / total if total else 0.0)
 
 

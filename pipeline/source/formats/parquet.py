@@ -17,8 +17,8 @@ from ...storage.large import Encoded
 from ..carried_types import schema_of_tables
 from ..carried_values import Carried, carried_of_table
 from ..columns import holds_text
-from ..drawing import DRAWS, Draw, Drawing, Drawn, Draws
-from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes
+from ..drawing import Draw, Drawing, Drawn, Draws
+from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes, columns_drawn
 from ..listing import Listing
 from ..media import IMAGE
 from ..named_image import NamedImage, refuse_urls
@@ -217,27 +217,28 @@ def _footers(paths: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
 def _draws_of_many_files(paths: Sequence[str], sizes: Sequence[int], drawing: Drawing) -> Iterator[Draw]:
     """A drawn file's rows each stand for all of them, and the file for as many as it would take to be all bytes."""
     ends = np.cumsum(sizes, dtype=np.int64)
-    chosen = [drawing.one_of(ends) for _ in range(DRAWS)]
+    chosen = [drawing.one_of(ends) for _ in drawing.sizes]
     by_group = dict(_footers([paths[number] for number in dict.fromkeys(chosen)]))
-    for number in chosen:
+    for number, size in zip(chosen, drawing.sizes, strict=True):
         path, scale = paths[number], int(ends[-1]) / sizes[number]
         group_ends = np.cumsum(by_group[path], dtype=np.int64)
         if not len(group_ends) or not group_ends[-1]:
             yield Draw(weight=0.0, samples=())
             continue
         group = drawing.one_of(group_ends)
-        rows, samples = _some_rows(_RowGroup(path=path, number=group, rows=by_group[path][group]), drawing)
+        rows, samples = _some_rows(_RowGroup(path=path, number=group, rows=by_group[path][group]), size, drawing)
         yield Draw(weight=scale * int(group_ends[-1]) / rows, samples=tuple(samples))
 
 
-def _some_rows(group: _RowGroup, drawing: Drawing) -> tuple[int, list[Drawn]]:
-    """How many rows were drawn from a group, and their images' headers."""
-    chosen = sorted(drawing.generator.sample(range(group.rows), min(group.rows, drawing.per_draw)))
+def _some_rows(group: _RowGroup, count: int, drawing: Drawing) -> tuple[int, list[Drawn]]:
+    """How many rows were drawn from a group, `count` where it has so many, and their images' headers."""
+    chosen = sorted(drawing.generator.sample(range(group.rows), min(group.rows, count)))
     images: list[NamedImage] = []
     first = 0
-    batches = Batches(group.path, [group.number], [drawing.image_column])
+    columns = columns_drawn(drawing)
+    batches = Batches(group.path, [group.number], columns_read(columns))
     for batch in batches:
-        rows = RowImages(batches.schema, NOWHERE, group.path, Columns(image=drawing.image_column))
+        rows = RowImages(batches.schema, NOWHERE, group.path, columns)
         for row in chosen:
             if first <= row < first + len(batch):
                 images += rows.of(batch.slice(row - first, 1), row=row, group=group.number)
@@ -257,6 +258,6 @@ def _draws(listing: Listing, drawing: Drawing, footers_read: int) -> Iterator[Dr
         for number, rows in enumerate(by_group)
     ]
     ends = np.cumsum([group.rows for group in groups], dtype=np.int64)
-    for _ in range(DRAWS if len(ends) and ends[-1] else 0):
-        rows, samples = _some_rows(groups[drawing.one_of(ends)], drawing)
+    for size in drawing.sizes_of_groups([group.rows for group in groups]):
+        rows, samples = _some_rows(groups[drawing.one_of(ends)], size, drawing)
         yield Draw(weight=int(ends[-1]) / rows, samples=tuple(samples))

@@ -12,7 +12,7 @@ import pyarrow as pa
 from ...errors import RequestError, SourceError, source_error
 from ...storage.large import Encoded
 from ..carried_values import Carried, carried_of_rows
-from ..drawing import DRAWS, Draw, Drawing, Draws, wrapped
+from ..drawing import Draw, Drawing, Draws, wrapped
 from ..format import Columns, Facts, MediaRule, MembersRule, SourceFormat, UnitBytes
 from ..listing import Listing
 from ..media import IMAGE, VIDEO, suffixes_of
@@ -23,14 +23,14 @@ from ..sample import IndexedSample
 from ..tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES, TarStream, walk
 from ..tar_rule import first_images, media_rule, members_rule
 from ..tar_samples import TarRule, samples_of_tar
-from ..tar_windows import samples_in_range
+from ..tar_windows import bytes_of_first, samples_in_range
 
 # How far from a unit's images a carried member may stand to be read in one range with them.
 BESIDE_BYTES = 16 << 20
 # Of tars that are looked at for a carried member that none of them may have.
 MEMBERS_LOOKED_AT, BYTES_LOOKED_AT = 10_000, 1 << 30
-# How much of a tar is looked at to learn how large its samples are; and the least that is then read at a time.
-PILOT_BYTES, MIN_WINDOW_BYTES = 4 << 20, 64 << 10
+# The least that is read of a tar at a time; and how many times as many samples as are wanted lie there, as a rule.
+MIN_WINDOW_BYTES, WIDER = 64 << 10, 1.5
 
 
 class WebDataset(SourceFormat):
@@ -98,11 +98,10 @@ def _refuse_absent(names: Sequence[str], paths: Sequence[str]) -> None:
     refuse_absent(names, endings, "member")
 
 
-def _window_bytes(path: str, file: SourceFile, drawing: Drawing) -> int:
-    """How much is read at a time: it follows from how many samples are in a first piece."""
-    pilot = min(file.size, PILOT_BYTES)
-    found = len(samples_in_range(path, 0, pilot, drawing))
-    return max(MIN_WINDOW_BYTES, int(drawing.count / DRAWS * pilot / max(1, found)))
+def _window_bytes(path: str, drawing: Drawing) -> int:
+    """How much is read at a time: it follows from how far apart the first images and videos are."""
+    first = bytes_of_first(path, drawing)
+    return max(MIN_WINDOW_BYTES, int(WIDER * max(drawing.sizes) * first))
 
 
 class TarReader:
@@ -186,11 +185,11 @@ def _draws(listing: Listing, drawing: Drawing) -> Iterator[Draw]:
     files = [file for file in listing if file.size]
     ends = np.cumsum([file.size for file in files], dtype=np.int64)
     window = 0
-    for _ in range(DRAWS if len(ends) else 0):
+    for size in drawing.sizes if len(ends) else ():
         file = files[drawing.one_of(ends)]
         path = os.path.join(listing.place.root, file.path)
         if not window:
-            window = _window_bytes(path, file, drawing)
+            window = _window_bytes(path, drawing)
         if path.lower().endswith(GZIP_SUFFIXES):
             found = samples_in_range(path, 0, 1 << 62, drawing)
             yield Draw(weight=int(ends[-1]) / file.size, samples=tuple(found))
@@ -201,4 +200,6 @@ def _draws(listing: Listing, drawing: Drawing) -> Iterator[Draw]:
             for first, last in wrapped(start, length, file.size)
             for one in samples_in_range(path, first, last, drawing)
         ]
-        yield Draw(weight=int(ends[-1]) / length, samples=tuple(samples))
+        chosen = drawing.generator.sample(samples, min(len(samples), size))
+        weight = int(ends[-1]) / length * len(samples) / max(1, len(chosen))
+        yield Draw(weight=weight, samples=tuple(chosen))
