@@ -204,16 +204,20 @@ def _media(sizes: _Sizes, found: _Tokens) -> dict[str, Any]:
     seconds_N, frames_N = np.zeros(len(is_clip_N)), np.zeros(len(is_clip_N))
     seconds_N[rows_C], frames_N[rows_C] = figures.seconds_C, figures.frames_C
     clips, seconds, frames = (interval(sizes.draws, values) for values in (is_clip_N, seconds_N, frames_N))
-    tokens = interval(sizes.draws, found.tokens_N * is_clip_N)
-    rates_C, weights_C = figures.tokens_C / figures.seconds_C, sizes.weights[rows_C]
+    timed_C = figures.seconds_C > 0  # a list of frames may have no known length
+    timed_tokens = interval(sizes.draws, found.tokens_N * (seconds_N > 0))
+    rates_C, weights_C = figures.tokens_C[timed_C] / figures.seconds_C[timed_C], sizes.weights[rows_C][timed_C]
     video = {
         "clips": clips.scaled(1),
         "seconds": seconds.scaled(1),
         "frames": frames.scaled(1),
         "frames_mean": frames.estimate / clips.estimate,
         **_figures(sizes, found, is_clip_N),
-        "tokens_per_film_second": tokens.estimate / seconds.estimate,
-        **{f"tokens_per_film_second_p{p}": quantile(rates_C, weights_C, p) for p in PERCENTILES},
+        "tokens_per_film_second": timed_tokens.estimate / seconds.estimate if seconds.estimate else 0.0,
+        **{
+            f"tokens_per_film_second_p{p}": quantile(rates_C, weights_C, p) if len(rates_C) else 0.0
+            for p in PERCENTILES
+        },
     }
     image = {"images": interval(sizes.draws, is_image_N).scaled(1), **_figures(sizes, found, is_image_N)}
     return {"media": {"image": image, "video": video}}

@@ -77,6 +77,7 @@ class Film:
     """
 
     seconds: float = 0.0
+    timed_tokens: int = 0  # of clips whose length is known: a list of frames may have none
     frames: int = 0
     histogram: Int64 = field(default_factory=lambda: np.zeros(1, np.int64))
     rates: LogHistogram = field(default_factory=LogHistogram)  # of thousandths of a token, a second of film
@@ -92,13 +93,16 @@ class Film:
         self.seconds += float(seconds_C.sum())
         self.frames += int(clips.frames_C.sum(dtype=np.int64))
         self.histogram = added(self.histogram, np.bincount(clips.tokens_C))
-        self.rates.add(SCALE * clips.tokens_C / np.maximum(seconds_C, 1e-9))
+        timed = seconds_C > 0
+        self.timed_tokens += int(clips.tokens_C[timed].sum(dtype=np.int64))
+        self.rates.add(SCALE * clips.tokens_C[timed] / seconds_C[timed])
         for bit, name in enumerate(BRANCHES):
             self.branches[name] += int((clips.branches_C >> bit & 1).sum())
 
     def merge(self, other: Film) -> None:
         """Adds what another one counted of other parts."""
         self.seconds += other.seconds
+        self.timed_tokens += other.timed_tokens
         self.frames += other.frames
         self.histogram = added(self.histogram, other.histogram)
         self.rates.counts += other.rates.counts
@@ -123,7 +127,7 @@ class Film:
             "frames": self.frames,
             "frames_mean": self.frames / clips if clips else 0.0,
             **tokens_of(self.histogram),
-            "tokens_per_film_second": self.tokens / self.seconds if self.seconds else 0.0,
+            "tokens_per_film_second": self.timed_tokens / self.seconds if self.seconds else 0.0,
             **{f"tokens_per_film_second_p{p}": self.rates.percentile(p) / SCALE for p in PERCENTILES},
             **shares(self.branches, clips),
         }

@@ -93,6 +93,8 @@ def _spent(specimens: Sequence[Specimen], geometry: Geometry, reader: ImageReade
                 amount = _clip(specimen, geometry, reader, started + seconds)
         except Reject:
             continue
+        if not amount:
+            continue  # frames of no known rate
         if number or time.perf_counter() - started > seconds:
             spent.seconds += time.perf_counter() - started
             spent.amount += amount

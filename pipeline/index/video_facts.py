@@ -66,7 +66,7 @@ class RecentVideos:
 
 
 def read_clip_header(sample: IndexedSample, data: Encoded, reader: HeaderReader) -> VideoHeader | FramesHeader:
-    """What a clip's bytes say, those of a file or of frame images. Raises Reject."""
+    """Reads the header of a clip, which is a file or frame images. Raises Reject."""
     if not sample.of_frames:
         return reader.video_header(sample.key, data)
     assert isinstance(data, bytes)

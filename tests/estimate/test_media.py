@@ -27,12 +27,14 @@ from pipeline.config import Video
 from pipeline.estimate import sampling as sampling_module
 from pipeline.estimate.estimate import Case, Rates, Writing
 from pipeline.estimate.extrapolate import extrapolated
+from pipeline.estimate.film import Film
 from pipeline.estimate.preparing import measured
 from pipeline.estimate.sampling import NOBODY, Headers, Specimen, has_room
 from pipeline.grid import Geometry
-from pipeline.index.video_facts import facts_of, seconds_of
+from pipeline.index.video_facts import completed, seconds_of
 from pipeline.index.video_header import read_video_header
 from pipeline.index.video_rules import resolve_sampling
+from pipeline.output.clip_statistics import ClipStatistics
 from pipeline.output.ledger import folded_parts
 from pipeline.source.drawing import Draw, Drawing, Drawn, Draws
 from pipeline.source.sample import VideoFacts
@@ -317,7 +319,9 @@ def test_samples_are_shared_out_among_the_draws() -> None:
 
 def video_of(name: str) -> tuple[VideoFacts, int, int]:
     header = read_video_header(clip_of(name))
-    return facts_of(header, VideoFacts()), header.width, header.height
+    sample = completed(replace(NOBODY, video=VideoFacts()), header)
+    assert sample.video is not None
+    return sample.video, header.width, header.height
 
 
 def test_drawn_clips_are_extrapolated_by_their_weights() -> None:
@@ -426,3 +430,15 @@ def test_models_side_by_side_are_each_what_they_are_alone(
         assert [one | {"model": model} for one in alone] == [one for one in both if one["model"] == model]
     assert both[0]["tokens"] != both[2]["tokens"] and both[0]["embedding_bytes"] != both[2]["embedding_bytes"]
     assert "deepstack_bytes" in both[2] and "deepstack_bytes" not in both[0]
+
+
+def test_frames_of_no_known_rate_count_as_no_film() -> None:
+    """Nothing is divided by their seconds, and those of others are not shared with them."""
+    film = Film()
+    film.add(ClipStatistics.of_rows([(30, 10, 0.0, 0), (100, 10, 5.0, 0)]))
+    assert (film.seconds, film.tokens, film.timed_tokens) == (5.0, 130, 100)
+    numbers = film.as_dict()
+    assert numbers["tokens_per_film_second"] == 20.0
+    assert (
+        19 < float(str(numbers["tokens_per_film_second_p50"])) < 21 > float(str(numbers["tokens_per_film_second_p99"]))
+    )
