@@ -73,6 +73,12 @@ def by_key(output: Path) -> dict[str, dict[str, Any]]:
     return {str(row["key"]): row for row in rows_of(output)}
 
 
+def tokens_of(output: Path) -> dict[str, np.ndarray]:
+    table = pq.read_table(output / "data", columns=["key", "embedding"])
+    pairs = zip(table.column("key").to_pylist(), table.column("embedding").to_pylist(), strict=True)
+    return {key: np.frombuffer(data, np.float32) for key, data in pairs}
+
+
 def test_clips_and_images_are_rows_and_the_broken_ones_rejects(whole: Path) -> None:
     rows = by_key(whole)
     assert_whole(whole, list(rows))
@@ -223,6 +229,32 @@ def test_rows_name_clips_and_spans_of_them(write: Any, model_path: Path, tmp_pat
     assert rows["all"]["frames"] == rows["both/video"]["frames"] == [0, 12, 25, 37]
     assert "the span begins at 9 s" in rows["behind"]["error"]
     assert Verifier(tmp_path / "out").verify().proven
+
+
+@pytest.mark.slow
+def test_clips_in_object_storage_are_those_of_a_disk(
+    s3: Any, folder: Path, whole: Path, model_path: Path, tmp_path: Path
+) -> None:
+    """Named by a folder and by a manifest there, while every first request for a key is answered by a 503."""
+    import fsspec
+
+    files = fsspec.filesystem("s3", use_listings_cache=False)
+    files.put(f"{folder}/", "bucket/in/", recursive=True)
+    rows = [{"id": name, "video": f"../in/{name}"} for name in CLIPS]
+    files.pipe("bucket/rows/a.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    s3.fault = lambda request: (
+        "503" if request.first and request.method == "GET" and request.key.startswith("in/") else None
+    )
+    expected = tokens_of(whole)
+    for uri, keys in (("in", None), ("rows/a.jsonl", "id")):
+        output = tmp_path / str(keys)
+        source = {"uri": f"s3://bucket/{uri}", "key_column": keys}
+        assert run_here(config_of(folder, output, model_path, source=source)).complete
+        found = tokens_of(output)
+        assert found.keys() == (set(CLIPS) if keys else expected.keys())
+        for key, tokens in found.items():  # of other packs: fp32 within 1e-5
+            assert np.abs(tokens - expected[key]).max() <= 1e-5 * np.abs(expected[key]).max()
+    assert s3.counts.faults >= len(CLIPS)
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
