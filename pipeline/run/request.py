@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,6 +59,28 @@ class Request:
     def listed(self, timeout_seconds: float | None = None) -> Listing:
         """The source's files. Raises RequestError as `list_source`, TimeoutError."""
         return self.listing.result(timeout_seconds)
+
+    def understood(self, facts: Mapping[str, object]) -> str:
+        """Says in one line what is encoded by what. `facts`: those of an encoder's identity."""
+        listing, media = self.listed(), geometry_media(self.geometry)
+        files = f"{listing.count:,} {'file' if listing.count == 1 else 'files'}"
+        if self.place.format == "folder" and listing.videos:
+            files += f", {listing.videos:,} of them videos"
+        return (
+            f"{self.config.source.uri}: {self.place.format}, {media}, {files}; {self.config.model.path} "
+            f"({self.checkpoint.config.model_type}) in {facts['model.dtype']} on {facts['device']}"
+        )
+
+
+def geometry_media(geometry: Geometry) -> str:
+    """Names what is encoded, and which frames of videos."""
+    sampling = geometry.video
+    if sampling is None:
+        return "images"
+    if sampling.num_frames is not None:
+        return f"images and videos ({sampling.num_frames} frames each)"
+    frames = "every frame" if sampling.fps is None else f"{sampling.fps:g} frames a second"
+    return f"images and videos ({frames})"
 
 
 def check_request(config: Config, *, weights: bool = True) -> Request:

@@ -232,6 +232,7 @@ class Run:
             )
         facts |= identity
         check_output(output, facts)
+        self._say(self._request.understood(facts))
         tower = self._request.checkpoint.config
         hidden_size = tower.width_of(config.output.stage)
         resolved = config.model_dump()

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import PHOTOS, REPOSITORY, encoded, make_folder, noise
+from conftest import PHOTOS, REPOSITORY, config_for, encoded, make_folder, noise
 
 from pipeline.cli import main
 from pipeline.cli.config import fields, markdown
@@ -25,6 +25,7 @@ from pipeline.config_fields import Output
 from pipeline.errors import RequestError
 from pipeline.output.info import read_dataset
 from pipeline.run.progress import Progress
+from pipeline.run.runner import run
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -160,6 +161,7 @@ WATCHED = """
 import sys, time
 from pipeline.cli.reporter import Reporter
 from pipeline.run.progress import Progress
+from pipeline.run.runner import run
 reporter = Reporter(quiet=False)
 reporter.doing("loading the tower")
 time.sleep(1.2)
@@ -328,3 +330,11 @@ def test_what_nobody_asked_for_is_shown_on_request(tmp_path: Path, capsys: pytes
     assert re.search(r"^price +[0-9.e-]+ EUR +[0-9.e-]+ EUR$", few, re.MULTILINE)
     more = call(capsys, *words, "--all")[1]
     assert "webdataset bytes by dtype" in more and "equal within a unit" in more
+
+
+def test_a_run_says_in_a_line_what_it_encodes_with_what(model_path: Path, tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "in", 3)
+    lines: list[str] = []
+    assert run(config_for(source, tmp_path / "out", model_path), say=lines.append, report=lambda *_: None).complete
+    (line,) = [line for line in lines if line.startswith(str(source))]
+    assert re.fullmatch(rf"{source}: folder, images, 3 files; {model_path} \(qwen2_5_vl\) in float32 on .+", line)
