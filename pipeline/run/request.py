@@ -25,7 +25,7 @@ from ..source.format import Columns
 from ..source.formats import format_named
 from ..source.lister import list_source
 from ..source.listing import Listing
-from ..source.media import BOTH, IMAGE
+from ..source.media import BOTH, IMAGE, VIDEO
 from ..source.part import SourcePlace
 from ..source.planned_source import is_planned, planned_media
 from ..source.resolve import files_of_output_in, resolve_source
@@ -62,7 +62,7 @@ class Request:
 
     def understood(self, facts: Mapping[str, object]) -> str:
         """Says in one line what is encoded by what. `facts`: those of an encoder's identity."""
-        listing, media = self.listed(), geometry_media(self.geometry)
+        listing, media = self.listed(), _media_words(self.place.media, self.geometry)
         files = f"{listing.count:,} {'file' if listing.count == 1 else 'files'}"
         if self.place.format == "folder" and listing.videos:
             files += f", {listing.videos:,} of them videos"
@@ -72,15 +72,17 @@ class Request:
         )
 
 
-def geometry_media(geometry: Geometry) -> str:
-    """Names what is encoded, and which frames of videos."""
+def _media_words(media: str, geometry: Geometry) -> str:
     sampling = geometry.video
     if sampling is None:
         return "images"
     if sampling.num_frames is not None:
-        return f"images and videos ({sampling.num_frames} frames each)"
-    frames = "every frame" if sampling.fps is None else f"{sampling.fps:g} frames a second"
-    return f"images and videos ({frames})"
+        frames = f"{sampling.num_frames} frames each"
+    elif sampling.fps is not None:
+        frames = f"{sampling.fps:g} frames a second"
+    else:
+        frames = "every frame"
+    return f"{'videos' if media == VIDEO else 'images and videos'} ({frames})"
 
 
 def check_request(config: Config, *, weights: bool = True) -> Request:
