@@ -33,6 +33,11 @@ NOT_RUN = {
         "RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\": "the same test",
         "rayClusterSpec:": "KubeRay's: tests/test_rayjob.py",
     },
+    "docs/train.md": {
+        "# launch.py: python launch.py train.yaml, in place of llamafactory-cli train train.yaml": (
+            "needs LLaMA-Factory, which holds transformers below 5.23"
+        )
+    },
     "docs/run.md": {"visionbake verify out/photos --ray": "needs a cluster: tests/run/test_verify_ray.py"},
 }
 
