@@ -14,8 +14,11 @@ from pages import FENCE, Runner, steps_of
 from PIL import Image
 from visionbake.cli import main
 
+from pipeline.errors import RequestError
+
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 NAMES = [path.relative_to(REPOSITORY).as_posix() for path in PAGES]
+STEPS = {name: [step for step in steps_of((REPOSITORY / name).read_text("utf-8")) if step.language] for name in NAMES}
 # What stands in a page for a checkpoint of gigabytes, and what is run.
 CHECKPOINT = "Qwen/Qwen2.5-VL-7B-Instruct"
 # A page that is linked before it is there.
@@ -70,25 +73,27 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if STEPS[name]])
 def test_what_stands_in_a_page_can_be_typed(
     name: str, checkpoint: Path, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(media, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     runner, left_out = Runner(name, main, {CHECKPOINT: str(checkpoint)}), NOT_RUN.get(name, {})
-    for step in steps_of((REPOSITORY / name).read_text("utf-8")):
-        if step.language and step.name not in left_out:
+    for step in STEPS[name]:
+        if step.name not in left_out:
             runner.run(step)
 
 
+@pytest.mark.slow
 def test_the_page_of_questions_has_an_answer_to_each(
     checkpoint: Path, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(media, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     runner = Runner("docs/query.md", main, {CHECKPOINT: str(checkpoint)})
-    steps = list(steps_of((REPOSITORY / "docs" / "query.md").read_text("utf-8")))
+    steps = STEPS["docs/query.md"]
     said = [runner.run(step).splitlines() for step in steps]
     answers = [lines for step, lines in zip(steps, said, strict=True) if "--sql" in step.text]
     assert len(answers) == 10
@@ -96,11 +101,34 @@ def test_the_page_of_questions_has_an_answer_to_each(
     assert said[-1] == ["[('cat', 'cat-again')]"]
 
 
+@pytest.mark.parametrize(
+    ("block", "says"),
+    [
+        ("```sh\nvisionbake plan nowhere/ --model random:tiny\n```", "no-such-page:2: visionbake plan nowhere/"),
+        ("```sh\nvisionbake plan --nothing\n```", "no-such-page:2: visionbake plan --nothing"),
+        ("\n```sh\n# a word\nmkdir a && \\\n    false\n```", "no-such-page:4: mkdir a && "),
+        ("```sh\n\ncat b.txt | cat\ncat b.txt\n```", "no-such-page:4: cat b.txt"),
+        (
+            "```python\ntotal = 1\n```\n\n```python\nassert total == 2, 'of the block before'\n```",
+            "of the block before",
+        ),
+        ("```yaml\nsource: {urj: photos}\n```", "no-such-page:2: source.urj: unknown field"),
+    ],
+)
+def test_what_cannot_be_typed_is_noticed(
+    block: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    *before, last = steps_of(block)
+    runner = Runner("no-such-page", main, {})
+    for step in before:
+        runner.run(step)
+    with pytest.raises((AssertionError, RequestError), match=re.escape(says)):
+        runner.run(last)
+
+
 def test_what_is_not_run_stands_in_its_page() -> None:
-    found = {
-        name: {step.name for step in steps_of((REPOSITORY / name).read_text("utf-8"))} & set(NOT_RUN[name])
-        for name in NOT_RUN
-    }
+    found = {name: {step.name for step in STEPS[name]} & set(NOT_RUN[name]) for name in NOT_RUN}
     assert found == {name: set(steps) for name, steps in NOT_RUN.items()}
     named = re.findall(r"tests/[\w/]+\.py", str(NOT_RUN))
     assert [test for test in named if not (REPOSITORY / test).exists()] == []
