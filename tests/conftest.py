@@ -373,7 +373,7 @@ def _start_node(words: list[str], environment: dict[str, str], log: Path) -> sub
 
 @pytest.fixture(scope="session")
 def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A cluster of two nodes of one CPU each on this machine, dashboard on, with a token, as the README starts one.
+    """A cluster of two nodes of one CPU each on this machine, dashboard on, with a token, as docs/cluster.md has it.
 
     One for all tests, because there must never be two at once. Yields the environment in which a driver joins it.
     """

@@ -89,8 +89,8 @@ def container(group: Any) -> Any:
 
 
 def settings(job: Any) -> list[str]:
-    python, dash_m, module, path, *words = job["spec"]["entrypoint"].split()
-    assert (python, dash_m, module) == ("python", "-m", "jobs.run")
+    command, run, path, *words = job["spec"]["entrypoint"].split()
+    assert (command, run) == ("visionbake", "run")
     assert path == "/visionbake/configs/qwen2_5_vl_7b.yaml"
     assert words[::2] == ["--set"] * len(words[::2])
     return words[1::2]
@@ -101,7 +101,22 @@ def test_it_runs_a_configuration_that_is_there(job: Any) -> None:
     config = load_config(str(CONFIGS / "qwen2_5_vl_7b.yaml"), given)
     assert config.source.uri.startswith("s3://")
     assert config.output.uri.startswith("s3://")
-    assert yaml.safe_load(job["spec"]["runtimeEnvYAML"]) == {"working_dir": "/visionbake"}
+    assert "runtimeEnvYAML" not in job["spec"]  # the image has all of it
+
+
+def test_its_image_is_built_with_the_ray_that_it_names_and_has_its_configuration(job: Any) -> None:
+    """And no root at run time."""
+    lines = (CONFIGS.parent / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    assert f"ARG RAY={cluster(job)['rayVersion']}-py311-gpu" in lines
+    assert "COPY configs /visionbake/configs" in lines
+    assert [line for line in lines if line.startswith("USER")][-1] == "USER 1000:100"
+    image = container(head(job))["image"]
+    assert image == container(workers(job))["image"]
+    assert f"`docker build -t {image} .`" in lines[0]
+    # What the wheel is built of, as in tests/test_wheel.py.
+    left_out = (CONFIGS.parent / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    packed = {"pyproject.toml", "README.md", "LICENSE", "pipeline", "configs"}
+    assert left_out[0] == "*" and packed == {line[1:] for line in left_out if line.startswith("!")}
 
 
 def test_what_another_start_cannot_help_starts_no_other_cluster(job: Any) -> None:

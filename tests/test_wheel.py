@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PHOTOS, REPOSITORY, files_of
+from pages import steps_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.own_cluster, pytest.mark.slow]
 OURS = "raise SystemExit('somebody else\\'s module was imported')\n"
@@ -56,6 +57,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
+def environment_without_ray() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+
+
 def test_the_wheel_holds_one_package_and_its_types(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"visionbake"}
@@ -70,7 +75,7 @@ def test_installed_it_runs_inline_and_on_a_cluster_of_its_own(installed: Path, t
     """From a folder with the user's own modules, in an environment that says nothing of Ray."""
     for name in ("pipeline", "jobs", "config", "storage"):
         (tmp_path / f"{name}.py").write_text(OURS)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+    environment = environment_without_ray()
 
     def call(*words: str) -> str:
         done = subprocess.run(
@@ -109,3 +114,26 @@ def test_installed_it_runs_inline_and_on_a_cluster_of_its_own(installed: Path, t
     bench = subprocess.run([installed / "visionbake", "bench"], cwd=tmp_path, env=environment, capture_output=True)
     assert (bench.returncode, bench.stdout) == (2, b"")
     assert b"in a checkout" in bench.stderr
+
+
+def test_the_lines_of_the_readme_are_typed_as_they_stand(installed: Path, tmp_path: Path) -> None:
+    """With the wheel alone, and Ray: from photos to an output, and the output's rows in Python."""
+    shutil.copytree(PHOTOS, tmp_path / "photos")
+    said = []
+    for step in steps_of((REPOSITORY / "README.md").read_text("utf-8")):
+        words = ["bash", "-ec", step.text] if step.language == "sh" else ["python", "-P", "-c", step.text]
+        if step.language == "python" or step.text.startswith("visionbake "):
+            done = subprocess.run(
+                words,
+                cwd=tmp_path,
+                env=environment_without_ray() | {"PATH": f"{installed}:{os.environ['PATH']}"},
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            said.append(done.stdout)
+    assert len(said) == 4
+    assert "10 in = 10 rows + 0 rejects" in said[1]
+    assert len(said[3].splitlines()) == 10
+    assert (tmp_path / "out" / "_SUCCESS").exists()

@@ -1,4 +1,4 @@
-"""Decode: encoded bytes to RGB pixels, by the image policy of the README.
+"""Decode: encoded bytes to RGB pixels, by the image policy of docs/sources.md.
 
 Plain JPEGs go through simplejpeg (libjpeg-turbo), everything else through Pillow with the allow-list's decoders.
 """
@@ -63,7 +63,7 @@ class Decoder:
 
 
 def decode(data: bytes) -> Uint8:
-    """Decodes one encoded image by the image policy of the README.
+    """Decodes one encoded image by the image policy of docs/sources.md.
 
     Args:
         data: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.

@@ -40,6 +40,7 @@ from ..storage.remote import RemotePath, check_uri
 from .items import Item, item_of
 from .items import collate as collate  # a public name of this module
 from .keys import KeyIndex
+from .lengths import TokenCounts
 from .stream import EmbeddingStream
 
 TABLES_KEPT = 8
@@ -110,9 +111,10 @@ class EmbeddingDataset(Dataset[Item]):
         # No method of this object: a ring of two would keep files open until it is collected.
         shard_of = partial(_samples_shard, self._root, self._unit_parts, self._unit_numbers)
         self._keys = KeyIndex(shard_of, len(self._ends))
+        self._counts = TokenCounts(self._root, self.info.fingerprint, shard_of)
 
     def __getstate__(self) -> dict[str, Any]:
-        private = ("_tables", "_files", "_scales", "_keys")
+        private = ("_tables", "_files", "_scales", "_keys", "_counts")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -284,6 +286,11 @@ class EmbeddingDataset(Dataset[Item]):
 
     def unit_lengths(self) -> list[int]:
         return np.diff(self._ends, prepend=0).tolist()
+
+    def token_counts(self, unit: int) -> np.ndarray:
+        """The tokens of each row of the unit-th committed unit, int32 [rows], from the ledger."""
+        rows = int(self._ends[unit]) - (int(self._ends[unit - 1]) if unit else 0)
+        return self._counts.of_unit(unit, int(self._unit_parts[unit]), int(self._unit_numbers[unit]), rows)
 
 
 def _samples_shard(root: AnyPath, parts: np.ndarray, numbers: np.ndarray, unit: int) -> AnyPath:

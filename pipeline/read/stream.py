@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import RequestError
 from .items import Item
+from .packing import pack_rows
+
+Place = tuple[int, int]  # a unit, and a row of it
 
 
 class Rows(Protocol):
@@ -20,19 +23,30 @@ class Rows(Protocol):
 
     def read(self, unit: int, row: int) -> Item: ...
 
+    def token_counts(self, unit: int) -> np.ndarray: ...
 
-class EmbeddingStream(IterableDataset[Item]):
+
+class EmbeddingStream(IterableDataset[Any]):
     """The rows of an output in order, or shuffled; split over ranks and DataLoader workers, each row once.
 
     Every consumer gets a run of the (shuffled) sequence of units, equal in length to within one row. Shuffling permutes
     the units, then draws from a buffer of row numbers: bytes are read when it is a row's turn, so that a buffer costs
     no memory and skipping to a position no reading.
 
+    With `max_tokens` what is yielded is a batch, a list of items of at most as many tokens together, packed by what the
+    ledger says of their lengths (`read/packing.py`): give a DataLoader `batch_size=None`. An item that is longer is a
+    batch of its own. Consumers may have different numbers of batches, which a training with collective operations must
+    stop at the fewest.
+
     Args:
         dataset: the output.
         shuffle_seed: None for the output's own order.
         shuffle_buffer: rows that a row may be drawn from.
         rank, world_size: of this process; by default those of torch.distributed, where it is initialised.
+        max_tokens: of a batch; None for one item at a time.
+
+    Raises:
+        RequestError: rank, world_size or max_tokens is none.
     """
 
     def __init__(
@@ -43,7 +57,10 @@ class EmbeddingStream(IterableDataset[Item]):
         shuffle_buffer: int = 10_000,
         rank: int | None = None,
         world_size: int | None = None,
+        max_tokens: int | None = None,
     ) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise RequestError(f"max_tokens: {max_tokens}: a batch has at least one token")
         if (rank is None) != (world_size is None):
             raise RequestError("rank and world_size belong together")
         if rank is not None and world_size is not None and not 0 <= rank < world_size:
@@ -51,6 +68,7 @@ class EmbeddingStream(IterableDataset[Item]):
         self.dataset = dataset
         self.shuffle_seed, self.shuffle_buffer = shuffle_seed, shuffle_buffer
         self.rank, self.world_size = rank, world_size
+        self.max_tokens = max_tokens
         self.epoch = 0
         self._position = 0
         self._start = 0
@@ -76,23 +94,28 @@ class EmbeddingStream(IterableDataset[Item]):
         workers = worker.num_workers if worker else 1
         return rank * workers + (worker.id if worker else 0), world_size * workers
 
-    def __iter__(self) -> Iterator[Item]:
-        consumer, consumers = self._consumer()
+    def __iter__(self) -> Iterator[Any]:
+        order = self._order(*self._consumer())
         start, self._start = self._start, 0
         self._position = start
-        for number, (unit, row) in enumerate(self._order(consumer, consumers)):
+        batches = ([place] for place in order) if self.max_tokens is None else self._batches(order, self.max_tokens)
+        for number, places in enumerate(batches):
             if number >= start:
-                item = self.dataset.read(unit, row)
+                items = [self.dataset.read(unit, row) for unit, row in places]
                 self._position = number + 1
-                yield item
+                yield items[0] if self.max_tokens is None else items
 
-    def _order(self, consumer: int, consumers: int) -> Iterator[tuple[int, int]]:
+    def _batches(self, order: Iterator[Place], max_tokens: int) -> Iterator[list[Place]]:
+        counts = ((place, int(self.dataset.token_counts(place[0])[place[1]])) for place in order)
+        return pack_rows(counts, max_tokens)
+
+    def _order(self, consumer: int, consumers: int) -> Iterator[Place]:
         run = self._run(consumer, consumers)
         if self.shuffle_seed is None:
             yield from run
             return
         generator = np.random.default_rng([self.shuffle_seed, self.epoch, consumer])
-        buffer: list[tuple[int, int]] = []
+        buffer: list[Place] = []
         for place in run:
             buffer.append(place)
             if len(buffer) > self.shuffle_buffer:
@@ -100,7 +123,7 @@ class EmbeddingStream(IterableDataset[Item]):
         while buffer:
             yield _draw(buffer, generator)
 
-    def _run(self, consumer: int, consumers: int) -> Iterator[tuple[int, int]]:
+    def _run(self, consumer: int, consumers: int) -> Iterator[Place]:
         """This consumer's rows: one run of the sequence of all units."""
         lengths = self.dataset.unit_lengths()
         units = list(range(len(lengths)))
@@ -117,7 +140,7 @@ class EmbeddingStream(IterableDataset[Item]):
                 return
 
 
-def _draw(buffer: list[tuple[int, int]], generator: np.random.Generator) -> tuple[int, int]:
+def _draw(buffer: list[Place], generator: np.random.Generator) -> Place:
     number = int(generator.integers(len(buffer)))
     buffer[number], buffer[-1] = buffer[-1], buffer[number]
     return buffer.pop()

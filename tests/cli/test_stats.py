@@ -1,16 +1,15 @@
-"""`stats`: the numbers of what was written, and the queries that the README names."""
+"""`stats`: the numbers of what was written, and queries. Those of docs/query.md are run by tests/test_pages.py."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY, config_for, make_folder
+from conftest import config_for, make_folder
 
 from pipeline.cli import stats as stats_job
 from pipeline.errors import RequestError
@@ -47,18 +46,19 @@ def test_the_numbers_are_those_of_the_rows(output: Path, capsys: pytest.CaptureF
     assert "tokens_p95" in call(output, capsys)
 
 
-def queries() -> list[str]:
-    """Those of the README."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    found = re.findall(r'^visionbake stats out/photos --sql "(.*)"', text, re.MULTILINE)
-    assert len(found) >= 5
-    return found
-
-
-@pytest.mark.parametrize("query", queries())
-def test_the_queries_of_the_readme(query: str, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("SELECT status, count(*) AS images FROM samples GROUP BY status", 2),
+        ("SELECT key FROM samples WHERE status = 'ok'", 17),
+        ("SELECT sha256, count(*) AS copies FROM data GROUP BY 1 HAVING copies > 1", 1),
+    ],
+)
+def test_a_query_has_a_line_for_each_row(
+    query: str, count: int, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows: list[dict[str, Any]] = json.loads(call(output, capsys, sql=query, json=True))
-    assert rows
+    assert len(rows) == count
     assert len(call(output, capsys, sql=query).splitlines()) == 1 + min(len(rows), stats_job.TEXT_ROWS)
 
 

@@ -278,6 +278,63 @@ def test_a_position_is_resumed_without_reading_what_was_read(
     assert len(read) == len(whole) - 9
 
 
+def test_batches_are_packed_by_the_ledger_and_without_it(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their lengths alone: no embedding and no samples shard is read for a batch that is skipped."""
+    bare = tmp_path / "out"
+    shutil.copytree(output, bare)
+    shutil.rmtree(bare / "ledger")
+    dataset = EmbeddingDataset(output)
+    counts = [int(count) for unit in range(len(dataset.unit_lengths())) for count in dataset.token_counts(unit)]
+    assert counts == [len(item["image_embeds"]) for item in dataset.stream()]
+    budget = 2 * max(counts)
+    batches = [[item["key"] for item in batch] for batch in dataset.stream(max_tokens=budget)]
+    assert len(batches) < 0.8 * len(counts)
+    assert [[item["key"] for item in batch] for batch in EmbeddingDataset(bare).stream(max_tokens=budget)] == batches
+    again = EmbeddingDataset(output)
+    monkeypatch.setattr(again, "_rows", None)
+    stream = again.stream(max_tokens=budget)
+    stream.load_state_dict({"epoch": 0, "position": len(batches)})
+    assert list(stream) == []
+
+
+def test_the_lengths_of_another_run_are_not_taken(output: Path, source: Path, model_path: Path, tmp_path: Path) -> None:
+    """A ledger that was copied there: of the same units, with other lengths."""
+    fields = {"source": {"key_column": "id", "carry": ["n"]}, "preprocess": {"max_pixels": 4000}}
+    run_here(config_for(source, tmp_path / "out", model_path, output={"shard_tokens": 1}, **fields))
+    run_here(config_for(source, tmp_path / "larger", model_path, output={"shard_tokens": 1}, source=fields["source"]))
+    dataset = EmbeddingDataset(tmp_path / "out")
+    assert dataset.unit_lengths() == EmbeddingDataset(tmp_path / "larger").unit_lengths()
+    shutil.copy(tmp_path / "larger" / "ledger" / "part-000000.parquet", tmp_path / "out" / "ledger")
+    counts = [int(count) for unit in range(len(dataset.unit_lengths())) for count in dataset.token_counts(unit)]
+    assert counts == [len(item["image_embeds"]) for item in dataset.stream()]
+
+
+@pytest.mark.slow
+def test_a_stateful_loader_goes_on_in_the_middle(output: Path) -> None:
+    """torchdata's own, with two workers: the batches that were not taken, in their order, and no other."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def fresh() -> StatefulDataLoader:
+        stream = EmbeddingDataset(output).stream(shuffle_seed=1, max_tokens=60)
+        return StatefulDataLoader(stream, batch_size=None, num_workers=2)
+
+    def keys(batch: list[dict[str, Any]]) -> list[str]:
+        return [item["key"] for item in batch]
+
+    whole = [keys(batch) for batch in fresh()]
+    loader = fresh()
+    iterator = iter(loader)
+    first = [keys(next(iterator)) for _ in range(3)]
+    state = loader.state_dict()
+    del iterator
+    resumed = fresh()
+    resumed.load_state_dict(state)
+    assert len(whole) > 5
+    assert first + [keys(batch) for batch in resumed] == whole
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "fp8"])
 def test_dtypes(dtype: str, source: Path, model_path: Path, output: Path, tmp_path: Path) -> None:

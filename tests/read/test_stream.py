@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import RequestError
+from pipeline.read.packing import pack_rows
 from pipeline.read.stream import EmbeddingStream, Item
 
 
@@ -26,6 +28,11 @@ class Made:
         number = sum(self._lengths[:unit]) + row
         self.read_rows.append(number)
         return {"number": number}
+
+    def token_counts(self, unit: int) -> np.ndarray:
+        """Between 1 and 9 tokens a row, by its number."""
+        first = sum(self._lengths[:unit])
+        return np.array([1 + number * 7 % 9 for number in range(first, first + self._lengths[unit])], np.int32)
 
 
 LENGTHS = (7, 0, 5, 1, 30, 4)
@@ -137,3 +144,53 @@ def test_ranks_are_those_of_torch_distributed(monkeypatch: pytest.MonkeyPatch) -
 def test_ranks_that_cannot_be_are_refused(rank: int | None, world_size: int | None) -> None:
     with pytest.raises(RequestError, match=r"rank"):
         EmbeddingStream(Made(9), rank=rank, world_size=world_size)
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 3])
+def test_batches_hold_every_row_once_within_the_budget(shuffle_seed: int | None) -> None:
+    made = Made(*LENGTHS)
+    shares = [
+        [
+            [item["number"] for item in batch]
+            for batch in EmbeddingStream(
+                made, shuffle_seed=shuffle_seed, shuffle_buffer=6, rank=rank, world_size=2, max_tokens=20
+            )
+        ]
+        for rank in (0, 1)
+    ]
+    batches = [batch for share in shares for batch in share]
+    assert sorted(itertools.chain(*batches)) == list(range(TOTAL))
+    tokens = [sum(1 + number * 7 % 9 for number in batch) for batch in batches]
+    assert max(tokens) <= 20
+    assert sum(tokens) > 0.9 * 20 * (len(batches) - 2)  # the last of each rank may be small
+
+
+def test_a_batch_is_resumed_and_nothing_before_it_is_read() -> None:
+    def fresh() -> EmbeddingStream:
+        return EmbeddingStream(Made(*LENGTHS), shuffle_seed=3, shuffle_buffer=6, max_tokens=20)
+
+    whole = [[item["number"] for item in batch] for batch in fresh()]
+    stream = fresh()
+    first = [[item["number"] for item in batch] for batch in itertools.islice(stream, 3)]
+    resumed = fresh()
+    resumed.load_state_dict(stream.state_dict())
+    rest = [[item["number"] for item in batch] for batch in resumed]
+    assert first + rest == whole
+    assert resumed.dataset.read_rows == [*itertools.chain(*rest)]
+
+
+def test_rows_fill_the_batches_that_have_room() -> None:
+    """First fit, the fullest first where too many are open; what is longer than the budget is alone."""
+
+    def packed(tokens: list[int], open_batches: int) -> list[list[int]]:
+        return list(pack_rows(((one, one) for one in tokens), 10, open_batches))
+
+    assert packed([6, 7, 4, 3], 2) == [[6, 4], [7, 3]]
+    assert packed([6, 7, 8, 4], 2) == [[8], [6, 4], [7]]
+    assert packed([6, 25, 4, 0], 2) == [[25], [6, 4], [0]]
+    assert packed([], 2) == []
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(RequestError, match="max_tokens: 0"):
+        EmbeddingStream(Made(9), max_tokens=0)

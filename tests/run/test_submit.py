@@ -1,4 +1,4 @@
-"""What the README says for a cluster: `ray start --head` with a token, then `ray job submit` from a fresh clone."""
+"""What docs/cluster.md says first: `ray start --head` with a token, then `ray job submit` from a fresh clone."""
 
 from __future__ import annotations
 
