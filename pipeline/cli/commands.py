@@ -16,8 +16,9 @@ from typing import Protocol
 
 from ..errors import DamagedPart, EncodeError, OutputError, RequestError, RunFailed, SourceError
 from ..output.fingerprint import version_of
-from .console import Interrupted, catch_signals, print_any_text, say, warn
+from .console import print_any_text, say, warn
 from .parser import Parser, add_common_arguments
+from .signals import EXIT_CODE, catch_signals, interrupted_text, interruption
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -106,13 +107,15 @@ def run_module(name: str, command: Command, arguments: list[str] | None = None) 
     try:
         return int(command.main(parsed))
     except (RequestError, RunFailed, OutputError, SourceError, DamagedPart, EncodeError, OSError) as error:
+        if why := interruption(error):
+            warn(interrupted_text(parser.prog, why))
+            return EXIT_CODE
         if parsed.verbose:
             warn(traceback.format_exc())
         warn(f"visionbake {name}: {error}")
         return 2 if isinstance(error, RequestError) else 1
-    except (Interrupted, KeyboardInterrupt) as error:
-        warn(
-            f"visionbake {name}: interrupted ({error or 'SIGINT'}); what is committed stays. Give the same command "
-            "again to go on."
-        )
-        return 1
+    except BaseException as error:
+        if not (why := interruption(error)):
+            raise
+        warn(interrupted_text(parser.prog, why))
+        return EXIT_CODE

@@ -1,4 +1,4 @@
-"""Console: what all commands share: signals, printing, arguments."""
+"""Console: what all commands share: printing, arguments, files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import importlib.util
 import io
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from ..errors import OutputError, RequestError
@@ -30,21 +28,6 @@ def seconds_since_start() -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):  # no Linux
         return time.process_time()
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM. Like KeyboardInterrupt not an Exception, so that nothing takes it for a failure."""
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-    raise Interrupted(signal.Signals(number).name)
-
-
-def catch_signals() -> None:
-    """Turns SIGINT and SIGTERM into Interrupted. Called again after Ray has set handlers of its own."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
 
 
 def print_any_text() -> None:

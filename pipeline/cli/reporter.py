@@ -9,7 +9,8 @@ import time
 from tqdm import tqdm
 
 from ..run.progress import Progress
-from .console import catch_signals, say, seconds_text, warn
+from .console import say, seconds_text, warn
+from .signals import keep_signals
 
 TICK_SECONDS = 0.5
 COUNTED = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}{postfix}]"
@@ -59,7 +60,7 @@ class Reporter:
 
     def __call__(self, progress: Progress, seconds: float, encoder_seconds: float) -> None:
         """Notes a run's progress."""
-        catch_signals()  # Ray sets handlers of its own when it starts
+        keep_signals()  # Ray sets handlers of its own when it starts
         with self._lock:
             self._note(progress, seconds, encoder_seconds)
 
