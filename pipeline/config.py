@@ -75,6 +75,8 @@ def load_config(path: str, overrides: list[str] | None = None) -> Config:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RequestError(f"configuration {path}: there is no file {Path(path).absolute()}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"configuration {path}: cannot be read: {error}") from error
     try:

@@ -50,6 +50,13 @@ def keep_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, 32 << 20)
 
 
+def install_hint(extra: str) -> str:
+    """How to install an extra: for a checkout, or for a package, by where this code lies."""
+    if (Path(__file__).resolve().parents[1] / "pyproject.toml").is_file():
+        return f"pip install -e '.[{extra}]'"
+    return f"pip install 'visionbake[{extra}]'"
+
+
 def expand_home(path: str) -> str:
     """A path with `~` resolved. Raises RequestError: there is no home folder, and `~` would be a folder's name."""
     expanded = os.path.expanduser(path)

@@ -33,6 +33,7 @@ from .source.sample import IndexedSample
 from .storage.files import read_input
 from .storage.held import read_or_leave
 from .storage.large import Encoded
+from .storage.location import shown_location
 from .tower.checkpoint import Checkpoint
 from .tower.device import DTYPES, choose_device, choose_dtype, dtype_name
 from .tower.geometry import geometry_of
@@ -279,6 +280,8 @@ def _unit_of(named: Sequence[tuple[str, _Patches]]) -> PreparedUnit:
 def _read(path: str | os.PathLike[str], read: Callable[[str], Read]) -> Read:
     try:
         return read(os.fspath(path))
+    except FileNotFoundError as error:
+        raise RequestError(f"{shown_location(os.fspath(path))} does not exist") from error
     except OSError as error:
         raise RequestError(f"{os.fspath(path)}: cannot be read: {error.strerror or error}") from error
 

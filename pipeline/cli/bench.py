@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .console import warn
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def run_bench(arguments: list[str]) -> int:
     """Runs `python -m jobs.bench` with these words; returns its exit code. Not in a checkout: 2, with a line."""
     if not (CHECKOUT / "jobs" / "bench" / "__main__.py").exists():
-        print("visionbake bench: measures in a checkout of the project, and is no part of the package", file=sys.stderr)
+        warn("visionbake bench: measures in a checkout of the project, and is no part of the package")
         return 2
     paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P: a `jobs` in the current directory is somebody else's.

@@ -8,13 +8,19 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import logging
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import DamagedPart, EncodeError, OutputError, RequestError, RunFailed, SourceError
 from ..output.fingerprint import version_of
-from .console import Interrupted, catch_signals, print_any_text, say
+from .console import print_any_text, say, warn
+from .parser import Parser, add_common_arguments
+from .signals import EXIT_CODE, catch_signals, interrupted_text, interruption
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 COMMANDS = {
     "run": "encode a source into an output; given again, it goes on where it stopped",
@@ -49,15 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console script."""
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_help(), file=sys.stdout if words else sys.stderr)
+        (say if words else warn)(_help())
         return 0 if words else 2
     if words[0] == "--version":
-        print(f"visionbake {version_of('visionbake') or 'of a checkout'}")
+        say(f"visionbake {version_of('visionbake') or 'of a checkout'}")
         return 0
     if words[0] not in COMMANDS:
         near = difflib.get_close_matches(words[0], COMMANDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"visionbake: there is no command {words[0]}{hint}\n\n{_list_commands()}", file=sys.stderr)
+        warn(f"visionbake: there is no command {words[0]}{hint}\n\n{_list_commands()}")
         return 2
     return run_command(words[0], words[1:])
 
@@ -76,7 +82,8 @@ def run_command(name: str, arguments: list[str] | None = None) -> int:
         from .bench import run_bench
 
         return run_bench(sys.argv[1:] if arguments is None else arguments)
-    if name == "run" and "--json" not in (arguments or sys.argv):
+    given = sys.argv[1:] if arguments is None else arguments
+    if name == "run" and given and not {"--json", "-q", "--quiet", "-h", "--help"} & set(given):
         say("reading the request")  # at once: what a run needs takes a second to load
     return run_module(name, load_command(name), arguments)
 
@@ -89,24 +96,26 @@ def load_command(name: str) -> Command:
 
 def run_module(name: str, command: Command, arguments: list[str] | None = None) -> int:
     """Runs a command's module; turns its errors into a line and an exit code."""
-    parser = argparse.ArgumentParser(prog=f"visionbake {name}", description=command.__doc__)
+    parser = Parser(prog=f"visionbake {name}", description=command.__doc__)
     command.add_arguments(parser)
-    parsed = parser.parse_args(arguments)
+    add_common_arguments(parser)
     print_any_text()
+    parsed = parser.parse_args(arguments)
+    if parsed.verbose:
+        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     catch_signals()
     try:
         return int(command.main(parsed))
-    except RequestError as error:
-        print(f"visionbake {name}: {error}", file=sys.stderr, flush=True)
-        return 2
-    except (RunFailed, OutputError, SourceError, DamagedPart, EncodeError, OSError) as error:
-        print(f"visionbake {name}: {error}", file=sys.stderr, flush=True)
-        return 1
-    except (Interrupted, KeyboardInterrupt) as error:
-        print(
-            f"visionbake {name}: interrupted ({error or 'SIGINT'}); what is committed stays. Give the same command "
-            "again to go on.",
-            file=sys.stderr,
-            flush=True,
-        )
-        return 1
+    except (RequestError, RunFailed, OutputError, SourceError, DamagedPart, EncodeError, OSError) as error:
+        if why := interruption(error):
+            warn(interrupted_text(parser.prog, why))
+            return EXIT_CODE
+        if parsed.verbose:
+            warn(traceback.format_exc())
+        warn(f"visionbake {name}: {error}")
+        return 2 if isinstance(error, RequestError) else 1
+    except BaseException as error:
+        if not (why := interruption(error)):
+            raise
+        warn(interrupted_text(parser.prog, why))
+        return EXIT_CODE

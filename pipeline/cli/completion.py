@@ -8,6 +8,7 @@ import shtab
 
 from .commands import COMMANDS, load_command
 from .console import say
+from .parser import add_common_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,5 +22,6 @@ def main(arguments: argparse.Namespace) -> int:
         one = commands.add_parser(name, help=what)
         if name != "bench":
             load_command(name).add_arguments(one)
+            add_common_arguments(one)
     say(shtab.complete(parser, shell=arguments.shell))
     return 0

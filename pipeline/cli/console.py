@@ -1,21 +1,22 @@
-"""Console: what all commands share: signals, printing, arguments."""
+"""Console: what all commands share: printing, arguments, files."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
+from typing import IO
 
 from ..errors import OutputError, RequestError
+from ..process import install_hint
 from ..storage.files import AnyPath, absolute, is_folder
-from ..storage.location import check_location
+from ..storage.location import check_location, shown_location
 
 IGNORED_SAID = 8
 
@@ -29,21 +30,6 @@ def seconds_since_start() -> float:
         return time.process_time()
 
 
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM. Like KeyboardInterrupt not an Exception, so that nothing takes it for a failure."""
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-    raise Interrupted(signal.Signals(number).name)
-
-
-def catch_signals() -> None:
-    """Turns SIGINT and SIGTERM into Interrupted. Called again after Ray has set handlers of its own."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-
-
 def print_any_text() -> None:
     """From now on a name that the terminal's encoding lacks is printed escaped, where it would end the command."""
     for stream in (sys.stdout, sys.stderr):
@@ -51,12 +37,26 @@ def print_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def say(line: str) -> None:
-    """Prints a line. Where nobody reads any more (`… | head`) the command goes on, and is silent."""
+def print_to(stream: IO[str] | None, text: str) -> None:
+    """Prints a line or some. Where nobody reads any more (`… | head`) the command goes on, and is silent."""
+    if stream is None:  # it was closed before the command began
+        return
     try:
-        print(line, flush=True)
+        print(text, file=stream, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # also for what a library prints there, and the flush at the end
+        os.close(nowhere)
+
+
+def say(line: str) -> None:
+    """Prints a line of the result."""
+    print_to(sys.stdout, line)
+
+
+def warn(line: str) -> None:
+    """Prints a line beside the result, which a program may be reading."""
+    print_to(sys.stderr, line)
 
 
 def output_of(text: str) -> AnyPath:
@@ -65,7 +65,7 @@ def output_of(text: str) -> AnyPath:
     output = absolute(text)
     if not is_folder(output):
         there = output.exists()
-        raise RequestError(f"{text} is a file, not an output" if there else f"{text} does not exist")
+        raise RequestError(f"{text} is a file, not an output" if there else f"{shown_location(text)} does not exist")
     return output
 
 
@@ -91,6 +91,17 @@ def check_file(option: str, path: str | None) -> None:
         raise RequestError(f"{option} {path}: there is no folder {folder}")
     if not os.access(path if Path(path).exists() else folder, os.W_OK):
         raise RequestError(f"{option} {path} cannot be written")
+
+
+def check_installed(option: str, extra: str, *modules: str) -> None:
+    """Makes sure, before any work, that what an option takes is installed. Raises RequestError."""
+    for name in modules:
+        try:
+            missing = importlib.util.find_spec(name) is None
+        except (ImportError, ValueError):
+            missing = True
+        if missing:
+            raise RequestError(f"{option}: {name} is not installed: {install_hint(extra)}")
 
 
 def write_page(path: str, text: str) -> None:

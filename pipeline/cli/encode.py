@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config_fields import Video
 from ..errors import OutputError, RequestError
+from ..storage.location import shown_location
 from ..vision_encoder import Embedding, VisionEncoder
 from .console import add_json_argument, check_file, print_json, say
 
@@ -39,6 +41,9 @@ def main(arguments: argparse.Namespace) -> int:
     check_file("--save", arguments.save)
     if (fps := arguments.fps) is not None and not 0 < fps <= MAX_FPS:
         raise RequestError(f"--fps: must be positive and at most {MAX_FPS}, not {fps}")
+    for file in arguments.images:  # before anything large is loaded
+        if "://" not in file and not Path(file).exists():
+            raise RequestError(f"{shown_location(file)} does not exist")
     encoder = VisionEncoder.from_pretrained(
         arguments.model,
         arguments.dtype,

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 
-from ..config import config_of
+from ..config import Source, config_of
+from ..source.format import SourceFormat
 from ..source.formats import format_named
+from ..source.found_columns import FoundColumn
 from ..source.lister import list_source
+from ..source.listing import Listing
+from ..source.media import BOTH, IMAGE, VIDEO
 from ..source.resolve import resolve_source
 from .console import ignored_text, say
 from .requested import MODEL
@@ -23,7 +29,7 @@ preprocess:
 model:
   path: {model}
 output:
-  uri: {output}                # ask first what it will take: visionbake plan this-file.yaml
+{output}
   dtype: bfloat16              # int8 and fp8 take half of it, with a scale for each token
 # cluster:
 #   engine: inline             # one process, without Ray
@@ -33,6 +39,10 @@ output:
 #
 # Every other field: visionbake config
 """
+SETTINGS = {IMAGE: "image_column", VIDEO: "video_column"}
+KEY_KINDS = ("str", "int", "large_str", "uint")  # types of keys, as tables and as Python call them
+COLUMN_WIDTH = 29
+SHOWN = 30  # columns
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,26 +55,75 @@ def main(arguments: argparse.Namespace) -> int:
     tree = {"source": {"uri": arguments.source}, "model": {"path": arguments.model}}
     config = config_of(tree | {"output": {"uri": arguments.output}}, where="the command")
     place = resolve_source(config.source)
-    listing = list_source(place)
-    kind = "images" if format_named(place.format).is_of_images else "files"
-    found = f"{listing.count:,} {kind} of format {place.format}"
-    if listing.ignored:
-        found += f"; {ignored_text(listing.ignored)}"
+    listing = list_source(replace(place, media=BOTH))
+    source_format = format_named(place.format)
+    columns = source_format.columns_found(listing) if listing.count else []
+    lines = _column_lines(columns, config.source, rows=source_format.has_columns)
     say(
         TEMPLATE.format(
-            found=found,
+            found=_found(source_format, listing),
             source=_text(arguments.source),
             format=place.format,
-            columns=_columns(place.format),
+            columns="".join(f"{line}\n" for line in lines),
             model=_text(arguments.model),
-            output=_text(arguments.output),
+            output=_line(
+                f"  uri: {_text(arguments.output)}", "ask first what it will take: visionbake plan this-file.yaml"
+            ),
         ).rstrip()
     )
     return 0
 
 
-def _columns(kind: str) -> str:
-    return ""
+def _found(source_format: SourceFormat, listing: Listing) -> str:
+    """What lies there, in a line."""
+    ignored = f"; {ignored_text(listing.ignored)}" if listing.ignored else ""
+    if not source_format.is_of_images:
+        return f"{listing.count:,} file{'s' if listing.count != 1 else ''} of format {source_format.name}{ignored}"
+    images = listing.count - listing.videos
+    counts = [f"{images:,} images"] if images or not listing.videos else []
+    counts += [f"{listing.videos:,} videos"] if listing.videos else []
+    return f"{' and '.join(counts)} of format {source_format.name}{ignored}"
+
+
+def _column_lines(columns: Sequence[FoundColumn], source: Source, *, rows: bool) -> list[str]:
+    """The lines of the source's section that speak of columns; where the defaults will not do, they are set.
+
+    Args:
+        rows: these are columns of rows, of which one may be the key; else members of tars.
+    """
+    lines = []
+    for media, setting in SETTINGS.items() if rows else ():
+        here = [column for column in columns if column.holds == media]
+        named = next((column for column in here if column.name == getattr(source, setting)), None)
+        if not here:
+            continue
+        taken = named or here[0]
+        others = f"; or {_listed([one for one in here if one is not taken])}" if len(here) > 1 else ""
+        lines.append(_line(f"  {setting}: {_text(taken.name)}", f"{taken.kind}{others}"))
+    if not columns:
+        return []
+    if rows and not lines:
+        lines.append(f"# image_column: …              # none of these seems to hold images: {_listed(columns)}")
+    rest = [column for column in columns if not column.holds]
+    if rows:
+        keys = [one for one in rest if one.kind.startswith(KEY_KINDS)]
+        some = f"; or one of {_listed(keys)}" if keys else ""
+        lines.append(_line("  # key_column: null", f"a key is file:row{some}"))
+    if rest:
+        lines.append(_line("  # carry: []", f"copied to the output, any of {_listed(rest)}"))
+    return lines
+
+
+def _line(setting: str, comment: str) -> str:
+    return f"{setting:{COLUMN_WIDTH}}  # {comment}"
+
+
+def _listed(columns: Sequence[FoundColumn]) -> str:
+    some = ", ".join(
+        _text(column.name) if column.kind == "member" else f"{_text(column.name)} ({' '.join(column.kind.split())})"
+        for column in columns[:SHOWN]
+    )
+    return some + (f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else "")
 
 
 def _text(value: str) -> str:

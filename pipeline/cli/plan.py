@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from ..run.indexing import make_plan
 from ..run.request import check_request, columns_of
 from ..source.drawing import Drawn
 from ..source.plan import Plan
-from .console import add_json_argument, check_file, print_json, say, write_page
+from .console import add_json_argument, check_file, check_installed, print_json, say, warn, write_page
 from .plan_cases import Compared, cases_of_plan, models_of
 from .plan_table import LABEL, plan_lines
 from .requested import add_request_arguments, is_config, requested_config
@@ -73,6 +72,7 @@ class Planner:
         self.cases = cases_of_plan(config, self.request, models, compared)
         self.rates = [stated.rates] * len(self.cases)
         self.measured: dict[str, Any] = {}  # what calibration found out beside the rates
+        self._quiet = arguments.json or arguments.quiet
         self._left_alone: Counter[str] = Counter()  # of the tars that were indexed
 
     def estimate(self) -> dict[str, Any]:
@@ -97,16 +97,16 @@ class Planner:
         finally:
             headers.close()
         for line in (self.request.place.decided, decided):
-            if line and not arguments.json:
+            if line and not self._quiet:
                 say(line)
         seen = [one for each in draws.draws for one in each.samples if one.status == rejects.OK]
         self._rate(seen, headers.specimens)
         return extrapolated(draws, [one.case for one in self.cases], self.rates)
 
     def _from_index(self) -> dict[str, Any]:
-        plan, failed = make_plan(self.request, say=(lambda line: None) if self._arguments.json else say)
+        plan, failed = make_plan(self.request, say=(lambda line: None) if self._quiet else say)
         for problem in failed:
-            print(f"FAILED  {problem}", file=sys.stderr)
+            warn(f"FAILED  {problem}")
         if failed:
             raise RunFailed(f"{len(failed)} of {plan.num_parts} parts could not be indexed")
         estimates, source = estimate_plan(plan, [one.case for one in self.cases])
@@ -160,6 +160,8 @@ def stated_by(arguments: argparse.Namespace) -> Stated:
 def main(arguments: argparse.Namespace) -> int:
     stated = stated_by(arguments)
     check_file("--html", arguments.html)
+    if arguments.html:
+        check_installed("--html", "report", "matplotlib")
     models = models_of(arguments.model)
     arguments.model = models[0] if models else None
     if is_config(arguments.source) or arguments.output is not None:

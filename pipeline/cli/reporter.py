@@ -9,7 +9,8 @@ import time
 from tqdm import tqdm
 
 from ..run.progress import Progress
-from .console import catch_signals, say, seconds_text
+from .console import say, seconds_text, warn
+from .signals import keep_signals
 
 TICK_SECONDS = 0.5
 COUNTED = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}{postfix}]"
@@ -32,7 +33,7 @@ class Reporter:
         self._doing = ""
         self._counts = ""
         self._shown: tuple[int, int | None] = (0, None)
-        self._terminal = sys.stderr.isatty() and not quiet
+        self._terminal = not quiet and sys.stderr is not None and sys.stderr.isatty()
         self._bar: tqdm | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -46,7 +47,7 @@ class Reporter:
             if self._bar is not None:
                 self._bar.write(line)
             elif self._quiet:
-                print(line, file=sys.stderr, flush=True)
+                warn(line)
             else:
                 say(line)
 
@@ -59,7 +60,7 @@ class Reporter:
 
     def __call__(self, progress: Progress, seconds: float, encoder_seconds: float) -> None:
         """Notes a run's progress."""
-        catch_signals()  # Ray sets handlers of its own when it starts
+        keep_signals()  # Ray sets handlers of its own when it starts
         with self._lock:
             self._note(progress, seconds, encoder_seconds)
 

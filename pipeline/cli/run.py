@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from ..run.runner import run
 from ..run.summary import Summary
-from .console import add_json_argument, bytes_text, ignored_text, print_json, say, seconds_since_start
+from .console import add_json_argument, bytes_text, ignored_text, print_json, say, seconds_since_start, warn
 from .reporter import Reporter
 from .requested import add_request_arguments, requested_config
 
@@ -58,7 +57,7 @@ def print_summary(summary: Summary, since_typed: float) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     config = requested_config(arguments, "run")
-    reporter = Reporter(quiet=arguments.json)
+    reporter = Reporter(quiet=arguments.json or arguments.quiet)
     try:
         summary = run(config, say=reporter.say, report=reporter, doing=reporter.doing)
     finally:
@@ -68,7 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
     else:
         print_summary(summary, seconds_since_start())
     if not summary.complete:
-        print(f"visionbake run: {_way_on(summary)}", file=sys.stderr)
+        warn(f"visionbake run: {_way_on(summary)}")
         return 1
     return 0
 

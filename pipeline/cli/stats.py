@@ -19,7 +19,17 @@ from ..source.plan import Plan
 from ..storage.files import AnyPath, names_in
 from ..storage.remote import RemotePath
 from ..storage.remote_read import dataset_of
-from .console import add_json_argument, bytes_text, check_file, number_text, output_of, print_json, say, write_page
+from .console import (
+    add_json_argument,
+    bytes_text,
+    check_file,
+    check_installed,
+    number_text,
+    output_of,
+    print_json,
+    say,
+    write_page,
+)
 from .words import flat
 
 TEXT_ROWS = 200
@@ -35,10 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def connect(output: AnyPath) -> Any:
     """DuckDB with the views `samples` and `data`. Raises RequestError: no output, nothing committed, or no DuckDB."""
-    try:
-        import duckdb
-    except ImportError as error:
-        raise RequestError(f"stats: {error}; pip install 'visionbake[sql]'") from error
+    check_installed("stats", "sql", "duckdb")
+    import duckdb
+
     dataset = read_dataset(output)
     if not any(name.endswith(".parquet") for name in names_in(output / "samples")):
         raise RequestError(f"{output}: nothing is committed yet")
@@ -101,6 +110,9 @@ def main(arguments: argparse.Namespace) -> int:
             raise RequestError("--html: a page has no query; give --sql or --html")
         return _run_query(connect(output), arguments)
     check_file("--html", arguments.html)
+    if arguments.html:
+        check_installed("--html", "report", "matplotlib")
+        check_installed("--html", "sql", "duckdb")
     result = statistics_of(output)
     if arguments.json:
         print_json(result)

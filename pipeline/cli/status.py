@@ -22,7 +22,8 @@ from ..output.pace import FoldedWorks, Recent, Work, work_of
 from ..output.totals import Totals
 from ..source.plan import Plan
 from ..storage.files import READS_AT_ONCE, AnyPath, map_ahead, requests_at_once
-from .console import Interrupted, add_json_argument, bytes_text, output_of, print_json, say, seconds_text
+from .console import add_json_argument, bytes_text, output_of, print_json, say, seconds_text
+from .signals import Interrupted
 
 WATCH_SECONDS = 2.0
 ENCODERS_SHOWN = 16

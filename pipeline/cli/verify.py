@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from typing import Any
 
 from ..errors import RequestError
 from ..output.report import Report
 from ..output.verify import Verifier
-from .console import add_json_argument, bytes_text, output_of, print_json, say
+from ..process import install_hint
+from .console import add_json_argument, bytes_text, check_installed, output_of, print_json, say, warn
 
 SHOWN = 50
 
@@ -47,16 +47,15 @@ def _checked(verifier: Verifier, arguments: argparse.Namespace) -> Report:
     except ImportError as error:
         raise RequestError(f"--ray: ray is not installed ({error})") from error
 
-    def note(line: str) -> None:
-        print(line, file=sys.stderr)  # --json has the other stream to itself
-
-    return verifier.verify(parts=parts, check=checker_on(arguments.address, str(verifier.output), note))
+    return verifier.verify(parts=parts, check=checker_on(arguments.address, str(verifier.output), warn))
 
 
 def main(arguments: argparse.Namespace) -> int:
     if arguments.sample is not None and arguments.sample < 1:
         raise RequestError(f"--sample: must be positive, not {arguments.sample}")
     output = output_of(arguments.output)
+    if arguments.sample:
+        check_installed("--sample", "bench", "transformers", "torchvision")
     verifier = Verifier(output)
     report = _checked(verifier, arguments)
     compared = compare_with_reference(verifier, arguments.sample) if arguments.sample and report.proven else []
@@ -85,9 +84,9 @@ def main(arguments: argparse.Namespace) -> int:
         say(f"left over  {line}: complete, without a record; the next run adopts or replaces it")
     for kind, lines in (("MISSING", report.missing), ("PROBLEM", report.problems)):
         for line in lines[:SHOWN]:
-            print(f"{kind}  {line}", file=sys.stderr)
+            warn(f"{kind}  {line}")
         if len(lines) > SHOWN:
-            print(f"{kind}  and {len(lines) - SHOWN} more", file=sys.stderr)
+            warn(f"{kind}  and {len(lines) - SHOWN} more")
     if report.proven:
         but = f", {len(report.skipped)} damaged parts left out" if report.skipped else ""
         what = "of these parts" if arguments.parts is not None else "of the plan"
@@ -106,4 +105,4 @@ def compare_with_reference(verifier: Verifier, count: int) -> list[dict[str, Any
 
         return compared(verifier, count)
     except ImportError as error:
-        raise RequestError(f"--sample: {error}; pip install 'visionbake[bench]'") from error
+        raise RequestError(f"--sample: {error}; {install_hint('bench')}") from error

@@ -47,7 +47,9 @@ class EncodeStage:
         keep_freed_memory()
         self.compiled = settings.compile == "on" or (settings.compile == "auto" and chosen.type == "cuda")
         torch.set_num_threads(settings.threads)
-        checkpoint = Checkpoint(settings.model_path, settings.model_revision, deepstack=settings.deepstack)
+        checkpoint = Checkpoint(
+            settings.model_path, settings.model_revision, deepstack=settings.deepstack, patient=True
+        )
         self._tower_sha256 = checkpoint.sha256()  # of what this process reads: another node may find another folder
         tower = Tower(
             checkpoint,

@@ -6,8 +6,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +59,40 @@ def connect(address: str, say: Callable[[str], None]) -> bool:
     """
     if ray.is_initialized():
         return False
-    here = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if here}
     try:
-        return _join_or_start(address, say)
+        with _own_handlers():
+            return _join_or_start(address, say)
     except SystemExit as error:  # Ray's own answer to SIGTERM while it starts
         raise KeyboardInterrupt("while Ray was starting") from error
     except RayError as error:
         reason = str(error).splitlines()[0]
         raise RequestError(f"cluster.address: {address}: {reason}") from error
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Puts the command's signal handlers back, in place of those that Ray sets."""
+    here = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if here}
+    try:
+        yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _joining() -> Iterator[None]:
+    """Keeps SIGTERM waiting while Ray joins a cluster: its compiled handler would print a stack, and may abort.
+
+    Not while it starts one, whose processes would inherit that.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with _own_handlers():
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _join_or_start(address: str, say: Callable[[str], None]) -> bool:
@@ -80,7 +102,8 @@ def _join_or_start(address: str, say: Callable[[str], None]) -> bool:
             if gone := _cluster_that_is_gone():
                 say(f"the Ray cluster that was last at {gone} is gone")
                 raise ConnectionError(gone)
-            ray.init(address="auto", **options)
+            with _joining():
+                ray.init(address="auto", **options)
             return False
         except ConnectionError:
             say("no running Ray cluster: starting one on this machine (some 20 s)")
@@ -91,10 +114,18 @@ def _join_or_start(address: str, say: Callable[[str], None]) -> bool:
     where = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     _check_reachable(where)
     try:
-        ray.init(address=None if address == "auto" else address, **options)
+        with _joining():
+            ray.init(address=None if address == "auto" else address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RequestError(f"cluster.address: {address}: {str(error).splitlines()[0]}") from error
+        raise RequestError(f"cluster.address: {address}: {str(error).splitlines()[0]}{_token_hint()}") from error
     return False
+
+
+def _token_hint() -> str:
+    """What to try where somebody listens and does not let us in: Ray says why on its own, in lines of its own."""
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        return "; if it says InvalidAuthToken, that cluster has another token than ~/.ray/auth_token here"
+    return "; a cluster that asks for a token, as `ray start` does where there is one, takes RAY_AUTH_MODE=token"
 
 
 def start_on_ray(

@@ -18,6 +18,7 @@ from ..errors import DamagedPart, SourceError, listing_error
 from ..storage.large import Encoded
 from .carried_values import Carried
 from .drawing import Drawing, Draws
+from .found_columns import FoundColumn
 from .listing import Listing
 from .part import Part, SourceFile, SourcePlace
 from .planned import check_unchanged
@@ -244,6 +245,14 @@ class SourceFormat(ABC):
             RequestError: the source lacks one, its values have no one type or not the one that is decided, or no
                 output can hold it.
         """
+
+    def columns_found(self, listing: Listing) -> list[FoundColumn]:
+        """What the first samples of the first file have: columns, fields or members. Empty where there are none.
+
+        Raises:
+            RequestError, SourceError, OSError: it cannot be read.
+        """
+        return []
 
     @abstractmethod
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:

@@ -21,6 +21,7 @@ from .columns import NO_COLUMN, refuse_missing, shown
 from .drawing import Drawing, Draws
 from .file_kind import file_is
 from .format import Columns, Facts, MediaRule, SourceFormat, columns_drawn
+from .found_columns import ROWS_LOOKED_AT, FoundColumn, columns_of_rows
 from .listing import Listing
 from .manifest_file import ManifestFile, Record, RecordReader
 from .media import BOTH, IMAGE
@@ -152,6 +153,10 @@ class Manifest(SourceFormat):
             with suppress(DamagedPart), _planning(path, self.name), self.opened(path) as manifest:
                 for record in manifest.records():
                     yield record.fields, partial(_where, path, manifest.noun, record.row)
+
+    def columns_found(self, listing: Listing) -> list[FoundColumn]:
+        records = itertools.islice(self._all_fields(listing), ROWS_LOOKED_AT)
+        return columns_of_rows(fields for fields, _ in records)
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
         """Records of the manifests that are drawn, as often as they are large; each of those is read whole."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import RequestError, listing_error
 from ..storage.files import absolute_uri, common_folder, kind_of
-from ..storage.location import check_location, literal_prefix
+from ..storage.location import check_location, literal_prefix, shown_location
 from .formats import FORMATS, format_named
 from .formats.folder import PACKED
 from .kinds import format_by_name, format_of_folder
@@ -45,7 +45,7 @@ def _resolve(source: Source, literal: str) -> SourcePlace:
     if kind:
         return SourcePlace(format=kind, root=_common_root(patterns), patterns=tuple(patterns))
     if not exists:
-        raise RequestError(f"source.uri: {source.uri} does not exist")
+        raise RequestError(f"source.uri: {shown_location(source.uri)} does not exist")
     if source.uri.lower().endswith(PACKED):
         raise RequestError(f"source.uri: {source.uri}: of what is packed only .tar.gz and .tgz are read: unpack it")
     raise RequestError(
@@ -72,8 +72,8 @@ def _patterns(text: str, literal: str) -> list[str]:
             patterns = [absolute_uri(pattern) for pattern in _expanded(text)]
     except ValueError as error:
         raise RequestError(
-            f"source.uri: {text} does not exist, and as a pattern it has unbalanced braces; a brace that is meant as "
-            "it stands is written \\{"
+            f"source.uri: {shown_location(text)} does not exist, and as a pattern it has unbalanced braces; a brace "
+            "that is meant as it stands is written \\{"
         ) from error
     escaped: dict[str, str] = {}
     return [_with_literal_folders(pattern, escaped) for pattern in patterns]

@@ -13,6 +13,7 @@ from typing import Any
 import fsspec
 
 from ..errors import StorageBusy
+from ..process import install_hint
 from .hub import HUB, client_of_process
 from .transient import is_transient
 from .uri import S3, WHOLE_OBJECTS, scheme_of
@@ -38,7 +39,7 @@ def client_of(uri: str) -> tuple[Any, str]:
         client = fsspec.filesystem(scheme, **options)
         return client, client._strip_protocol(uri)
     except ImportError as error:
-        extra = f": pip install 'visionbake[{EXTRAS[scheme]}]'" if scheme in EXTRAS else ""
+        extra = f": {install_hint(EXTRAS[scheme])}" if scheme in EXTRAS else ""
         raise OSError(errno.ENOPKG, f"{error}{extra}", uri) from error
     except Exception as error:
         raise failure_of(error, uri) from error

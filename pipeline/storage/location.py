@@ -7,7 +7,7 @@ import sys
 
 from ..errors import RequestError, listing_error
 from . import uri
-from .files import absolute_uri, kind_of
+from .files import absolute_uri, is_relative, kind_of
 from .remote import check_uri, is_remote
 
 
@@ -61,3 +61,8 @@ def check_location(field: str, text: str) -> None:
             f"{field}: {text}: there is nothing called {rest.partition('/')[0]}, and variables are not expanded in a "
             f'configuration; write the path out, or have the shell do so: --set {field}="{text}"'
         )
+
+
+def shown_location(text: str) -> str:
+    """A location as it was written and, of a relative one, what it came to: where that was looked for is often why."""
+    return f"{text} ({absolute_uri(text)})" if is_relative(text) else text

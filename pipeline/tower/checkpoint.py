@@ -5,7 +5,6 @@ Only the tower's tensors are read, memory-mapped, through the safetensors index.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from collections.abc import Iterator
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RequestError
 from ..process import DaemonThreads
 from ..storage.files import absolute_uri
-from ..storage.location import check_location
-from .config import INDEX_NAME, read_json, read_preprocessor, tower_config
-from .tensors import PREFIXES, TORCH_DTYPES, Piece, Pieces, find_tensors, header_entry, open_file, quantization_of
+from ..storage.location import check_location, shown_location
+from .config import read_json, read_preprocessor, tower_config
+from .hub_download import download
+from .tensors import TORCH_DTYPES, Piece, Pieces, find_tensors, header_entry, open_file, quantization_of
 
 if TYPE_CHECKING:
     import torch  # imported where tensors are read: `plan` and `status` need their headers only
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 RANDOM_SCHEME = "random:"
 PIECE_BYTES = 8 << 20
 HASHED_AT_ONCE = 4
-# A cache folder that cannot be written.
-NO_CACHE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpoint:
@@ -41,15 +39,24 @@ class Checkpoint:
         revision: of the Hub id.
         weights: False if only `config` is asked for: nothing large is then downloaded.
         deepstack: False to leave the further streams of a family that has them: this is then a tower without.
+        patient: wait for a Hub that cannot be reached at the moment.
 
     Raises:
         RequestError: there is no such checkpoint; it has no tower, or a missing or misshapen tensor; it is of another
             model; its preprocessor does something else.
     """
 
-    def __init__(self, path: str, revision: str | None = None, *, weights: bool = True, deepstack: bool = True) -> None:
+    def __init__(
+        self,
+        path: str,
+        revision: str | None = None,
+        *,
+        weights: bool = True,
+        deepstack: bool = True,
+        patient: bool = False,
+    ) -> None:
         self.path = path
-        self.folder = _locate(path, revision, weights)
+        self.folder = _locate(path, revision, weights=weights, patient=patient)
         on_hub = not path.startswith(RANDOM_SCHEME) and not local_folder(path).is_dir()
         self.revision = self.folder.name if on_hub else revision  # of a Hub id the commit, so that all see the same
         tree = read_json(self.folder / "config.json", path)
@@ -118,7 +125,7 @@ def local_folder(path: str) -> Path:
     return Path(absolute_uri(path))
 
 
-def _locate(path: str, revision: str | None, weights: bool) -> Path:
+def _locate(path: str, revision: str | None, *, weights: bool, patient: bool) -> Path:
     """The local folder of a checkpoint, downloading or making it if need be, once per node."""
     if path.startswith(RANDOM_SCHEME):
         from .random_tower import make_random_tower
@@ -131,41 +138,5 @@ def _locate(path: str, revision: str | None, weights: bool) -> Path:
     if folder.exists():
         raise RequestError(f"model.path: {path} is a file; a directory with config.json and *.safetensors is needed")
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise RequestError(f"model.path: {path} does not exist, and is not a Hub id (owner/name)")
-    return _download(path, revision, weights)
-
-
-def _download(repo: str, revision: str | None, weights: bool) -> Path:
-    """Fetches config, preprocessor and the shards that hold the tower through the Hub's own cache and locks."""
-    from huggingface_hub import hf_hub_download, list_repo_files
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    def fetch(name: str) -> Path:
-        return Path(hf_hub_download(repo, name, revision=revision))
-
-    try:
-        folder = fetch("config.json").parent
-        for name in ("preprocessor_config.json", "processor_config.json"):
-            try:
-                fetch(name)
-            except EntryNotFoundError:
-                continue
-        if not weights:
-            return folder
-        try:
-            weight_map = json.loads(fetch(INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-            shards = {file for name, file in weight_map.items() if name.startswith(PREFIXES)}
-        except EntryNotFoundError:
-            shards = {name for name in list_repo_files(repo, revision=revision) if name.endswith(".safetensors")}
-        for shard in sorted(shards):
-            fetch(shard)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        # The Hub's own errors are OSErrors, too; those of the system have a number. Path.home raises RuntimeError.
-        if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno in NO_CACHE):
-            raise RequestError(
-                f"model.path: {repo}: the Hub's cache cannot be used: {reason}; set HF_HOME to a folder that can be "
-                "written"
-            ) from error
-        raise RequestError(f"model.path: {repo}: cannot be fetched from the Hub: {reason}") from error
-    return folder
+        raise RequestError(f"model.path: {shown_location(path)} does not exist, and is not a Hub id (owner/name)")
+    return download(path, revision, weights=weights, patient=patient)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from .families.family import QKV, split_names
 # On the Hub, and as transformers 5 saves.
 PREFIXES = ("model.visual.", "visual.", "thinker.visual.", "thinker.model.visual.")
 TORCH_DTYPES = {"BF16": "torch.bfloat16", "F16": "torch.float16", "F32": "torch.float32"}
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf")  # in lower case
 # What stands beside, or instead of, a weight that is quantized: AWQ and GPTQ, FP8, compressed-tensors, bitsandbytes.
 QUANTIZED = (
     "qweight",
@@ -66,6 +67,7 @@ def find_tensors(folder: Path, config: TowerConfig, scheme: str, path: str) -> P
         if name.startswith(prefix)
     }
     if not found:
+        check_stored_kind([file.name for file in folder.iterdir()], path)
         raise RequestError(f"model.path: {path} has no vision tower (no tensor named visual.*)")
     shapes = config.shapes()
     tensors = {name: _pieces(name, found, config, scheme, path) for name in shapes}
@@ -88,6 +90,22 @@ def find_tensors(folder: Path, config: TowerConfig, scheme: str, path: str) -> P
                         shape = (shape[0] // len(tensors[name]), *shape[1:])
                     _check(opened.get_slice(piece.stored), piece, shape, scheme, path)
     return tensors
+
+
+def check_stored_kind(names: Iterable[str], path: str) -> None:
+    """Raises RequestError: a checkpoint has weights of other kinds alone. `names`: of its files."""
+    names = sorted(names)
+    others = [name for name in names if name.lower().endswith(OTHER_WEIGHTS)]
+    if not others or any(name.endswith(".safetensors") for name in names):
+        return
+    way = "its publisher's copy in safetensors, or one of your own, is what to give"
+    if not others[0].lower().endswith(".gguf"):
+        way = (
+            "those are pickles, which can run code. Save it again, where you trust it: "
+            f"AutoModelForImageTextToText.from_pretrained({path!r}).save_pretrained(FOLDER)"
+        )
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    raise RequestError(f"model.path: {path} has its weights in {others[0]}{more}; only *.safetensors is read: {way}")
 
 
 def _stored_names(folder: Path, path: str) -> dict[str, Path]:

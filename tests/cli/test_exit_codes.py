@@ -17,7 +17,7 @@ from pipeline import errors
 from pipeline.cli import main
 from pipeline.cli import verify as verify_job
 from pipeline.cli.commands import run_module
-from pipeline.cli.console import Interrupted
+from pipeline.cli.signals import Interrupted
 from pipeline.output.ledger import CommittedUnits
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import RequestError
+from ...process import install_hint
 
 INK, FILL = "#010203", "#040506"
 PHOTO_QUALITY = 80
@@ -208,7 +209,7 @@ def _pyplot() -> Any:
         matplotlib.use("svg")
         from matplotlib import pyplot
     except ImportError as error:
-        raise RequestError(f"--html: {error}; pip install 'visionbake[report]'") from error
+        raise RequestError(f"--html: {error}; {install_hint('report')}") from error
     colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     settings: Any = pyplot.rcParams
     settings.update(dict.fromkeys(colours, INK) | {"svg.fonttype": "none", "svg.hashsalt": "visionbake"})

@@ -22,6 +22,7 @@ from ..carried_values import Carried, carried_of_table, rows_of
 from ..columns import holds_text
 from ..drawing import Draw, Drawing, Draws
 from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes, columns_drawn
+from ..found_columns import ROWS_LOOKED_AT, FoundColumn, columns_of_rows
 from ..listing import Listing
 from ..named_image import NamedImage, refuse_urls
 from ..part import Part, SourceFile, SourcePlace
@@ -104,6 +105,12 @@ class Arrow(SourceFormat):
     def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
         """From the schema of every file that has one."""
         return schema_of_tables(_schemas(listing), names, _column_of, decided)
+
+    def columns_found(self, listing: Listing) -> list[FoundColumn]:
+        path, schema = next(whole_files(listing, _schema_of))
+        with ArrowFile(path) as opened:
+            rows = opened.batch(0).slice(0, ROWS_LOOKED_AT).to_pylist() if opened.batches else []
+            return columns_of_rows(rows, schema)
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
         """Some rows of a record batch, drawn as often as it has rows."""

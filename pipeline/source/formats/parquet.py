@@ -19,6 +19,7 @@ from ..carried_values import Carried, carried_of_table
 from ..columns import holds_text
 from ..drawing import Draw, Drawing, Drawn, Draws
 from ..format import Columns, Facts, MediaRule, SourceFormat, UnitBytes, columns_drawn
+from ..found_columns import ROWS_LOOKED_AT, FoundColumn, columns_of_rows
 from ..listing import Listing
 from ..media import IMAGE
 from ..named_image import NamedImage, refuse_urls
@@ -95,6 +96,12 @@ class Parquet(SourceFormat):
             schemas = zip(paths, map_ahead(pool, _schema_if_whole, paths, READS_AT_ONCE), strict=True)
             whole = ((path, schema) for path, schema in schemas if schema is not None)
             return schema_of_tables(whole, names, _column_of, decided)
+
+    def columns_found(self, listing: Listing) -> list[FoundColumn]:
+        path, schema = next(whole_files(listing, _schema_of))
+        with open_parquet(path) as parquet:
+            first = next(parquet.iter_batches(batch_size=ROWS_LOOKED_AT), None)
+            return columns_of_rows([] if first is None else first.to_pylist(), schema)
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
         """Some rows of a row group, drawn as often as it has rows; of very many files, as often as they are large."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 from ...errors import RequestError, listing_error
 from ...storage.files import open_input
 from ..format import Columns
+from ..found_columns import FoundColumn
 from ..lines import LineFile, LineManifest
 from ..listing import Listing
 from ..media import VIDEO
@@ -52,6 +53,9 @@ class Text(LineManifest):
 
     def carried_schema(self, listing: Listing, names: Sequence[str], decided: pa.Schema | None = None) -> pa.Schema:
         raise RequestError(f"source.carry: {', '.join(names)}: a list of paths has no columns")
+
+    def columns_found(self, listing: Listing) -> list[FoundColumn]:
+        return []  # a line is a path, and nothing to choose from
 
     def columns(self, columns: Columns) -> Columns:
         return replace(columns, image=PATH, video=PATH if columns.media == VIDEO else "")

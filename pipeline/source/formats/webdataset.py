@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from ...storage.large import Encoded
 from ..carried_values import Carried, carried_of_rows
 from ..drawing import Draw, Drawing, Draws, wrapped
 from ..format import Columns, Facts, MediaRule, MembersRule, SourceFormat, UnitBytes
+from ..found_columns import FoundColumn, held_by
 from ..listing import Listing
 from ..media import IMAGE, VIDEO, suffixes_of
 from ..members import members_schema, refuse_absent, wanted_members
@@ -22,13 +24,14 @@ from ..planned import check_unchanged, read_planned
 from ..sample import IndexedSample
 from ..tar import COMPRESSED_ELSEWHERE, GZIP_SUFFIXES, TarStream, walk
 from ..tar_rule import first_images, media_rule, members_rule
-from ..tar_samples import TarRule, samples_of_tar
+from ..tar_samples import TarRule, samples_of_tar, split_key
 from ..tar_windows import bytes_of_first, samples_in_range
 
 # How far from a unit's images a carried member may stand to be read in one range with them.
 BESIDE_BYTES = 16 << 20
 # Of tars that are looked at for a carried member that none of them may have.
 MEMBERS_LOOKED_AT, BYTES_LOOKED_AT = 10_000, 1 << 30
+MEMBERS_SHOWN = 100  # that are looked at for the kinds that there are
 # The least that is read of a tar at a time; and how many times as many samples as are wanted lie there, as a rule.
 MIN_WINDOW_BYTES, WIDER = 64 << 10, 1.5
 
@@ -73,6 +76,13 @@ class WebDataset(SourceFormat):
         if decided is None:
             _refuse_absent(names, [os.path.join(listing.place.root, file.path) for file in listing])
         return members_schema(names)
+
+    def columns_found(self, listing: Listing) -> list[FoundColumn]:
+        path = os.path.join(listing.place.root, next(iter(listing)).path)
+        with TarStream(path) as stream:
+            members = itertools.islice(walk(stream, wanted=()), MEMBERS_SHOWN)
+            suffixes = dict.fromkeys(split_key(member.name)[1].lower() for member, _ in members)
+        return [FoundColumn(name=name, kind="member", holds=held_by(f".{name}")) for name in suffixes if name]
 
     def draw(self, listing: Listing, drawing: Drawing) -> Draws:
         """The members whose headers begin in a window of bytes, anywhere in any of the tars; compressed, whole tars.
