@@ -3,6 +3,8 @@
 items      an image or video as a reader gives it, and batches of them
 stream     rows in order or shuffled, split over ranks and workers, resumable
 keys       which row has which key
+kept       values that are made on first use, and let go when they are used least
+stored     a row's bytes, by where they lie
 reader     row by row, by number or key
 chats      which images and videos messages name; LLaVA records as messages
 adapters   what transformers, vLLM and SGLang take

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ class Rows(Protocol):
 
     def unit_lengths(self) -> list[int]: ...
 
-    def read(self, unit: int, row: int) -> Item: ...
+    def read_each(self, places: Iterable[tuple[int, int]]) -> Iterator[Item]: ...
 
 
 class EmbeddingStream(IterableDataset[Item]):
@@ -80,11 +81,10 @@ class EmbeddingStream(IterableDataset[Item]):
         consumer, consumers = self._consumer()
         start, self._start = self._start, 0
         self._position = start
-        for number, (unit, row) in enumerate(self._order(consumer, consumers)):
-            if number >= start:
-                item = self.dataset.read(unit, row)
-                self._position = number + 1
-                yield item
+        places = itertools.islice(self._order(consumer, consumers), start, None)
+        for number, item in enumerate(self.dataset.read_each(places), start):
+            self._position = number + 1
+            yield item
 
     def _order(self, consumer: int, consumers: int) -> Iterator[tuple[int, int]]:
         run = self._run(consumer, consumers)

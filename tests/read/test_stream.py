@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -26,6 +27,9 @@ class Made:
         number = sum(self._lengths[:unit]) + row
         self.read_rows.append(number)
         return {"number": number}
+
+    def read_each(self, places: Iterable[tuple[int, int]]) -> Iterator[Item]:
+        return (self.read(unit, row) for unit, row in places)
 
 
 LENGTHS = (7, 0, 5, 1, 30, 4)
