@@ -9,6 +9,8 @@ reader     row by row, by number or key
 chats      which images and videos messages name; LLaVA records as messages
 adapters   what transformers, vLLM and SGLang take
 processor  a model's own processor, with keys for images and videos
+serving    which row a server's identifier means, and tokens in host memory
+vllm_connector  vLLM's encoder cache, from an output
 ray_data   an output as a Ray data set
 """
 

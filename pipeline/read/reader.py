@@ -35,15 +35,15 @@ from ..output.shard import SAMPLES_SCHEMA
 from ..source.plan import Plan
 from ..storage.files import AnyPath, absolute, map_ahead, reads_ahead, small_file
 from ..storage.remote import check_uri
-from .items import Item, item_of
+from .items import Item, item_of, medium_of
 from .items import collate as collate  # a public name of this module
 from .kept import Kept
 from .keys import KeyIndex
-from .stored import StoredRow, StoredRows
+from .stored import ServedRow, StoredRow, StoredRows
 from .stream import EmbeddingStream
 
 ROWS_KEPT = 1 << 18  # of units that were read: some 50 MB
-_WHERE = ("key", "source", "grid_thw", "num_tokens", "shard", "offset", "length")
+_WHERE = ("key", "source", "sha256", "grid_thw", "num_tokens", "shard", "offset", "length")
 
 
 class EmbeddingDataset(Dataset[Item]):
@@ -62,13 +62,16 @@ class EmbeddingDataset(Dataset[Item]):
     Args:
         uri: the output, local or anything that fsspec opens.
         allow_incomplete: read what is committed so far of a run that has not ended.
+        rows_kept: rows of which it is kept where they lie, some 300 bytes each, those that were used last.
 
     Raises:
         RequestError: it is not an output of visionbake, or not a complete one.
     """
 
-    def __init__(self, uri: str | os.PathLike[str], *, allow_incomplete: bool = False) -> None:
-        self.uri = os.fspath(uri)
+    def __init__(
+        self, uri: str | os.PathLike[str], *, allow_incomplete: bool = False, rows_kept: int = ROWS_KEPT
+    ) -> None:
+        self.uri, self.rows_kept = os.fspath(uri), rows_kept
         check_uri("output", self.uri)
         self._root = absolute(self.uri)
         try:
@@ -94,14 +97,15 @@ class EmbeddingDataset(Dataset[Item]):
 
     def _forget(self) -> None:
         """Forgets what belongs to this process alone."""
-        self._tables: Kept[pa.Table] = Kept(ROWS_KEPT, len)
+        self._tables: Kept[pa.Table] = Kept(self.rows_kept, len)
         self._stored = StoredRows(self._root, self.info)
         # No method of this object: a ring of two would keep files open until it is collected.
         shard_of = partial(_samples_shard, self._root, self._unit_parts, self._unit_numbers)
         self._keys = KeyIndex(shard_of, len(self._ends))
+        self._sha256 = KeyIndex(shard_of, len(self._ends), "sha256")
 
     def __getstate__(self) -> dict[str, Any]:
-        private = ("_tables", "_stored", "_keys")
+        private = ("_tables", "_stored", "_keys", "_sha256")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -132,7 +136,7 @@ class EmbeddingDataset(Dataset[Item]):
     def __contains__(self, key: object) -> bool:
         """Whether there is a row with a key, or with `(source, key)`; not whether an item is one of them."""
         try:
-            return isinstance(key, str | tuple) and bool(self._find_all(key))
+            return isinstance(key, str | tuple) and bool(self.find_all(key))
         except (TypeError, ValueError):  # a tuple of something else
             return False
 
@@ -175,7 +179,7 @@ class EmbeddingDataset(Dataset[Item]):
         unit = int(np.searchsorted(self._ends, wanted, side="right"))
         return unit, wanted - (int(self._ends[unit - 1]) if unit else 0)
 
-    def _find_all(self, key: str | tuple[str, str]) -> list[tuple[int, int]]:
+    def find_all(self, key: str | tuple[str, str]) -> list[tuple[int, int]]:
         """The unit and row of every row with this key."""
         source, name = key if isinstance(key, tuple) else (None, key)
         found = []
@@ -186,8 +190,19 @@ class EmbeddingDataset(Dataset[Item]):
                 found.append((unit, row))
         return found
 
+    def find_sha256(self, sha256: str) -> list[tuple[int, int]]:
+        """The unit and row of every row whose file has this sha256, in lower case. The first call reads all of them."""
+        found = map(self._place, self._sha256.rows_like(sha256))
+        return [(unit, row) for unit, row in found if self._rows(unit).column("sha256")[row].as_py() == sha256]
+
+    def served(self, unit: int, row: int) -> ServedRow:
+        """The row-th accepted image of the unit-th committed unit, without its tokens."""
+        columns = self._columns(unit, row)
+        medium = medium_of(columns)
+        return ServedRow(stored=_stored_row(columns, row), medium=medium, grid_thw=tuple(columns["grid_thw"]))
+
     def _find(self, key: str | tuple[str, str]) -> tuple[int, int]:
-        found = self._find_all(key)
+        found = self.find_all(key)
         if not found:
             nearest = self._keys.nearest(key if isinstance(key, str) else key[1])
             raise KeyError(f"{key!r}" + (f"; did you mean {nearest!r}?" if nearest else ""))
@@ -200,10 +215,13 @@ class EmbeddingDataset(Dataset[Item]):
         """The accepted rows of one unit in `samples`."""
         return self._tables.get(unit, lambda: _accepted(self._unit(unit)))
 
+    def _columns(self, unit: int, row: int) -> dict[str, Any]:
+        table = self._rows(unit)
+        return {name: table.column(name)[row].as_py() for name in table.column_names}
+
     def read(self, unit: int, row: int) -> Item:
         """The row-th accepted image of the unit-th committed unit. Threads may read at the same time."""
-        table = self._rows(unit)
-        columns = {name: table.column(name)[row].as_py() for name in table.column_names}
+        columns = self._columns(unit, row)
         rows_MO = self._stored.tokens(_stored_row(columns, row))
         item: Item = {
             "key": columns["key"],

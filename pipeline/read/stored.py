@@ -41,6 +41,15 @@ class StoredRow:
     num_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedRow:
+    """An image or video of an output, as a server needs it: where its tokens lie, and its grid."""
+
+    stored: StoredRow
+    medium: str
+    grid_thw: tuple[int, ...]
+
+
 class _OpenFile:
     """A local file, open until nobody uses it any more."""
 
