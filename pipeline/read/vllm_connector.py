@@ -180,7 +180,7 @@ def _device() -> tuple[str, bool]:
 
     if current_platform.is_cuda_alike():
         return f"{current_platform.device_type}:{current_platform.current_device()}", True
-    return current_platform.device_type, False
+    return current_platform.device_type or "cpu", False  # none: a build for GPUs where there is none
 
 
 def _streams_of(config: Any) -> int:
