@@ -1,9 +1,15 @@
-"""A stand-in for the Hugging Face Hub: as much of its HTTP interface as reading a data set takes, on loopback."""
+"""A stand-in for the Hugging Face Hub, on loopback: of its HTTP interface what pushing and reading a data set takes.
+
+A pushed Parquet or tar file goes the way of Git LFS, everything else into the commit itself. There is one revision: by
+`main` or by COMMIT it is what lies in the folder.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 REPOSITORY = "people/photos"
 API = f"/api/datasets/{REPOSITORY}"
 COMMIT = "c" * 40
+LARGE = (".parquet", ".tar")
 
 
 class HubServer(ThreadingHTTPServer):
@@ -20,6 +27,7 @@ class HubServer(ThreadingHTTPServer):
     Attributes:
         asked: the requests that came, as `GET /path`.
         refuses: a status with which to answer instead, of paths that hold this text.
+        objects: what was uploaded by its sha256, and is in no commit yet.
     """
 
     daemon_threads = True
@@ -29,6 +37,7 @@ class HubServer(ThreadingHTTPServer):
         self.folder = folder
         self.asked: list[str] = []
         self.refuses: dict[str, int] = {}
+        self.objects: dict[str, bytes] = {}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -55,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        path = unquote(url.path)
+        path = re.sub(f"/(tree|resolve|revision)/{COMMIT}", r"/\1/main", unquote(url.path))
         self.server.asked.append(f"GET {path}")
         if status := next((status for text, status in self.server.refuses.items() if text in path), 0):
             self._send(status, b"{}")
@@ -77,10 +86,44 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        self.server.asked.append(f"POST {self.path}")
-        asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
-        paths = [self.server.folder / name for name in asked]
-        self._json([self.server.entry(path) for path in paths if path.exists()])
+        path = urlsplit(self.path).path
+        self.server.asked.append(f"POST {path}")
+        if path == "/api/repos/create":
+            self._json({"url": f"{self.server.url}/datasets/{REPOSITORY}", "name": REPOSITORY})
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif path == f"{API}/preupload/main":
+            names = [one["path"] for one in json.loads(body)["files"]]
+            modes = [{"path": name, "uploadMode": "lfs" if name.endswith(LARGE) else "regular"} for name in names]
+            self._json({"files": [one | {"shouldIgnore": False} for one in modes]})
+        elif path == f"/datasets/{REPOSITORY}.git/info/lfs/objects/batch":
+            self._json({"transfer": "basic", "objects": [self._upload_of(one) for one in json.loads(body)["objects"]]})
+        elif path == f"{API}/commit/main":
+            for line in body.splitlines():
+                self._commit(**json.loads(line))
+            self._json({"commitUrl": f"{self.server.url}/datasets/{REPOSITORY}/commit/{COMMIT}", "commitOid": COMMIT})
+        else:
+            asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
+            paths = [self.server.folder / name for name in asked]
+            self._json([self.server.entry(path) for path in paths if path.exists()])
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append(f"PUT {self.path}")
+        name = hashlib.sha256(data).hexdigest()
+        assert self.path == f"/lfs/{name}"
+        self.server.objects[name] = data
+        self._send(200, b"")
+
+    def _upload_of(self, asked: dict[str, object]) -> dict[str, object]:
+        return asked | {"actions": {"upload": {"href": f"{self.server.url}/lfs/{asked['oid']}"}}}
+
+    def _commit(self, key: str, value: dict[str, str]) -> None:
+        if key not in ("file", "lfsFile"):
+            return
+        path = self.server.folder / value["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(value["content"]) if key == "file" else self.server.objects[value["oid"]])
 
     def _file(self, path: Path) -> None:
         if not path.is_file():

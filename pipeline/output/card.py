@@ -48,15 +48,18 @@ row = pq.read_table("data").slice(0, 1).to_pylist()[0]
 image_embeds = torch.frombuffer(bytearray(row["embedding"]), dtype=torch.{TORCH_NAMES.get(dtype, dtype)})
 image_embeds = image_embeds.view(row["num_tokens"], row["hidden_size"])
 {scale_note}""".rstrip()
+    media = "image or video" if dataset.sampling else "image"
     rows = (
-        "`data/*.parquet`: a row for every accepted image: `key`, `grid_thw`, `num_tokens`, …, and `embedding`:\n"
+        f"`data/*.parquet`: a row for every accepted {media}: `key`, `grid_thw`, `num_tokens`, …, and `embedding`:\n"
         "  `num_tokens × hidden_size` values, little-endian, row-major."
     )
     suffix = "parquet"
     if config["output"]["format"] == "webdataset":
         suffix = "tar"
+        names = "`image_embeds`, `image_grid_thw`"
+        names += "; of a video `video_embeds`, `video_grid_thw`" if dataset.sampling else ""
         rows = (
-            "`data/*.tar`: for every accepted image `KEY.safetensors` (`image_embeds`, `image_grid_thw`) and\n"
+            f"`data/*.tar`: for every accepted {media} `KEY.safetensors` ({names}) and\n"
             "  `KEY.json` (`key`, `num_tokens`, …). A dot in a key is written as `%2E`."
         )
         loading = """import safetensors.torch, webdataset
@@ -79,13 +82,19 @@ configs:
   data_files: data/*.{suffix}
 - config_name: samples
   data_files: samples/*.parquet
+task_categories:
+- image-feature-extraction
+size_categories:
+- {_size_category(totals.rows)}
 tags:
 - visionbake
+- vision-tokens
+# license: of the images and of the model; yours to say
 ---
 # Vision tokens of `{config["source"]["uri"]}`
 
 The output of the vision tower of `{model}` ({kind}, {dataset.hidden_size} wide{made_of}, stored as
-{config["output"]["dtype"]}) for every image, with its `grid_thw`. Written by visionbake.
+{config["output"]["dtype"]}) for every {media}, with its `grid_thw`. Written by visionbake.
 {random_note}
 | | |
 |---|---|
@@ -98,14 +107,26 @@ The output of the vision tower of `{model}` ({kind}, {dataset.hidden_size} wide{
 | fingerprint | `{dataset.fingerprint}` |
 
 - {rows}
-- `samples/*.parquet`: a row for every image of the source, rejects included, with `status`, and `shard`, `offset`,
+- `samples/*.parquet`: a row for every {media} of the source, rejects included, with `status`, and `shard`, `offset`,
   `length`: where in the data shard the embedding's bytes lie.
 
 ```python
 {loading}
 ```
 
+On the Hub, `datasets.load_dataset(NAME)` gives the rows of `data`, `load_dataset(NAME, "samples")` those of `samples`,
+and `visionbake.EmbeddingDataset("hf://datasets/NAME")` is the reader, an image at a time.
+
 ```sql
 SELECT status, count(*) AS images, sum(num_tokens) AS tokens FROM 'samples/*.parquet' GROUP BY status;
 ```
 """
+
+
+def _size_category(rows: int) -> str:
+    """The Hub's name of a data set's size."""
+    bounds = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+    for number, bound in enumerate(bounds):
+        if rows < 1000 * 10**number:
+            return f"{bounds[number - 1]}<n<{bound}" if number else f"n<{bound}"
+    return f"n>{bounds[-1]}"

@@ -5,10 +5,14 @@ packing    rows in batches of a budget of tokens
 stream     rows in order or shuffled, split over ranks and workers, resumable
 keys       which row has which key
 lengths    how many tokens each row has, from the ledger
+kept       values that are made on first use, and let go when they are used least
+stored     a row's bytes, by where they lie
 reader     row by row, by number or key
 chats      which images and videos messages name; LLaVA records as messages
 adapters   what transformers, vLLM and SGLang take
 processor  a model's own processor, with keys for images and videos
+serving    which row a server's identifier means, and tokens in host memory
+vllm_connector  vLLM's encoder cache, from an output
 ray_data   an output as a Ray data set
 """
 

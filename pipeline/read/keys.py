@@ -23,10 +23,11 @@ class KeyIndex:
     Args:
         path_of: a unit's samples shard.
         units: how many there are.
+        column: of `samples`, which has them.
     """
 
-    def __init__(self, path_of: Callable[[int], AnyPath], units: int) -> None:
-        self._path_of, self._units = path_of, units
+    def __init__(self, path_of: Callable[[int], AnyPath], units: int, column: str = "key") -> None:
+        self._path_of, self._units, self._column = path_of, units, column
         self._hashes: tuple[np.ndarray, np.ndarray] | None = None
 
     def rows_like(self, key: str) -> list[int]:
@@ -48,8 +49,8 @@ class KeyIndex:
     def of_unit(self, unit: int) -> list[str]:
         """The keys of one unit's rows."""
         with open_input(self._path_of(unit), forwards=False) as stream:
-            table = pq.read_table(stream, columns=["key", "status"])
-        keys: list[str] = table.filter(pc.equal(table.column("status"), "ok")).column("key").to_pylist()
+            table = pq.read_table(stream, columns=[self._column, "status"])
+        keys: list[str] = table.filter(pc.equal(table.column("status"), "ok")).column(self._column).to_pylist()
         return keys
 
     def __iter__(self) -> Iterator[str]:

@@ -8,11 +8,11 @@ and works in the workers of a DataLoader.
 
 from __future__ import annotations
 
+import itertools
 import os
 from array import array
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, overload
 
@@ -21,11 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..encode.dtypes import STORED, is_scaled, restore, scale_bytes, scale_of
-from ..errors import OutputError, RequestError
+from ..encode.dtypes import STORED
+from ..errors import RequestError
 from ..index.units import UnitId
 from ..output.dataset import is_complete
 from ..output.info import read_dataset
@@ -34,26 +33,18 @@ from ..output.ledger import CommittedUnits, folded_parts, read_committed
 from ..output.ledger_file import numbers_of
 from ..output.shard import SAMPLES_SCHEMA
 from ..source.plan import Plan
-from ..storage import remote
-from ..storage.files import AnyPath, absolute, open_input, small_file
-from ..storage.remote import RemotePath, check_uri
-from .items import Item, item_of
+from ..storage.files import AnyPath, absolute, map_ahead, reads_ahead, small_file
+from ..storage.remote import check_uri
+from .items import Item, item_of, medium_of
 from .items import collate as collate  # a public name of this module
+from .kept import Kept
 from .keys import KeyIndex
 from .lengths import TokenCounts
+from .stored import ServedRow, StoredRow, StoredRows
 from .stream import EmbeddingStream
 
-TABLES_KEPT = 8
-FILES_KEPT = 64
-_WHERE = ("key", "source", "grid_thw", "num_tokens", "shard", "offset", "length")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rows:
-    """The accepted rows of one unit, as Python values; carried columns as a table."""
-
-    columns: dict[str, list[Any]]
-    carried: pa.Table
+ROWS_KEPT = 1 << 18  # of units that were read: some 50 MB
+_WHERE = ("key", "source", "sha256", "grid_thw", "num_tokens", "shard", "offset", "length")
 
 
 class EmbeddingDataset(Dataset[Item]):
@@ -72,13 +63,16 @@ class EmbeddingDataset(Dataset[Item]):
     Args:
         uri: the output, local or anything that fsspec opens.
         allow_incomplete: read what is committed so far of a run that has not ended.
+        rows_kept: rows of which it is kept where they lie, some 300 bytes each, those that were used last.
 
     Raises:
         RequestError: it is not an output of visionbake, or not a complete one.
     """
 
-    def __init__(self, uri: str | os.PathLike[str], *, allow_incomplete: bool = False) -> None:
-        self.uri = os.fspath(uri)
+    def __init__(
+        self, uri: str | os.PathLike[str], *, allow_incomplete: bool = False, rows_kept: int = ROWS_KEPT
+    ) -> None:
+        self.uri, self.rows_kept = os.fspath(uri), rows_kept
         check_uri("output", self.uri)
         self._root = absolute(self.uri)
         try:
@@ -100,31 +94,25 @@ class EmbeddingDataset(Dataset[Item]):
         self.dtype = STORED[self.info.config["output"]["dtype"]]
         self.hidden_size: int = self.info.hidden_size
         self.streams: int = self.info.streams
-        self._scaled = is_scaled(self.info.config["output"]["dtype"])
         self._forget()
 
     def _forget(self) -> None:
         """Forgets what belongs to this process alone."""
-        self._tables: OrderedDict[int, _Rows] = OrderedDict()
-        self._files: OrderedDict[str, int] = OrderedDict()
-        self._scales: OrderedDict[str, list[bytes]] = OrderedDict()
+        self._tables: Kept[pa.Table] = Kept(self.rows_kept, len)
+        self._stored = StoredRows(self._root, self.info)
         # No method of this object: a ring of two would keep files open until it is collected.
         shard_of = partial(_samples_shard, self._root, self._unit_parts, self._unit_numbers)
         self._keys = KeyIndex(shard_of, len(self._ends))
+        self._sha256 = KeyIndex(shard_of, len(self._ends), "sha256")
         self._counts = TokenCounts(self._root, self.info.fingerprint, shard_of)
 
     def __getstate__(self) -> dict[str, Any]:
-        private = ("_tables", "_files", "_scales", "_keys", "_counts")
+        private = ("_tables", "_stored", "_keys", "_sha256", "_counts")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
-
-    def __del__(self) -> None:
-        close: Any = getattr(os, "close", None)  # gone when the interpreter ends
-        for descriptor in getattr(self, "_files", {}).values() if close is not None else ():
-            close(descriptor)
 
     def _lengths(self, committed: CommittedUnits, folded: set[int]) -> tuple[array[int], array[int], array[int]]:
         """Part, number and rows of each committed unit, in order. Raises OutputError: a footer cannot be read."""
@@ -150,7 +138,7 @@ class EmbeddingDataset(Dataset[Item]):
     def __contains__(self, key: object) -> bool:
         """Whether there is a row with a key, or with `(source, key)`; not whether an item is one of them."""
         try:
-            return isinstance(key, str | tuple) and bool(self._find_all(key))
+            return isinstance(key, str | tuple) and bool(self.find_all(key))
         except (TypeError, ValueError):  # a tuple of something else
             return False
 
@@ -193,92 +181,73 @@ class EmbeddingDataset(Dataset[Item]):
         unit = int(np.searchsorted(self._ends, wanted, side="right"))
         return unit, wanted - (int(self._ends[unit - 1]) if unit else 0)
 
-    def _find_all(self, key: str | tuple[str, str]) -> list[tuple[int, int]]:
+    def find_all(self, key: str | tuple[str, str]) -> list[tuple[int, int]]:
         """The unit and row of every row with this key."""
         source, name = key if isinstance(key, tuple) else (None, key)
         found = []
         for number in self._keys.rows_like(name):
             unit, row = self._place(number)
-            columns = self._rows(unit).columns
-            if columns["key"][row] == name and source in (None, columns["source"][row]):
+            at = self._rows(unit).slice(row, 1).select(["key", "source"]).to_pylist()[0]
+            if at["key"] == name and source in (None, at["source"]):
                 found.append((unit, row))
         return found
 
+    def find_sha256(self, sha256: str) -> list[tuple[int, int]]:
+        """The unit and row of every row whose file has this sha256, in lower case. The first call reads all of them."""
+        found = map(self._place, self._sha256.rows_like(sha256))
+        return [(unit, row) for unit, row in found if self._rows(unit).column("sha256")[row].as_py() == sha256]
+
+    def served(self, unit: int, row: int) -> ServedRow:
+        """The row-th accepted image of the unit-th committed unit, without its tokens."""
+        columns = self._columns(unit, row)
+        medium = medium_of(columns)
+        return ServedRow(stored=_stored_row(columns, row), medium=medium, grid_thw=tuple(columns["grid_thw"]))
+
     def _find(self, key: str | tuple[str, str]) -> tuple[int, int]:
-        found = self._find_all(key)
+        found = self.find_all(key)
         if not found:
             nearest = self._keys.nearest(key if isinstance(key, str) else key[1])
             raise KeyError(f"{key!r}" + (f"; did you mean {nearest!r}?" if nearest else ""))
         if len(found) > 1:
-            where = ", ".join(sorted({self._rows(unit).columns["source"][row] for unit, row in found}))
+            where = ", ".join(sorted({self._rows(unit).column("source")[row].as_py() for unit, row in found}))
             raise RequestError(f"the key {key!r} stands {len(found)} times: in {where}; ask by (source, key)")
         return found[0]
 
-    def _rows(self, unit: int) -> _Rows:
-        if unit not in self._tables:
-            table = pq.read_table(small_file(self._unit(unit)))
-            table = table.filter(pc.equal(table.column("status"), "ok"))
-            columns = {name: table.column(name).to_pylist() for name in _WHERE}
-            rows = _Rows(columns=columns, carried=table.drop_columns(SAMPLES_SCHEMA.names))
-            _keep(self._tables, unit, rows, TABLES_KEPT)
-        self._tables.move_to_end(unit)
-        return self._tables[unit]
+    def _rows(self, unit: int) -> pa.Table:
+        """The accepted rows of one unit in `samples`."""
+        return self._tables.get(unit, lambda: _accepted(self._unit(unit)))
+
+    def _columns(self, unit: int, row: int) -> dict[str, Any]:
+        table = self._rows(unit)
+        return {name: table.column(name)[row].as_py() for name in table.column_names}
 
     def read(self, unit: int, row: int) -> Item:
-        """The row-th accepted image of the unit-th committed unit."""
-        rows = self._rows(unit)
-        columns = {name: values[row] for name, values in rows.columns.items()}
-        raw = self._bytes(columns["shard"], columns["offset"], columns["length"])
-        rows_MO = raw.view(self.dtype).view(columns["num_tokens"], -1)
-        if self._scaled:
-            rows_MO = restore(rows_MO, self._scale(columns, row)).to(torch.bfloat16)
+        """The row-th accepted image of the unit-th committed unit. Threads may read at the same time."""
+        columns = self._columns(unit, row)
+        rows_MO = self._stored.tokens(_stored_row(columns, row))
         item: Item = {
             "key": columns["key"],
             "source": columns["source"],
             **item_of(rows_MO, self.streams),
             "grid_thw": torch.tensor(columns["grid_thw"]),
         }
-        if rows.carried.num_columns:
-            item |= rows.carried.slice(row, 1).to_pylist()[0]
-        return item
+        return item | {name: value for name, value in columns.items() if name not in _WHERE}
+
+    def read_each(self, places: Iterable[tuple[int, int]]) -> Iterator[Item]:
+        """Yields rows by unit and row, in order; of object storage several ranges are under way at once."""
+        ahead = reads_ahead(self.uri)
+        if not ahead:
+            yield from itertools.starmap(self.read, places)
+            return
+        pool = ThreadPoolExecutor(ahead)
+        try:
+            yield from map_ahead(pool, lambda at: self.read(*at), places, ahead)
+        finally:
+            pool.shutdown(cancel_futures=True)  # who stops early waits for what is under way, and for no more
 
     def carried(self, unit: int) -> pa.Table:
         """The carried columns of the accepted rows of the unit-th committed unit, those of videos among them."""
-        return self._rows(unit).carried
-
-    def _bytes(self, shard: str, offset: int, length: int) -> Tensor:
-        """One range, into a tensor of its own."""
-        if isinstance(self._root, RemotePath):
-            place = (self._root / shard).uri
-            data = remote.read(place, offset, offset + length)
-            if len(data) != length:
-                raise OutputError(f"{place}: {len(data)} of {length} bytes at {offset}")
-            return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        path = str(self._root / shard)
-        if path not in self._files:
-            _keep(self._files, path, os.open(path, os.O_RDONLY), FILES_KEPT, os.close)
-        self._files.move_to_end(path)
-        buffer = torch.empty(length, dtype=torch.uint8)
-        rest = memoryview(buffer.numpy().data)
-        while rest:
-            count = os.preadv(self._files[path], [rest], offset + length - len(rest))
-            if not count:
-                raise OutputError(f"{path} ends at byte {offset + length - len(rest)}, inside an embedding")
-            rest = rest[count:]
-        return buffer
-
-    def _scale(self, columns: dict[str, Any], row: int) -> Tensor:
-        """Scales [M, S]: in a tar behind the embedding; in Parquet a small column, read a shard at a time."""
-        shard = columns["shard"]
-        if shard.endswith(".tar"):
-            size = scale_bytes(columns["num_tokens"], self.streams)
-            behind = self._bytes(shard, columns["offset"] + columns["length"], size)
-            return behind.view(torch.float32).view(-1, 1 + self.streams)
-        if shard not in self._scales:
-            with open_input(self._root / shard, forwards=False) as stream:
-                scales = pq.read_table(stream, columns=["scale"]).column("scale").to_pylist()
-            _keep(self._scales, shard, scales, TABLES_KEPT)
-        return scale_of(self._scales[shard][row], self.streams)
+        return self._rows(unit).drop_columns(list(_WHERE))
 
     def stream(self, **options: Any) -> EmbeddingStream:
         """The same rows as an iterable data set; options as of `EmbeddingStream`."""
@@ -298,10 +267,13 @@ def _samples_shard(root: AnyPath, parts: np.ndarray, numbers: np.ndarray, unit: 
     return samples_path(root, str(UnitId(int(parts[unit]), int(numbers[unit]))))
 
 
-def _keep(store: OrderedDict[Any, Any], name: Any, value: Any, limit: int, drop: Any = None) -> None:
-    """Adds a value, letting the least recently used go."""
-    store[name] = value
-    while len(store) > limit:
-        _, old = store.popitem(last=False)
-        if drop is not None:
-            drop(old)
+def _accepted(shard: AnyPath) -> pa.Table:
+    """The accepted rows of a samples shard, in one piece."""
+    table = pq.read_table(small_file(shard))
+    table = table.filter(pc.equal(table.column("status"), "ok"))
+    carried = [name for name in table.column_names if name not in SAMPLES_SCHEMA.names]
+    return table.select([*_WHERE, *carried]).combine_chunks()
+
+
+def _stored_row(columns: dict[str, Any], row: int) -> StoredRow:
+    return StoredRow(row=row, **{name: columns[name] for name in ("shard", "offset", "length", "num_tokens")})

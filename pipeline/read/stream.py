@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +23,7 @@ class Rows(Protocol):
 
     def unit_lengths(self) -> list[int]: ...
 
-    def read(self, unit: int, row: int) -> Item: ...
+    def read_each(self, places: Iterable[tuple[int, int]]) -> Iterator[Item]: ...
 
     def token_counts(self, unit: int) -> np.ndarray: ...
 
@@ -99,11 +101,19 @@ class EmbeddingStream(IterableDataset[Any]):
         start, self._start = self._start, 0
         self._position = start
         batches = ([place] for place in order) if self.max_tokens is None else self._batches(order, self.max_tokens)
-        for number, places in enumerate(batches):
-            if number >= start:
-                items = [self.dataset.read(unit, row) for unit, row in places]
-                self._position = number + 1
-                yield items[0] if self.max_tokens is None else items
+        batches = itertools.islice(batches, start, None)
+        sizes: deque[int] = deque()  # of batches whose rows are asked for, some of them ahead
+
+        def places() -> Iterator[Place]:
+            for batch in batches:
+                sizes.append(len(batch))
+                yield from batch
+
+        items = self.dataset.read_each(places())
+        for number, first in zip(itertools.count(start), items, strict=False):
+            taken = [first, *itertools.islice(items, sizes.popleft() - 1)]
+            self._position = number + 1
+            yield first if self.max_tokens is None else taken
 
     def _batches(self, order: Iterator[Place], max_tokens: int) -> Iterator[list[Place]]:
         counts = ((place, int(self.dataset.token_counts(place[0])[place[1]])) for place in order)

@@ -64,7 +64,7 @@ class Request:
         """Says in one line what is encoded by what. `facts`: those of an encoder's identity."""
         listing, media = self.listed(), _media_words(self.place.media, self.geometry)
         files = f"{listing.count:,} {'file' if listing.count == 1 else 'files'}"
-        if self.place.format == "folder" and listing.videos:
+        if listing.videos:
             files += f", {listing.videos:,} of them videos"
         return (
             f"{self.config.source.uri}: {self.place.format}, {media}, {files}; {self.config.model.path} "

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ import torch
 from conftest import REPOSITORY, config_for, encoded, make_tar, noise
 
 import pipeline.read.keys as keys_module
-import pipeline.read.reader as reader_module
 from pipeline import EmbeddingDataset
 from pipeline.errors import OutputError, RequestError
+from pipeline.read import stored
 from pipeline.read.reader import collate
 from pipeline.read.stream import EmbeddingStream
 from pipeline.run.runner import run
@@ -156,9 +157,8 @@ def test_what_is_kept_of_many_units_is_bounded(
     read_table, open_file = pq.read_table, os.open
     monkeypatch.setattr(os, "open", lambda path, *a, **k: opened.append(path) or open_file(path, *a, **k))
     monkeypatch.setattr(pq, "read_table", lambda *a, **k: tables.append(a) or read_table(*a, **k))
-    monkeypatch.setattr(reader_module, "TABLES_KEPT", 3)
-    monkeypatch.setattr(reader_module, "FILES_KEPT", 2)
-    dataset = EmbeddingDataset(output)
+    monkeypatch.setattr(stored, "FILES_KEPT", 2)
+    dataset = EmbeddingDataset(output, rows_kept=10)
     units = len(dataset.unit_lengths())
     assert units > 6
     for unit in range(units):
@@ -167,12 +167,12 @@ def test_what_is_kept_of_many_units_is_bounded(
         assert open_shards() == {f"part-000000-{number:04d}" for number in {0, unit}}
     assert len(tables) == units
     assert len([path for path in opened if str(path).startswith(str(output / "data"))]) == units
-    assert len(dataset._tables) == 3
+    assert len(dataset._tables) > 2
+    assert dataset._tables.held <= 10
     dataset.read(1, 0)
     assert len(tables) == units + 1  # let go, so read again
     del dataset
     assert not open_shards()
-    assert (reader_module.TABLES_KEPT, reader_module.FILES_KEPT) == (3, 2)
     assert all(same(item, row) for item, row in zip(EmbeddingDataset(output).stream(), rows, strict=True))
 
 
@@ -204,6 +204,35 @@ def test_a_remote_range_that_comes_back_short_is_an_error(output: Path, monkeypa
     )
     with pytest.raises(OutputError, match=r"\d+ of \d+ bytes at"):
         dataset[0]
+
+
+def test_of_object_storage_several_rows_are_under_way_at_once(
+    output: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order all the same; and who stops early does not wait for what is left."""
+    memory = fsspec.filesystem("memory")
+    memory.put(str(output), "/ahead", recursive=True)
+    dataset = EmbeddingDataset("memory://ahead")
+    cat_file = memory.cat_file
+    now: list[str] = []
+    most, asked = 0, 0
+
+    def read_slowly(self: Any, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        nonlocal most, asked
+        now.append(path)
+        most, asked = max(most, len(now)), asked + 1
+        time.sleep(0.02)
+        now.remove(path)
+        return cat_file(path, start, end)
+
+    monkeypatch.setattr(type(memory), "cat_file", read_slowly)
+    assert [same(item, row) for item, row in zip(dataset.stream(), rows, strict=True)] == [True] * len(rows)
+    assert most >= 8
+    asked = 0
+    stream = iter(dataset.stream())
+    next(stream)
+    stream.close()
+    assert asked < len(rows)
 
 
 def test_a_remote_output(output: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:

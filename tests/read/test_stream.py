@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -33,6 +34,9 @@ class Made:
         """Between 1 and 9 tokens a row, by its number."""
         first = sum(self._lengths[:unit])
         return np.array([1 + number * 7 % 9 for number in range(first, first + self._lengths[unit])], np.int32)
+
+    def read_each(self, places: Iterable[tuple[int, int]]) -> Iterator[Item]:
+        return (self.read(unit, row) for unit, row in places)
 
 
 LENGTHS = (7, 0, 5, 1, 30, 4)
