@@ -39,7 +39,10 @@ NOT_RUN = {
     "docs/train.md": {
         "# launch.py: python launch.py train.yaml, in place of llamafactory-cli train train.yaml": (
             "needs LLaMA-Factory, which holds transformers below 5.23"
-        )
+        ),
+        "# from_output.py: swift sft --external_plugins from_output.py …, with keys as `images` of the rows": (
+            "needs ms-swift, which does so, too"
+        ),
     },
     "docs/run.md": {"visionbake verify out/photos --ray": "needs a cluster: tests/run/test_verify_ray.py"},
 }
