@@ -17,8 +17,10 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import PHOTOS, REPOSITORY, make_folder
 
+from pipeline import VisionEncoder
 from pipeline.cli import main, signals
 from pipeline.cli.commands import run_module
 from pipeline.config import load_config
@@ -133,6 +135,32 @@ def test_weights_of_another_kind_are_told_so(name: str, says: str, model_path: P
     (folder / name).write_bytes(b"\x80\x02")
     with pytest.raises(RequestError, match=rf"has its weights in {name}; only \*\.safetensors is read: {says}"):
         Checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"device": "cuda"}, "device: cuda: torch .* sees no GPU here; device='cpu' encodes without"),
+        ({"device": "gpu"}, "device: gpu: must be cpu, cuda, or a GPU's number"),
+        ({"dtype": "fp16"}, "dtype: must be auto, bfloat16 or float32, not 'float16'"),
+    ],
+)
+def test_what_an_encoder_cannot_be_is_one_line(
+    options: dict[str, str], says: str, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RequestError, match=says) as caught:
+        VisionEncoder.from_pretrained(str(model_path), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_takes_dtypes_as_people_spell_them(
+    model_path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert VisionEncoder.from_pretrained(str(model_path), "torch.float32", device="cpu").tower.dtype == torch.float32
+    code, out, err = call(capsys, "encode", PHOTO, "--model", model_path, "--dtype", "fp32", "--max-pixels", "10000")
+    assert (code, err) == (0, "")
+    assert "tokens of" in out
 
 
 def test_hints_name_the_way_of_installing(tmp_path: Path) -> None:
