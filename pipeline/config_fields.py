@@ -37,12 +37,14 @@ def _uri(value: object) -> object:
 DTYPE_SPELLINGS = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
-def _dtype(value: object) -> object:
+def spelt_out(dtype: str) -> str:
     """The dtype that another common spelling means."""
-    if not isinstance(value, str):
-        return value
-    word = value.lower().removeprefix("torch.")
+    word = dtype.lower().removeprefix("torch.")
     return DTYPE_SPELLINGS.get(word, word)
+
+
+def _dtype(value: object) -> object:
+    return spelt_out(value) if isinstance(value, str) else value
 
 
 AutoOrPositive = Annotated[int | str, BeforeValidator(_auto_or_positive)]

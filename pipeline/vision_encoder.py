@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from . import rejects
-from .config_fields import Video
+from .config_fields import Video, spelt_out
 from .encode.dtypes import split_streams
 from .encode.unit import UnitEncoder
 from .errors import RequestError
@@ -35,7 +35,7 @@ from .storage.held import read_or_leave
 from .storage.large import Encoded
 from .storage.location import shown_location
 from .tower.checkpoint import Checkpoint
-from .tower.device import DTYPES, choose_device, choose_dtype, dtype_name
+from .tower.device import DTYPES, choose_device, choose_dtype, device_named, dtype_name
 from .tower.geometry import geometry_of
 from .tower.pack_plan import Grid
 from .tower.tower import Tower
@@ -129,15 +129,12 @@ class VisionEncoder:
         Raises:
             RequestError: the checkpoint or an argument is wrong; the message says how.
         """
-        chosen = choose_device("auto") if device is None else torch.device(device)
+        chosen = choose_device("auto") if device is None else device_named(device)
         if isinstance(dtype, str):
+            dtype = spelt_out(dtype)
             if dtype not in ("auto", *DTYPES):
                 raise RequestError(f"dtype: must be auto, bfloat16 or float32, not {dtype!r}")
             dtype = choose_dtype(dtype, chosen)
-        if chosen.type == "cuda" and not torch.cuda.is_available():
-            raise RequestError(
-                f"device: {device}: torch {torch.__version__} sees no GPU here; device='cpu' encodes without"
-            )
         checkpoint = Checkpoint(path, revision)
         geometry = geometry_of(
             checkpoint.config, min_pixels=min_pixels, max_pixels=max_pixels, max_image_pixels=max_image_pixels

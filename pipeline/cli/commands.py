@@ -20,6 +20,8 @@ from .console import print_any_text, say, warn
 from .parser import Parser, add_common_arguments
 from .signals import EXIT_CODE, catch_signals, interrupted_text, interruption
 
+# What the world, or a request, may be like.
+FAILURES = (RequestError, RunFailed, OutputError, SourceError, DamagedPart, EncodeError, OSError)
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 COMMANDS = {
@@ -106,16 +108,13 @@ def run_module(name: str, command: Command, arguments: list[str] | None = None) 
     catch_signals()
     try:
         return int(command.main(parsed))
-    except (RequestError, RunFailed, OutputError, SourceError, DamagedPart, EncodeError, OSError) as error:
+    except BaseException as error:
         if why := interruption(error):
             warn(interrupted_text(parser.prog, why))
             return EXIT_CODE
+        if not isinstance(error, FAILURES):
+            raise
         if parsed.verbose:
             warn(traceback.format_exc())
-        warn(f"visionbake {name}: {error}")
+        warn(f"{parser.prog}: {error}")
         return 2 if isinstance(error, RequestError) else 1
-    except BaseException as error:
-        if not (why := interruption(error)):
-            raise
-        warn(interrupted_text(parser.prog, why))
-        return EXIT_CODE

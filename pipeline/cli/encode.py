@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config_fields import Video
+from ..config_fields import Video, spelt_out
 from ..errors import OutputError, RequestError
 from ..storage.location import shown_location
 from ..vision_encoder import Embedding, VisionEncoder
@@ -22,7 +22,7 @@ MAX_FPS = 1000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="FILE", help="JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF, or a video")
     parser.add_argument("--model", required=True, metavar="M", help="Hub id, local directory, or random:tiny")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
+    parser.add_argument("--dtype", default="auto", metavar="D", type=spelt_out, choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--min-pixels", type=int, help="of images; by default the checkpoint's own")
     parser.add_argument("--max-pixels", type=int, help="of images; by default the checkpoint's own")
     parser.add_argument("--fps", type=float, help="frames taken of a second of film; by default the family's own")

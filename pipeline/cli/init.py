@@ -75,7 +75,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _found(source_format: SourceFormat, listing: Listing) -> str:
-    """What lies there, in a line."""
+    """Says in a line how much lies there."""
     ignored = f"; {ignored_text(listing.ignored)}" if listing.ignored else ""
     if not source_format.is_of_images:
         return f"{listing.count:,} file{'s' if listing.count != 1 else ''} of format {source_format.name}{ignored}"

@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command takes."""
+    """Adds the options that every command takes."""
     parser.add_argument("-q", "--quiet", action="store_true", help="the result alone: nothing of how it is going")
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="what libraries log, too, and where an error arose"

@@ -142,6 +142,9 @@ class EmbeddingDataset(Dataset[Item]):
         except (TypeError, ValueError):  # a tuple of something else
             return False
 
+    def __repr__(self) -> str:
+        return f"EmbeddingDataset({self.uri!r}, {len(self):,} rows of {self.hidden_size} {self.dtype})"
+
     def keys(self) -> Iterator[str]:
         """Yields the keys of all rows, in their order; no embedding is read."""
         return iter(self._keys)
@@ -150,25 +153,37 @@ class EmbeddingDataset(Dataset[Item]):
     def __getitem__(self, index: int | str | tuple[str, str]) -> Item: ...
 
     @overload
-    def __getitem__(self, index: slice | list[int | str | tuple[str, str]]) -> list[Item]: ...
+    def __getitem__(
+        self, index: slice | range | np.ndarray | Tensor | list[int | str | tuple[str, str]]
+    ) -> list[Item]: ...
 
     def __getitem__(self, index: Any) -> Item | list[Item]:
-        """By number, by key, or by `(source, key)`; a slice or a list of those gives a list.
+        """By number, by key, or by `(source, key)`; a slice, a list of those or an array of numbers gives a list.
 
         Raises:
             IndexError, KeyError: there is no such row.
+            TypeError: it is none of those.
             RequestError: the key is in several files of the source.
         """
         if isinstance(index, slice):
             return self.get_many(range(*index.indices(len(self))))
-        if isinstance(index, list):
+        if isinstance(index, np.ndarray | Tensor):
+            index = index.tolist()  # of one without dimensions a number
+        if isinstance(index, list | range):
             return self.get_many(index)
-        unit, row = self._place(index) if isinstance(index, int | np.integer) else self._find(index)
-        return self.read(unit, row)
+        return self.read(*self._place_of(index))
+
+    def _place_of(self, index: int | str | tuple[str, str]) -> tuple[int, int]:
+        """The unit and row of one index. Raises as `dataset[index]`."""
+        if isinstance(index, int | np.integer) and not isinstance(index, bool):
+            return self._place(index)
+        if isinstance(index, str) or (isinstance(index, tuple) and [type(part) for part in index] == [str, str]):
+            return self._find(index)
+        raise TypeError(f"a row is asked for by number, key or (source, key), or several by a list, not by {index!r}")
 
     def get_many(self, keys: Sequence[int | str | tuple[str, str]]) -> list[Item]:
         """Several items, in order; shard by shard. Raises as `dataset[key]` does."""
-        places = [self._place(key) if isinstance(key, int | np.integer) else self._find(key) for key in keys]
+        places = [self._place_of(key) for key in keys]
         items: list[Item | None] = [None] * len(places)
         for number in sorted(range(len(places)), key=places.__getitem__):
             items[number] = self.read(*places[number])

@@ -122,7 +122,7 @@ def _join_or_start(address: str, say: Callable[[str], None]) -> bool:
 
 
 def _token_hint() -> str:
-    """What to try where somebody listens and does not let us in: Ray says why on its own, in lines of its own."""
+    """Says what to try where somebody listens and does not let us in: Ray says why on its own, in lines of its own."""
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return "; if it says InvalidAuthToken, that cluster has another token than ~/.ray/auth_token here"
     return "; a cluster that asks for a token, as `ray start` does where there is one, takes RAY_AUTH_MODE=token"

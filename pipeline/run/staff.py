@@ -24,6 +24,7 @@ MAX_TRIES: dict[Reason, int] = {
     "death": 20,
 }  # in a row in one place, without a success
 MESSAGE_SECONDS = 15.0
+USUAL_SECONDS = 45.0  # that a process may take to start, with nothing wrong
 START_SECONDS = 600.0  # of a process, and twice as long each time that it was too short on its node
 
 
@@ -56,6 +57,7 @@ class Staff:
         self._started: dict[Process, float] = {}  # those that are starting, the oldest first
         self._late: Counter[tuple[Kind, str]] = Counter()
         self._said = backend.now()
+        self._awaited: dict[Kind, float] = {}  # since when there is none
 
     def __iter__(self) -> Iterator[Process]:
         return iter(list(self._calls))
@@ -136,13 +138,17 @@ class Staff:
         return [process for process in self._calls if (process.kind, process.node) == (kind, node)]
 
     def say_awaited(self, kinds: list[Kind]) -> None:
-        """A line for whoever waits for them, now and then."""
+        """A line for whoever waits for them, now and then, where something may be wrong: processes take a while."""
         now = self._backend.now()
+        for kind in KINDS:
+            self._awaited[kind] = min(now, self._awaited.get(kind, now)) if kind in kinds else now
         if not kinds or now - self._said < MESSAGE_SECONDS:
             return
         self._said = now
         for kind in kinds:
-            gave_up = self._places.gave_up(kind)
+            gave_up, late = self._places.gave_up(kind), now - self._awaited[kind] >= USUAL_SECONDS
+            if self.count(kind) and not gave_up and not late:
+                continue
             why = f"; the last ended with: {first_line(self._last_error[kind])}" if gave_up else ""
             self._say(self._places.awaited(kind, self.count(kind)) + why)
 

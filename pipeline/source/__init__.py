@@ -6,6 +6,7 @@ unknown        what bytes are that are none of what is read
 file_kind      the same of a file, to stand behind what is wrong with it
 sample         IndexedSample: one image or clip, with the facts that its part's index keeps
 media          what is an image and what a video, by its name
+found_columns  what the first samples have, for whoever writes a configuration
 keys           a key is unique over its file, whatever the file's parts
 states         what became of planned files since
 planned        a file is read as what it was when it was planned, or not at all

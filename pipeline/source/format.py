@@ -247,7 +247,7 @@ class SourceFormat(ABC):
         """
 
     def columns_found(self, listing: Listing) -> list[FoundColumn]:
-        """What the first samples of the first file have: columns, fields or members. Empty where there are none.
+        """Returns the columns, fields or kinds of members of the first samples; none where there are none.
 
         Raises:
             RequestError, SourceError, OSError: it cannot be read.

@@ -31,7 +31,7 @@ class FoundColumn:
 
 
 def columns_of_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema | None = None) -> list[FoundColumn]:
-    """What rows have, in the order in which it is met.
+    """Returns the columns of some rows, in the order in which they are met.
 
     Args:
         schema: their types, where the file says them.

@@ -12,6 +12,7 @@ WEB = ("http", "https", "ftp")
 HOSTS = (*WEB, "git", "github", "data", "reference", "generic", "dir", "zip", "tar")
 # Where an object appears only when all of it is there. Elsewhere it is written beside, then renamed.
 WHOLE_OBJECTS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss")
+LONGEST_PATH = 300  # of a URL that is shown
 S3 = ("s3", "s3a")
 GCS = ("gs", "gcs")
 
@@ -28,8 +29,11 @@ def problem_with(uri: str) -> str:
         return "a URI with a chain of protocols: name the files themselves"
     if scheme in HOSTS:
         host = bucket.rpartition("@")[2]
+        # A query may be a signature; before an @ stands a password, in which a slash may be.
+        path = rest.partition("?")[0].partition("#")[0].partition("/")[2]
+        path = "…" if "@" in path or len(path) > LONGEST_PATH else path
         return (
-            f"{scheme}://{host}/… is a URL: visionbake fetches nothing from hosts; download it first (img2dataset "
+            f"{scheme}://{host}/{path} is a URL: visionbake fetches nothing from hosts; download it first (img2dataset "
             "fetches whole lists)"
         )
     # A secret key may hold slashes: whatever has a colon or an @ where a bucket is, or before an @ further on.

@@ -4,6 +4,7 @@ families/     what each family has of its own: names, spellings, shapes, activat
 config        a checkpoint's dimensions and preprocessing, from its JSON files alone
 geometry      a checkpoint's factor and budgets of pixels
 tensors       which files hold what the tower needs, under whose names, whole
+hub_download  a checkpoint's files from the Hub, into the cache of its tools
 checkpoint    a resolved checkpoint: its configuration, its tensors, their digest
 published     a configuration as the checkpoints of its type spell it
 random_tower  checkpoints of seeded random weights in the real format

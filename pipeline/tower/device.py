@@ -40,6 +40,22 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def device_named(wanted: str | torch.device) -> torch.device:
+    """A device as Python's callers name it: `cpu`, `cuda`, `cuda:1`. Raises RequestError: there is no such one here."""
+    try:
+        device = torch.device(wanted)
+    except (RuntimeError, TypeError) as error:
+        raise RequestError(f"device: {wanted}: must be cpu, cuda, or a GPU's number as in cuda:0") from error
+    count = torch.cuda.device_count() if device.type == "cuda" and torch.cuda.is_available() else 0
+    if device.type == "cuda" and not count:
+        raise RequestError(
+            f"device: {wanted}: torch {torch.__version__} sees no GPU here; device='cpu' encodes without"
+        )
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise RequestError(f"device: {wanted}: there are {count} GPUs here, from cuda:0 on")
+    return device
+
+
 def choose_device(wanted: str = "auto") -> torch.device:
     """The device to encode on.
 

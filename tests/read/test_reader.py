@@ -457,6 +457,22 @@ def test_hugging_face_loads_an_output_as_it_lies(output: Path, rows: list[dict[s
     assert set(samples["status"]) > {"ok"} or len(samples) >= len(rows)
 
 
+def test_rows_are_asked_for_as_arrays_are(output: Path, rows: list[dict[str, object]]) -> None:
+    dataset = EmbeddingDataset(output)
+    keys = [row["key"] for row in rows]
+    for index in ([2, 0], np.array([2, 0]), torch.tensor([2, 0]), [keys[2], np.int64(0)]):
+        assert [item["key"] for item in dataset[index]] == [keys[2], keys[0]]
+    assert [item["key"] for item in dataset[range(1, 3)]] == keys[1:3] == [item["key"] for item in dataset[1:3]]
+    assert [dataset[one]["key"] for one in (torch.tensor(1), np.int32(-1))] == [keys[1], keys[-1]]
+    assert f"{len(keys):,} rows" in repr(dataset)
+
+
+@pytest.mark.parametrize("index", [1.5, None, True, (1, 2), b"key", ["a.png", 1.5]])
+def test_what_is_no_index_is_told_what_would_be_one(index: object, output: Path) -> None:
+    with pytest.raises((TypeError, KeyError), match=r"by number, key or \(source, key\)|a\.png"):
+        EmbeddingDataset(output)[index]
+
+
 def test_the_end_of_the_interpreter_says_nothing(output: Path) -> None:
     program = f"from pipeline import EmbeddingDataset\nkept = EmbeddingDataset({str(output)!r})\nkept[0]"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
