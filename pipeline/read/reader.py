@@ -154,7 +154,7 @@ class EmbeddingDataset(Dataset[Item]):
 
     @overload
     def __getitem__(
-        self, index: slice | range | np.ndarray | Tensor | list[int | str | tuple[str, str]]
+        self, index: slice | range | np.ndarray | torch.Tensor | list[int | str | tuple[str, str]]
     ) -> list[Item]: ...
 
     def __getitem__(self, index: Any) -> Item | list[Item]:
@@ -167,7 +167,7 @@ class EmbeddingDataset(Dataset[Item]):
         """
         if isinstance(index, slice):
             return self.get_many(range(*index.indices(len(self))))
-        if isinstance(index, np.ndarray | Tensor):
+        if isinstance(index, np.ndarray | torch.Tensor):
             index = index.tolist()  # of one without dimensions a number
         if isinstance(index, list | range):
             return self.get_many(index)

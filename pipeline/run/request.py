@@ -56,15 +56,6 @@ class Request:
     carry: pa.Schema
     listing: Future[Listing]
 
-    def understood(self, dtype: str, device: str) -> str:
-        """Says in a line what is encoded by what. `dtype`, `device`: of the encoders."""
-        listing = self.listed()
-        count, media = listing.count, {IMAGE: "images", BOTH: "images and videos"}.get(self.place.media, "videos")
-        if not format_named(self.place.format).is_of_images:
-            media = f"file{'' if count == 1 else 's'} ({self.place.format}) of {media}"
-        tower = self.checkpoint.config
-        return f"{count:,} {media}; {self.config.model.path} ({tower.model_type}) in {dtype} on {device}"
-
     def listed(self, timeout_seconds: float | None = None) -> Listing:
         """The source's files. Raises RequestError as `list_source`, TimeoutError."""
         return self.listing.result(timeout_seconds)

@@ -252,7 +252,6 @@ class Run:
             versions=recorded_versions(),
         )
         write_dataset(output, info, scratch)
-        self._say(self._request.understood(str(facts["model.dtype"]), str(facts["device"])))
         for folder in ("data", "samples"):
             make_folder(output / folder)
         self._started = time.monotonic()

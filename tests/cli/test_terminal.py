@@ -80,7 +80,7 @@ def assert_tells_the_truth(seen: list[Seen]) -> None:
     assert gaps[0] < times[-1] / 5, times
     assert max(gaps) < times[-1] / 3, times
     text = "".join(one.text for one in seen)
-    assert f"{IMAGES} images; random:tiny (qwen2_5_vl) in " in text
+    assert f"folder, images, {IMAGES} files; random:tiny (qwen2_5_vl) in " in text
     assert f"{IMAGES} in = {IMAGES} rows" in text
 
 

@@ -268,7 +268,7 @@ def test_a_run_says_less_or_more(option: str, lines: int, model_path: Path, tmp_
     assert "2 in = 2 rows" in done.stdout
     assert len(re.findall(r"^0:00:\d\d loading the tower", done.stdout, re.MULTILINE)) >= lines
     assert done.stdout.startswith("\noutput ") == (not lines)
-    assert ("2 images; " in done.stderr) == (not lines)  # what a run has to say is never lost
+    assert ("folder, images, 2 files; " in done.stderr) == (not lines)  # what a run has to say is never lost
 
 
 def test_verbose_tells_where_an_error_arose(capsys: pytest.CaptureFixture[str]) -> None:
