@@ -25,6 +25,7 @@ from .attention import attend, choose_kernel
 from .block import NORM_EPS, BlockKind, BlockWeights, project_and_mlp, queries_keys_values, take_block
 from .checkpoint import Checkpoint
 from .config import Stage
+from .device import on_device
 from .linear import LinearKernel, choose_linear, linear_of
 from .merger import Merger, merge, merge_normed, take_merger
 from .pack_plan import CPU_CHUNK_ROWS, Chunk, Grid, Kernel, PackPlan, plan_pack
@@ -89,7 +90,8 @@ class Tower:
             torch.backends.cuda.matmul.allow_tf32 = False
 
     def plan(self, grids: Sequence[Grid]) -> PackPlan:
-        return plan_pack(grids, self.config, self.kernel, self.device, self.chunk_rows)
+        with on_device(self.device):
+            return plan_pack(grids, self.config, self.kernel, self.device, self.chunk_rows)
 
     def normalize(self, patches_PC: Tensor) -> Tensor:
         """uint8 [P, C] to float32 [P, C]: the reference's rescaling and normalising in one step, to the bit."""
@@ -122,17 +124,19 @@ class Tower:
         Returns:
             Merged tokens [M, O] in the compute dtype, in input order: the main stream, then the further ones.
         """
-        computed_MO = self.forward_in_window_order(patches_PC, plan, stage)
-        out_MO = torch.empty_like(computed_MO)
-        out_MO[plan.order_M] = computed_MO
-        return out_MO
+        with on_device(self.device):
+            computed_MO = self.forward_in_window_order(patches_PC, plan, stage)
+            out_MO = torch.empty_like(computed_MO)
+            out_MO[plan.order_M] = computed_MO
+            return out_MO
 
     @torch.inference_mode()
     def forward_in_window_order(self, patches_PC: Tensor, plan: PackPlan, stage: Stage = "merged") -> Tensor:
         """Encodes one pack as `forward` does, but leaves row i being input token `plan.order_M[i]`."""
         run = self._blocks_fused if self.fused else self._blocks
-        streams = run(patches_PC, plan, stage)
-        return streams[0] if len(streams) == 1 else torch.cat(streams, 1)
+        with on_device(self.device):
+            streams = run(patches_PC, plan, stage)
+            return streams[0] if len(streams) == 1 else torch.cat(streams, 1)
 
     def _blocks(self, patches_PC: Tensor, plan: PackPlan, stage: Stage) -> list[Tensor]:
         """Patches to the streams of the output, in window order."""
