@@ -26,9 +26,9 @@ from .block import NORM_EPS, BlockKind, BlockWeights, project_and_mlp, queries_k
 from .checkpoint import Checkpoint
 from .config import Stage
 from .device import on_device
-from .linear import LinearKernel, choose_linear, linear_of
+from .linear import Fp8Rows, LinearKernel, choose_linear, linear_of
 from .merger import Merger, merge, merge_normed, take_merger
-from .pack_plan import CPU_CHUNK_ROWS, Chunk, Grid, Kernel, PackPlan, plan_pack
+from .pack_plan import CPU_CHUNK_ROWS, Chunk, Grid, Kernel, PackPlan, Segments, plan_pack
 from .positions import learned_positions
 
 
@@ -170,27 +170,44 @@ class Tower:
         padded = aligned_values(weight.shape[1])
         values = fused.normalize(patches_PC, self.mean, self.std, padded, self.dtype)
         x_PD = functional.linear(values, functional.pad(weight, (0, padded - weight.shape[1])), self.patch_bias)
+        del values
         x_PD = self._in_window_order(x_PD, plan)
         added_PD = None
         further: list[Tensor] = []
+        fp8 = self.linear_kernel == "fp8"
         for number, block in enumerate(self.blocks):
-            normed_PD = fused.add_norm(x_PD, added_PD, block.norm1, NORM_EPS)
+            normed_PD = fused.add_norm(x_PD, added_PD, block.norm1, NORM_EPS, fp8)
             if number - 1 in config.deepstack_blocks:  # the block before has been added only now
                 further.append(self._stream(x_PD, self.stream_mergers[len(further)], stage))
-            qkv_PX = self._linear(normed_PD, block.qkv, block.qkv_bias)
-            fused.rotate_(qkv_PX, plan.cos_PE, plan.sin_PE, config.num_heads)
-            q_PHE, k_PHE, v_PHE = qkv_PX.view(len(x_PD), 3, config.num_heads, -1).unbind(1)
             segments = plan.frames if config.attends_fully(number) else chunk.windows
-            added_PD = self._linear(attend(q_PHE, k_PHE, v_PHE, segments), block.proj, block.proj_bias)
-            normed_PD = fused.add_norm(x_PD, added_PD, block.norm2, NORM_EPS)
-            inner_PI = fused.activate(self._linear(normed_PD, block.up, block.up_bias), config.activation)
+            attended_PD = self._attended_fused(normed_PD, block, plan, segments)
+            added_PD = self._linear(attended_PD, block.proj, block.proj_bias)
+            normed_PD = fused.add_norm(x_PD, added_PD, block.norm2, NORM_EPS, fp8)
+            del attended_PD, added_PD  # each a twelfth of what a pack takes at its most, which is within the MLP
+            up_PI = self._linear(normed_PD, block.up, block.up_bias)
+            inner_PI = (fused.activate_fp8 if fp8 else fused.activate)(up_PI, config.activation)
+            del normed_PD, up_PI
             added_PD = self._linear(inner_PI, block.down, block.down_bias)
+            del inner_PI
         normed_PD = fused.add_norm(x_PD, added_PD, self.merger.norm, NORM_EPS)
+        assert isinstance(normed_PD, Tensor)
         if config.depth - 1 in config.deepstack_blocks:
             further.append(self._stream(x_PD, self.stream_mergers[len(further)], stage))
         if stage == "pre_merger":
             return [self._stream(x_PD, self.merger, stage), *further]
         return [merge_normed(normed_PD.view(-1, config.merged_width), self.merger, self._exact), *further]
+
+    def _attended_fused(
+        self, normed_PD: Tensor | Fp8Rows, block: BlockWeights, plan: PackPlan, segments: Segments
+    ) -> Tensor | Fp8Rows:
+        """Attention of a block, [P, D], before its projection. The qkv product does not outlive it."""
+        from . import fused
+
+        qkv_PX = self._linear(normed_PD, block.qkv, block.qkv_bias)
+        fused.rotate_(qkv_PX, plan.cos_PE, plan.sin_PE, self.config.num_heads)
+        q_PHE, k_PHE, v_PHE = qkv_PX.view(len(qkv_PX), 3, self.config.num_heads, -1).unbind(1)
+        attended_PD = attend(q_PHE, k_PHE, v_PHE, segments)
+        return fused.quantize(attended_PD) if self.linear_kernel == "fp8" else attended_PD
 
     def _in_window_order(self, x_PD: Tensor, plan: PackPlan) -> Tensor:
         """Embedded patches in the computed order, with their learned positions if there are any."""
