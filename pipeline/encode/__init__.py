@@ -7,5 +7,6 @@ fp8_error  what fp8 products cost in exactness
 encoded    EncodedUnit: the hand-off to writing
 queues     uploads, forwards and fetches of a device
 pinned     memory that a GPU copies into
+unit_state  a unit while it is encoded
 unit       a prepared unit to its tokens
 """

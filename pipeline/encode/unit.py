@@ -12,9 +12,9 @@ of its thread's own while the next unit's packs, launched by another thread, are
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import EncodeError
 from ..grid import offsets
+from ..index.units import Unit
 from ..prepare.unit import PreparedUnit
 from ..tower.config import Stage
 from ..tower.device import on_device
@@ -32,9 +33,10 @@ from .dtypes import STORED, is_scaled, norms_of, overflows, restore, store
 from .encoded import EncodedUnit
 from .fp8_error import Fp8Error
 from .pieces import Piece, pack_pieces, pieces_of
-from .queues import Mark, Queues
+from .queues import Queues
+from .unit_state import UnitState, copy_rows, finite_images, image_norms, key_of, storage_error
 
-MAIN = 0  # the stream that norms are stated of
+WARM_UP_SIDE = 72  # patches along the side of an image that a device is warmed up on: a photo's
 
 
 class UnitEncoder:
@@ -81,6 +83,21 @@ class UnitEncoder:
         with on_device(self.tower.device):
             return self._encode(prepared, on_pack)
 
+    def warm_up(self, most_tokens: int) -> None:
+        """Encodes one full pack of images in the calling thread, and pins its memory for a unit of so many tokens.
+
+        Packs are as large as they will be: large products have kernels of their own, which are loaded when first used.
+        """
+        config = self.tower.config
+        side = min(WARM_UP_SIDE, math.isqrt(self.max_patches)) // config.merge_size * config.merge_size
+        side = max(side, config.merge_size)
+        count = max(1, self.max_patches // side**2)
+        patches_PC = np.zeros((count * side**2, self.tower.patch_weight_still.shape[1]), np.uint8)
+        unit = Unit(part=0, number=0, first=0, count=0, tokens=0, patches=len(patches_PC))
+        row_bytes = config.width_of(self.stage) * STORED[self.stored_dtype].itemsize
+        self._queues.reserve(most_tokens * row_bytes)
+        self.encode(PreparedUnit(unit=unit, samples=(), grids=((1, side, side),) * count, patches_PC=patches_PC))
+
     def _encode(self, prepared: PreparedUnit, on_pack: Callable[[int], None]) -> EncodedUnit:
         pieces = pieces_of(prepared.grids, prepared.clips, self.max_patches)
         packs = pack_pieces(pieces, self.max_patches, self.tower.config.linear_patches)
@@ -89,23 +106,23 @@ class UnitEncoder:
         try:
             self._encode_packs(packs, state, on_pack)
             norms_MS = self._queues.fetch([state.norms_MS], state.launched)[0]
-            finite_N = _finite(norms_MS, state)
+            finite_N = finite_images(norms_MS, state)
             if not finite_N.all():
                 self._encode_packs([[piece] for piece in pieces if not finite_N[piece.image]], state)
                 norms_MS = self._queues.fetch([state.norms_MS], state.launched)[0]
-                finite_N = _finite(norms_MS, state)
+                finite_N = finite_images(norms_MS, state)
             encoded = self._fetched(state, norms_MS, finite_N, packs)
         finally:
             del state
             with self._turn:
                 self._on_device -= 1
                 self._room.notify_all()
-        if self.tower.linear_kernel == "fp8" and pieces:
+        if self.tower.linear_kernel == "fp8" and prepared.samples and pieces:
             encoded.errors["fp8_linear"] = self._linear_error(prepared, pieces)
         return encoded
 
     def _encode_packs(
-        self, packs: Sequence[Sequence[Piece]], state: _State, on_pack: Callable[[int], None] = lambda images: None
+        self, packs: Sequence[Sequence[Piece]], state: UnitState, on_pack: Callable[[int], None] = lambda images: None
     ) -> None:
         """Takes a turn on the device, and adds it to what the unit's seconds are of."""
         with self._turn:
@@ -117,18 +134,18 @@ class UnitEncoder:
             state.turns.append((begun, self._queues.mark()))
 
     def _fetched(
-        self, state: _State, norms_MS: Tensor, finite_N: npt.NDArray[np.bool_], packs: Sequence[Sequence[Piece]]
+        self, state: UnitState, norms_MS: Tensor, finite_N: npt.NDArray[np.bool_], packs: Sequence[Sequence[Piece]]
     ) -> EncodedUnit:
         buffers = [state.unit_MO] + [x for x in (state.scale_MS, state.over_M, state.error_MS2) if x is not None]
         tokens_MO, *others = self._queues.fetch(buffers, state.launched)
         over = self._check_overflows(others[0].numpy(), state) if state.over_M is not None else 0
         errors: dict[str, object] = {}
         if state.error_MS2 is not None:
-            by_stream = [_relative_rms(error_M2, finite_N, state.tokens_N) for error_M2 in others[1].unbind(1)]
+            by_stream = [storage_error(error_M2, finite_N, state.tokens_N) for error_M2 in others[1].unbind(1)]
             errors["storage_relative_rms"] = max(by_stream)
             if self.tower.config.streams:
                 errors["storage_relative_rms_by_stream"] = by_stream
-        norm_mean, norm_max = _norms(norms_MS, state)
+        norm_mean, norm_max = image_norms(norms_MS, state)
         return EncodedUnit(
             tokens_MO=tokens_MO,
             ends_N=state.token_ends[1:],
@@ -144,7 +161,7 @@ class UnitEncoder:
             errors=errors,
         )
 
-    def _allocate(self, prepared: PreparedUnit) -> _State:
+    def _allocate(self, prepared: PreparedUnit) -> UnitState:
         """The unit's tensors on the device. Where they do not fit, another thread's unit is waited for."""
         freed = False
         while True:
@@ -165,7 +182,7 @@ class UnitEncoder:
         self._on_device += 1
         return state
 
-    def _state(self, prepared: PreparedUnit) -> _State:
+    def _state(self, prepared: PreparedUnit) -> UnitState:
         config, device = self.tower.config, self.tower.device
         tokens_N = np.array([t * h * w // config.merge_size**2 for t, h, w in prepared.grids], np.int64)
         count, streams = int(tokens_N.sum()), 1 + config.streams
@@ -174,7 +191,7 @@ class UnitEncoder:
             return torch.empty(count, *shape, dtype=dtype, device=device)
 
         scaled = is_scaled(self.stored_dtype)
-        return _State(
+        return UnitState(
             prepared=prepared,
             tokens_N=tokens_N,
             token_ends=offsets(tokens_N),
@@ -185,14 +202,14 @@ class UnitEncoder:
             over_M=empty(torch.int64) if self.stored_dtype == "float16" else None,
         )
 
-    def _encode_pack(self, pack: Sequence[Piece], state: _State) -> None:
+    def _encode_pack(self, pack: Sequence[Piece], state: UnitState) -> None:
         halved = pack[0].halves() if len(pack) == 1 else pack
         try:
             self._forward(pack, state)
             return
         except torch.OutOfMemoryError as error:
             if len(halved) == 1:
-                key = _key_of(state.prepared, pack[0].image)
+                key = key_of(state.prepared, pack[0].image)
                 raise EncodeError(
                     f"unit {state.prepared.unit.id}: {key}: {pack[0].patches} patches do not "
                     f"fit on {self.tower.device}, even alone; lower preprocess.max_pixels"
@@ -204,14 +221,14 @@ class UnitEncoder:
         self._encode_pack(halved[:middle], state)
         self._encode_pack(halved[middle:], state)
 
-    def _forward(self, pack: Sequence[Piece], state: _State) -> None:
+    def _forward(self, pack: Sequence[Piece], state: UnitState) -> None:
         """One pack: its tokens, norms and whatever its stored dtype needs, into the unit's rows."""
         streams = self.tower.config.streams
         patches_PC, plan, rows_M = self._load(pack, state)
         tokens_MO = self.tower.forward_in_window_order(patches_PC, plan, self.stage)
         stored_MO, scale_MS = store(tokens_MO, self.stored_dtype, streams)
         restored_MO = stored_MO if scale_MS is None else restore(stored_MO, scale_MS)
-        _copy_rows(state.unit_MO, rows_M, stored_MO)
+        copy_rows(state.unit_MO, rows_M, stored_MO)
         state.norms_MS.index_copy_(0, rows_M, norms_of(restored_MO, streams))
         if state.over_M is not None:
             state.over_M.index_copy_(0, rows_M, overflows(tokens_MO))
@@ -222,7 +239,7 @@ class UnitEncoder:
             state.error_MS2.index_copy_(0, rows_M, torch.stack(norms, -1))
         self._queues.pace()
 
-    def _load(self, pack: Sequence[Piece], state: _State) -> tuple[Tensor, PackPlan, Tensor]:
+    def _load(self, pack: Sequence[Piece], state: UnitState) -> tuple[Tensor, PackPlan, Tensor]:
         """A pack's patches, plan, and the unit's row of each token that the tower computes, on the device."""
         pieces = [state.prepared.rows_of(piece.is_clip, piece.first_row, piece.patches) for piece in pack]
         grids, merged = [piece.grid for piece in pack], self.tower.config.merge_size**2
@@ -233,11 +250,11 @@ class UnitEncoder:
         plan = self.tower.plan(grids)
         return patches_PC, plan, rows_M[plan.order_M]
 
-    def _check_overflows(self, over_M: npt.NDArray[np.int64], state: _State) -> int:
+    def _check_overflows(self, over_M: npt.NDArray[np.int64], state: UnitState) -> int:
         total = int(over_M.sum())
         if total and self.on_overflow == "fail":
             by_image = np.add.reduceat(over_M, state.token_ends[:-1])
-            keys = [_key_of(state.prepared, image) for image in np.flatnonzero(by_image).tolist()]
+            keys = [key_of(state.prepared, image) for image in np.flatnonzero(by_image).tolist()]
             raise EncodeError(
                 f"unit {state.prepared.unit.id}: {total} values over float16's range in {', '.join(keys[:3])}"
                 f"{', …' if len(keys) > 3 else ''}; use output.dtype bfloat16, or output.on_overflow: clamp"
@@ -256,60 +273,4 @@ class UnitEncoder:
         patches_PC = prepared.rows_of(piece.is_clip, piece.first_row, piece.patches)
         torch.set_num_threads(self.threads)
         measured = self._fp8_error.measure(torch.from_numpy(patches_PC.copy()), piece.grid)
-        return {"measured": True, "key": _key_of(prepared, piece.image), **measured}
-
-
-@dataclass(kw_only=True)
-class _State:
-    """One unit while its packs are encoded; its tensors lie on the device."""
-
-    prepared: PreparedUnit
-    tokens_N: npt.NDArray[np.int64]
-    token_ends: npt.NDArray[np.int64]  # [N + 1], from 0
-    unit_MO: Tensor
-    norms_MS: Tensor
-    scale_MS: Tensor | None
-    error_MS2: Tensor | None
-    over_M: Tensor | None
-    halvings: int = 0
-    turns: list[tuple[Mark, Mark]] = field(default_factory=list)  # from where to where its packs were launched
-
-    @property
-    def launched(self) -> Mark:
-        """The end of its packs."""
-        return self.turns[-1][1]
-
-
-def _copy_rows(unit_MO: Tensor, rows_M: Tensor, values_MO: Tensor) -> None:
-    """index_copy_, by bytes where torch has none for the dtype."""
-    if unit_MO.dtype == torch.float8_e4m3fn:
-        unit_MO, values_MO = unit_MO.view(torch.uint8), values_MO.view(torch.uint8)
-    unit_MO.index_copy_(0, rows_M, values_MO)
-
-
-def _norms(norms_MS: Tensor, state: _State) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Returns the mean and the largest norm of each image's tokens, in their main stream."""
-    norms = norms_MS[:, MAIN].numpy().astype(np.float64)
-    starts = state.token_ends[:-1]
-    if not len(starts):
-        return norms, norms
-    return np.add.reduceat(norms, starts) / np.maximum(state.tokens_N, 1), np.maximum.reduceat(norms, starts)
-
-
-def _finite(norms_MS: Tensor, state: _State) -> npt.NDArray[np.bool_]:
-    """Whether all tokens of each image are finite, in every stream."""
-    if not len(state.tokens_N):
-        return np.ones(0, np.bool_)
-    finite_M = torch.isfinite(norms_MS).all(-1).numpy()
-    return np.logical_and.reduceat(finite_M, state.token_ends[:-1])
-
-
-def _relative_rms(error_M2: Tensor, finite_N: npt.NDArray[np.bool_], tokens: npt.NDArray[np.int64]) -> float:
-    """Returns the relative RMS of storing, over the images that are finite: √(Σ error² / Σ value²)."""
-    squares = error_M2.numpy().astype(np.float64)[np.repeat(finite_N, tokens)] ** 2
-    error, value = squares.sum(0) if len(squares) else (0.0, 0.0)
-    return float(np.sqrt(error / value)) if value else 0.0
-
-
-def _key_of(prepared: PreparedUnit, image: int) -> str:
-    return next(sample.facts.key for sample in prepared.samples if sample.image == image)
+        return {"measured": True, "key": key_of(prepared, piece.image), **measured}

@@ -241,6 +241,7 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         stage=config.output.stage,
         deepstack=config.output.deepstack,
         max_patches=config.pack.max_patches,
+        shard_tokens=config.output.shard_tokens,
         stored_dtype=config.output.dtype,
         on_overflow=config.output.on_overflow,
         threads=config.cluster.threads_per_encoder,

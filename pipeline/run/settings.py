@@ -31,6 +31,7 @@ class StageSettings:
     stage: Stage
     deepstack: bool
     max_patches: int
+    shard_tokens: int
     stored_dtype: str
     on_overflow: str
     threads: int
