@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.tower.block import NormWeights, activate, normalize, rotate
+from pipeline.tower.linear import quantize_rows
+
 FACTORIES = (
     *("empty", "zeros", "ones", "full", "tensor", "as_tensor", "arange", "rand", "randn", "randint"),
     *("empty_like", "zeros_like"),
@@ -43,7 +46,6 @@ class StandInGpu:
         self.memory_bytes = memory_bytes
         self.emptied = 0
         self._own = threading.local()
-        self._numbers = itertools.count(1)
 
     @property
     def device(self) -> int:
@@ -74,16 +76,6 @@ class StandInGpu:
         finally:
             self._own.queue = before
 
-    def _queue(self, device: Any = None, name: str = "") -> SimpleNamespace:
-        name = name or f"queue {next(self._numbers)}"
-        return SimpleNamespace(
-            name=name,
-            record_event=lambda event=None: _record(event),
-            wait_event=lambda event: None,
-            wait_stream=lambda other: None,
-            synchronize=lambda: None,
-        )
-
     def _register(self, address: int, count: int, flags: int) -> int:
         self.pinned.append(count)
         return 0
@@ -100,9 +92,9 @@ class StandInGpu:
             "mem_get_info": lambda device=None: (self.memory_bytes, self.memory_bytes),
             "device": self._on_device,
             "stream": self._on_queue,
-            "Stream": self._queue,
-            "current_stream": lambda device=None: self._queue(name=self.queue),
-            "Event": lambda enable_timing=False: _record(_Event()),
+            "Stream": Queue,
+            "current_stream": lambda device=None: Queue(name=self.queue),
+            "Event": Event,
             "synchronize": lambda device=None: None,
             "empty_cache": self._empty_cache,
             "memory_allocated": lambda device=None: 0,
@@ -125,9 +117,11 @@ class StandInGpu:
         self.emptied += 1
 
 
-class _Event:
-    def __init__(self) -> None:
-        self.at = 0.0
+class Event:
+    """A point in time: nothing is waited for here."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at = time.perf_counter()
 
     def record(self, queue: Any = None) -> None:
         self.at = time.perf_counter()
@@ -135,15 +129,27 @@ class _Event:
     def synchronize(self) -> None:
         """It has been."""
 
-    def elapsed_time(self, later: _Event) -> float:
+    def elapsed_time(self, later: Event) -> float:
         """Milliseconds."""
         return (later.at - self.at) * 1e3
 
 
-def _record(event: _Event | None) -> _Event:
-    event = event or _Event()
-    event.record()
-    return event
+class Queue:
+    """A name."""
+
+    numbers = itertools.count(1)
+
+    def __init__(self, device: Any = None, name: str = "") -> None:
+        self.name = name or f"queue {next(self.numbers)}"
+
+    def record_event(self) -> Event:
+        return Event()
+
+    def wait_event(self, event: Event) -> None:
+        """It has been."""
+
+    def wait_stream(self, other: Queue) -> None:
+        """It has been."""
 
 
 def _made_here(real: Any) -> Any:
@@ -170,3 +176,51 @@ def _moved_here(real: Any) -> Any:
 def stand_in_gpu(**facts: Any) -> Iterator[StandInGpu]:
     with pytest.MonkeyPatch.context() as patch:
         yield StandInGpu(**facts).install(patch)
+
+
+# Kernels
+
+
+def _add_norm(x: torch.Tensor, y: torch.Tensor | None, norm: NormWeights, eps: float, fp8: bool = False) -> Any:
+    if y is not None:
+        x.add_(y)
+    normed = normalize(x, norm)
+    return quantize_rows(normed) if fp8 else normed
+
+
+def _rotate(qkv_PX: torch.Tensor, cos_PE: torch.Tensor, sin_PE: torch.Tensor, num_heads: int) -> None:
+    heads = qkv_PX.view(len(qkv_PX), 3, num_heads, -1)
+    heads[:, :2] = rotate(heads[:, :2], cos_PE, sin_PE)
+
+
+def _normalized(
+    patches_PC: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, padded: int, dtype: torch.dtype
+) -> torch.Tensor:
+    planes = patches_PC.float().view(len(patches_PC), len(mean), -1)
+    values = ((planes - mean[:, None]) / std[:, None]).flatten(1).to(dtype)
+    return torch.nn.functional.pad(values, (0, padded - values.shape[1]))
+
+
+def varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """`varlen_attn`, segment by segment."""
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(*(x[first:last].transpose(0, 1) for x in (q, k, v)))
+        for first, last in itertools.pairwise(cu.tolist())
+    ]
+    return torch.cat(parts, 1).transpose(0, 1)
+
+
+def eager_kernels(patch: pytest.MonkeyPatch) -> None:
+    """What runs on a GPU alone, in eager steps."""
+    import torch.nn.attention.varlen
+
+    from pipeline.tower import attention, fused
+
+    patch.setattr(fused, "add_norm", _add_norm)
+    patch.setattr(fused, "rotate_", _rotate)
+    patch.setattr(fused, "activate", activate)
+    patch.setattr(fused, "activate_fp8", lambda x, kind: quantize_rows(activate(x, kind)))
+    patch.setattr(fused, "quantize", quantize_rows)
+    patch.setattr(fused, "normalize", _normalized)
+    patch.setattr(attention, "varlen_attention", lambda: varlen)
+    patch.setattr(torch.nn.attention.varlen, "varlen_attn", varlen)

@@ -151,6 +151,18 @@ def test_kernels_interpreted() -> None:
     assert "skipped" not in done.stdout
 
 
+@pytest.mark.slow
+def test_what_only_a_gpu_can_show_runs_on_a_stand_in() -> None:
+    """A test that never runs is wrong without a word: one compared images that were not the same."""
+    folder = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder.parent), str(folder.parent.parent)])}
+    chosen = "neighbours or units_come_back"
+    words = [sys.executable, "-m", "pytest", "-p", "on_stand_in_gpu", "-m", "cuda", "-k", chosen, "-v", "--durations=5"]
+    done = subprocess.run([*words, str(folder / "test_gpu.py")], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "2 passed" in done.stdout
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
