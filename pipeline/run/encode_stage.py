@@ -20,6 +20,7 @@ from ..prepare.unit import PreparedUnit
 from ..process import DaemonThreads, keep_freed_memory, peak_memory_bytes
 from ..storage.files import as_path
 from ..storage.scratch import Scratch
+from ..tower.attention import kernel_version
 from ..tower.checkpoint import Checkpoint
 from ..tower.device import choose_device, choose_dtype, device_name, dtype_name
 from ..tower.linear import openblas_version
@@ -58,6 +59,7 @@ class EncodeStage:
             chosen,
             compile_blocks=self.compiled,
             linear=settings.linear,
+            attention=settings.attention,
         )
         self._encoder = UnitEncoder(
             tower,
@@ -93,7 +95,7 @@ class EncodeStage:
             "pyarrow": pyarrow.__version__,
             "device": device_name(tower.device),
             "model.dtype": dtype_name(tower.dtype),
-            "attention": tower.kernel,
+            "attention": kernel_version(tower.kernel),
             "compiled": self.compiled,
             "linear": openblas_version() if tower.linear_kernel == "openblas" else tower.linear_kernel,
         }

@@ -238,6 +238,7 @@ def stage_settings(request: Request, nonce: str) -> StageSettings:
         dtype=config.model.dtype,
         compile=config.model.compile,
         linear=config.model.linear,
+        attention=config.model.attention,
         stage=config.output.stage,
         deepstack=config.output.deepstack,
         max_patches=config.pack.max_patches,

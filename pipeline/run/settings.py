@@ -28,6 +28,7 @@ class StageSettings:
     dtype: str
     compile: str
     linear: str
+    attention: str
     stage: Stage
     deepstack: bool
     max_patches: int

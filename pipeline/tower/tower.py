@@ -41,6 +41,7 @@ class Tower:
         compile_blocks: on a GPU, whether what lies between matrix products is fused into Triton kernels; on a CPU,
             whether the two halves of a block around attention go through torch.compile.
         linear: `exact`, or `fp8` for the matrix products of the blocks (not of patch embedding and merger).
+        attention: see `choose_kernel`.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class Tower:
         *,
         compile_blocks: bool = False,
         linear: str = "exact",
+        attention: str = "auto",
     ) -> None:
         self.config, self.checkpoint = checkpoint.config, checkpoint
         self.dtype, self.device = dtype, device
-        self.kernel: Kernel = choose_kernel(device, dtype)
+        self.kernel: Kernel = choose_kernel(device, dtype, attention)
         self.chunk_rows = CPU_CHUNK_ROWS
         self.fused = compile_blocks and device.type == "cuda"
         # openblas_linear is not for a compiler to look into.

@@ -21,7 +21,14 @@ from pipeline.tower.tower import Tower
 def settings_of(tmp_path: Path, model_path: Path, **changes: Any) -> StageSettings:
     facts: dict[str, Any] = dict.fromkeys(StageSettings.__dataclass_fields__)
     facts |= {"output": str(tmp_path), "nonce": "n", "carry": pa.schema([]), "model_path": str(model_path)}
-    facts |= {"dtype": "float32", "compile": "off", "linear": "exact", "stage": "merged", "deepstack": True}
+    facts |= {
+        "dtype": "float32",
+        "compile": "off",
+        "linear": "exact",
+        "attention": "auto",
+        "stage": "merged",
+        "deepstack": True,
+    }
     facts |= {"max_patches": 1000, "stored_dtype": "float32", "on_overflow": "fail", "threads": 1}
     return StageSettings(**facts | {"shard_tokens": 200_000} | changes)
 
