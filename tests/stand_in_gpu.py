@@ -181,10 +181,17 @@ def stand_in_gpu(**facts: Any) -> Iterator[StandInGpu]:
 # Kernels
 
 
-def _add_norm(x: torch.Tensor, y: torch.Tensor | None, norm: NormWeights, eps: float, fp8: bool = False) -> Any:
+def _add_norm(
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    norm: NormWeights,
+    eps: float,
+    fp8: bool = False,
+    offset: torch.Tensor | None = None,
+) -> Any:
     if y is not None:
         x.add_(y)
-    normed = normalize(x, norm)
+    normed = normalize(x if offset is None else (x + offset).to(x.dtype), norm)
     return quantize_rows(normed) if fp8 else normed
 
 

@@ -99,6 +99,8 @@ class EncodeStage:
             "compiled": self.compiled,
             "linear": openblas_version() if tower.linear_kernel == "openblas" else tower.linear_kernel,
         }
+        if tower.residual_by_product:
+            facts["residual"] = "product"
         if not tower.sums_frames:  # outputs in bfloat16 of earlier versions lack it: their encoders summed the weights
             facts["patch_embedding"] = "frames"
         return facts

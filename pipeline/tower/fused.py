@@ -45,9 +45,11 @@ def _add_norm(
     bias_ptr,
     out_ptr,
     scale_ptr,
+    offset_ptr,
     width,
     eps,
     ADD: tl.constexpr,
+    OFFSET: tl.constexpr,
     LAYER: tl.constexpr,
     FP8: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -62,6 +64,8 @@ def _add_norm(
         rounded = x.to(x_ptr.dtype.element_ty)
         tl.store(x_ptr + place, rounded, mask=inside)
         x = rounded.to(tl.float32)  # the norm is of the residual stream as it is kept
+    if OFFSET:
+        x += tl.load(offset_ptr + columns, mask=inside, other=0.0)
     if LAYER:
         x = tl.where(inside, x - tl.sum(x, 0) / width, 0.0)
     scale = tl.rsqrt(tl.sum(x * x, 0) / width + eps)
@@ -184,10 +188,18 @@ def _normalize(
     tl.store(out_ptr + row * PADDED + columns, normal.to(out_ptr.dtype.element_ty), mask=columns < PADDED)
 
 
-def add_norm(x_PD: Tensor, y_PD: Tensor | None, norm: NormWeights, eps: float, fp8: bool = False) -> Tensor | Fp8Rows:
+def add_norm(
+    x_PD: Tensor,
+    y_PD: Tensor | None,
+    norm: NormWeights,
+    eps: float,
+    fp8: bool = False,
+    offset_D: Tensor | None = None,
+) -> Tensor | Fp8Rows:
     """Adds `y` to the residual stream `x` in place, if given; returns its norm, [P, D], rounded once at the end.
 
     Args:
+        offset_D: float32, what the stream lacks: the norm is of their sum, and the stream stays without it.
         fp8: the norm is quantized by rows, as `quantize_rows` would.
     """
     rows, width = x_PD.shape
@@ -199,9 +211,11 @@ def add_norm(x_PD: Tensor, y_PD: Tensor | None, norm: NormWeights, eps: float, f
         norm.weight if norm.bias is None else norm.bias,
         out_PD,
         scale_P1,
+        norm.weight if offset_D is None else offset_D,
         width,
         eps,
         ADD=y_PD is not None,
+        OFFSET=offset_D is not None,
         LAYER=norm.bias is not None,
         FP8=fp8,
         BLOCK=triton.next_power_of_2(width),

@@ -26,7 +26,7 @@ from .block import NORM_EPS, BlockKind, BlockWeights, project_and_mlp, queries_k
 from .checkpoint import Checkpoint
 from .config import Stage
 from .device import on_device
-from .linear import Fp8Rows, LinearKernel, choose_linear, linear_of
+from .linear import Fp8Rows, LinearKernel, Weight, choose_linear, linear_of
 from .merger import Merger, merge, merge_normed, take_merger
 from .pack_plan import CPU_CHUNK_ROWS, Chunk, Grid, Kernel, PackPlan, Segments, plan_pack
 from .positions import learned_positions
@@ -79,6 +79,8 @@ class Tower:
         self.positions_ND = weights.pop("pos_embed.weight", None)
         self.kind = BlockKind(self.config.num_heads, self.config.activation)
         self.blocks = [take_block(weights, number, self.linear_kernel) for number in range(self.config.depth)]
+        self.residual_by_product = self.fused and self.linear_kernel == "torch"
+        self._lacks = _sums_of_biases(self.blocks) if self.residual_by_product else []
         self.merger = take_merger(weights, "merger", exact)
         self.stream_mergers = [take_merger(weights, f"deepstack.{n}", exact) for n in range(self.config.streams)]
         self.mean = torch.tensor(self.config.image_mean, device=device) * (1 / (1 / 255))
@@ -178,26 +180,39 @@ class Tower:
         further: list[Tensor] = []
         fp8 = self.linear_kernel == "fp8"
         for number, block in enumerate(self.blocks):
-            normed_PD = fused.add_norm(x_PD, added_PD, block.norm1, NORM_EPS, fp8)
+            lacks_D = self._lacking(number - 1, 1)
+            normed_PD = fused.add_norm(x_PD, added_PD, block.norm1, NORM_EPS, fp8, lacks_D)
             if number - 1 in config.deepstack_blocks:  # the block before has been added only now
-                further.append(self._stream(x_PD, self.stream_mergers[len(further)], stage))
+                further.append(self._stream(_whole(x_PD, lacks_D), self.stream_mergers[len(further)], stage))
             segments = plan.frames if config.attends_fully(number) else chunk.windows
             attended_PD = self._attended_fused(normed_PD, block, plan, segments)
-            added_PD = self._linear(attended_PD, block.proj, block.proj_bias)
-            normed_PD = fused.add_norm(x_PD, added_PD, block.norm2, NORM_EPS, fp8)
+            added_PD = self._added(x_PD, attended_PD, block.proj, block.proj_bias)
+            normed_PD = fused.add_norm(x_PD, added_PD, block.norm2, NORM_EPS, fp8, self._lacking(number, 0))
             del attended_PD, added_PD  # each a twelfth of what a pack takes at its most, which is within the MLP
             up_PI = self._linear(normed_PD, block.up, block.up_bias)
             inner_PI = (fused.activate_fp8 if fp8 else fused.activate)(up_PI, config.activation)
             del normed_PD, up_PI
-            added_PD = self._linear(inner_PI, block.down, block.down_bias)
+            added_PD = self._added(x_PD, inner_PI, block.down, block.down_bias)
             del inner_PI
-        normed_PD = fused.add_norm(x_PD, added_PD, self.merger.norm, NORM_EPS)
+        lacks_D = self._lacking(config.depth - 1, 1)
+        normed_PD = fused.add_norm(x_PD, added_PD, self.merger.norm, NORM_EPS, False, lacks_D)
         assert isinstance(normed_PD, Tensor)
         if config.depth - 1 in config.deepstack_blocks:
-            further.append(self._stream(x_PD, self.stream_mergers[len(further)], stage))
+            further.append(self._stream(_whole(x_PD, lacks_D), self.stream_mergers[len(further)], stage))
         if stage == "pre_merger":
-            return [self._stream(x_PD, self.merger, stage), *further]
+            return [self._stream(_whole(x_PD, lacks_D), self.merger, stage), *further]
         return [merge_normed(normed_PD.view(-1, config.merged_width), self.merger, self._exact), *further]
+
+    def _lacking(self, number: int, product: int) -> Tensor | None:
+        """What the residual stream lacks after a block's product (0: attention's, 1: the MLP's), float32 [D]."""
+        return self._lacks[2 * number + product] if self._lacks and number >= 0 else None
+
+    def _added(self, x_PD: Tensor, inner_PX: Tensor | Fp8Rows, weight: Weight, bias_D: Tensor) -> Tensor | None:
+        """A product that is added to the residual stream: at once, or returned for the next norm to add."""
+        if self._lacks and isinstance(inner_PX, Tensor) and isinstance(weight, Tensor):
+            x_PD.addmm_(inner_PX, weight.t())  # beta is 1
+            return None
+        return self._linear(inner_PX, weight, bias_D)
 
     def _attended_fused(
         self, normed_PD: Tensor | Fp8Rows, block: BlockWeights, plan: PackPlan, segments: Segments
@@ -235,6 +250,16 @@ class Tower:
 def aligned_values(count: int) -> int:
     """Values of a patch, padded to rows of whole 16 bytes."""
     return -(-count // 8) * 8
+
+
+def _sums_of_biases(blocks: Sequence[BlockWeights]) -> list[Tensor]:
+    """The biases of the products so far, after each: what a stream that they add to lacks. float32 [D] each."""
+    biases = [bias.float() for block in blocks for bias in (block.proj_bias, block.down_bias)]
+    return list(torch.stack(biases).cumsum(0))
+
+
+def _whole(x_PD: Tensor, lacks_D: Tensor | None) -> Tensor:
+    return x_PD if lacks_D is None else (x_PD + lacks_D).to(x_PD.dtype)
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

@@ -23,6 +23,7 @@ from triton.runtime import interpreter
 from jobs.bench.peers import pixel_values
 from pipeline.tower import fused
 from pipeline.tower import linear as linear_module
+from pipeline.tower import tower as tower_module
 from pipeline.tower.block import NORM_EPS, NormWeights, activate, normalize, rotate
 from pipeline.tower.checkpoint import Checkpoint
 from pipeline.tower.families.family import Activation
@@ -198,11 +199,27 @@ def test_the_qkv_product_does_not_outlive_attention(tmp_path: Path, monkeypatch:
     assert alive == [0, 0]
 
 
+@pytest.mark.parametrize("layer", [False, True])
+def test_a_norm_of_a_stream_that_lacks_something(layer: bool) -> None:
+    x, offset = torch.randn(ROWS, WIDTH).bfloat16(), torch.randn(WIDTH)
+    norm = NormWeights(torch.randn(WIDTH).bfloat16(), torch.randn(WIDTH).bfloat16() if layer else None)
+    exact = normalize(
+        x.double() + offset.double(), NormWeights(*(None if one is None else one.double() for one in norm))
+    )
+    stream = x.clone()
+    close(fused.add_norm(stream, None, norm, NORM_EPS, False, offset), exact)
+    assert torch.equal(stream, x)
+
+
+@pytest.mark.parametrize("by_product", [False, True])
 @pytest.mark.parametrize(("model_type", "frames"), [("qwen2_5_vl", 1), ("qwen2_vl", 1), ("qwen3_vl", 2)])
 def test_the_fused_tower_is_the_same_function(
-    model_type: str, frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_type: str, frames: int, by_product: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole forward of a GPU, with dense attention in place of varlen; the last block's stream among the others."""
+    """The whole forward of a GPU, with dense attention in place of varlen; the last block's stream among the others.
+
+    The residual stream is added to by products, or by norms.
+    """
     config = replace(SMALL[model_type], depth=3)
     if config.streams:
         config = replace(config, deepstack_blocks=(0, 2))
@@ -216,6 +233,9 @@ def test_the_fused_tower_is_the_same_function(
     monkeypatch.setattr(tower, "chunk_rows", 1 << 30)
     before = tower.forward(patches, tower.plan(GRIDS), "pre_merger")
     monkeypatch.setattr(tower, "fused", True)
+    if by_product:
+        monkeypatch.setattr(tower, "_lacks", tower_module._sums_of_biases(tower.blocks))
+        monkeypatch.setattr(tower, "_linear", torch.nn.functional.linear)
     calls: list[int] = []
     activate = fused.activate
     monkeypatch.setattr(fused, "activate", lambda x, kind: calls.append(len(x)) or activate(x, kind))

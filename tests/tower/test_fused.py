@@ -89,11 +89,12 @@ def launches(family: str, dtype: torch.dtype) -> dict[str, tuple[Callable[[], ob
     x, y, qkv = made(rows, width), made(rows, width), made(rows, 3 * width)
     norm = NormWeights(made(width), None if family == "qwen2_5_vl" else made(width))
     cos, sin = (made(rows, half, kind=torch.float32) for _ in range(2))
-    up = made(rows, inner * (1 + gated))
+    up, lacks = made(rows, inner * (1 + gated)), made(width, kind=torch.float32)
     of_pair = 16 if half % 8 == 0 or dtype == torch.float32 else 8
     calls: dict[str, tuple[Callable[[], object], int, int]] = {
         "norm": (lambda: fused.add_norm(x, None, norm, NORM_EPS), 16, 16),
         "add_norm": (lambda: fused.add_norm(x, y, norm, NORM_EPS), 16, 16),
+        "norm of what lacks biases": (lambda: fused.add_norm(x, None, norm, NORM_EPS, False, lacks), 16, 16),
         "rotate": (lambda: fused.rotate_(qkv, cos, sin, heads), of_pair, of_pair),
         "activate": (lambda: fused.activate(up, activation), 16, 16),
     }
@@ -156,11 +157,11 @@ def test_what_only_a_gpu_can_show_runs_on_a_stand_in() -> None:
     """A test that never runs is wrong without a word: one compared images that were not the same."""
     folder = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder.parent), str(folder.parent.parent)])}
-    chosen = "neighbours or units_come_back"
+    chosen = "neighbours or units_come_back or planted_mistakes"
     words = [sys.executable, "-m", "pytest", "-p", "on_stand_in_gpu", "-m", "cuda", "-k", chosen, "-v", "--durations=5"]
     done = subprocess.run([*words, str(folder / "test_gpu.py")], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout
 
 
 @pytest.mark.cuda
