@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 SECONDS = 590.0  # of all steps
 TAIL = 6000  # characters kept of what a step printed
@@ -58,11 +63,14 @@ def _run(step: Step, figures: Path, seconds: float) -> dict[str, object]:
     printed = figures.with_suffix(".txt")
     started = time.monotonic()
     with open(printed, "wb") as stream:
+        process = subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            code = subprocess.run(words, stdout=stream, stderr=subprocess.STDOUT, timeout=seconds).returncode
+            code = process.wait(seconds)
             outcome = "done" if code == 0 else f"ended with {code}"
         except subprocess.TimeoutExpired:
             outcome = f"ended after {seconds:.0f} s"
+        finally:
+            end_all_of(process)
     result: dict[str, object] = {"outcome": outcome, "seconds": round(time.monotonic() - started, 1)}
     print(f"{step.name}: {outcome}, {result['seconds']} s", file=sys.stderr, flush=True)
     try:
@@ -73,10 +81,20 @@ def _run(step: Step, figures: Path, seconds: float) -> dict[str, object]:
     return result | {"printed": printed.read_text(encoding="utf-8", errors="replace")[-TAIL:]}
 
 
+def end_all_of(process: subprocess.Popen[bytes]) -> None:
+    """Ends a step with the processes that it started: one that is left would hold memory of the device."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", required=True)
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print(f"first_hour: torch {torch.__version__} sees no GPU here", file=sys.stderr)
+        return 2
     results = run_steps(STEPS, Path(arguments.json))
     return 0 if all(isinstance(one, dict) and one["outcome"] == "done" for one in results.values()) else 1
 

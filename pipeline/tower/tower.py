@@ -204,7 +204,7 @@ class Tower:
         return [merge_normed(normed_PD.view(-1, config.merged_width), self.merger, self._exact), *further]
 
     def _lacking(self, number: int, product: int) -> Tensor | None:
-        """What the residual stream lacks after a block's product (0: attention's, 1: the MLP's), float32 [D]."""
+        """Returns what the stream lacks after a block's product (0: attention's, 1: the MLP's), float32 [D]."""
         return self._lacks[2 * number + product] if self._lacks and number >= 0 else None
 
     def _added(self, x_PD: Tensor, inner_PX: Tensor | Fp8Rows, weight: Weight, bias_D: Tensor) -> Tensor | None:

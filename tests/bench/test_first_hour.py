@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from stand_in_gpu import eager_kernels, stand_in_gpu
 
 from jobs.bench import probe as probe_module
-from jobs.bench.first_hour import SECONDS, STEPS, Step, run_steps
+from jobs.bench.first_hour import SECONDS, STEPS, Step, main, run_steps
 from pipeline.tower.random_tower import SIZES
 
 
@@ -33,6 +34,30 @@ def test_a_step_that_fails_hangs_or_dies_costs_only_itself(tmp_path: Path) -> No
     assert results["dies"]["outcome"].startswith("ended with -")
     assert (results["works"]["outcome"], results["works"]["rate"]) == ("done", 7)
     assert "told" in results["works"]["printed"]
+
+
+def test_what_a_step_has_started_ends_with_it(tmp_path: Path) -> None:
+    """It would hold memory of the device that the next step needs."""
+    left = tmp_path / "left"
+    code = f"import subprocess; open({str(left)!r}, 'w').write(str(subprocess.Popen(['sleep', '60']).pid)); 1 / 0"
+    run_steps([python("leaves", code)], tmp_path / "all.json")
+    ends = time.monotonic() + 10
+    while is_running(int(left.read_text())):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path("/proc", str(process), "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["first_hour", "--json", str(tmp_path / "all.json")])
+    assert main() == 2
+    assert not (tmp_path / "all.json").exists()
 
 
 def test_all_steps_are_within_ten_minutes(tmp_path: Path) -> None:
