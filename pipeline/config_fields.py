@@ -168,6 +168,10 @@ class Model(_Section):
     linear: Literal["exact", "fp8"] = "exact"
     """exact, or fp8 for the matrix products of the blocks, with its error recorded."""
 
+    attention: Literal["auto", "fa2", "cudnn", "fa4"] = "auto"
+    """Attention over whole frames on a GPU. auto: what has been shown to repeat its bits, FA2 today; fa4 needs its
+    package, flash-attn-4."""
+
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = "auto"
     """Fused kernels between matrix products; auto: on for CUDA, off for a CPU."""
 

@@ -12,13 +12,13 @@ from pipeline.run.actors import EncodeActor
 class OnMadeUpGpu(EncodeActor):
     """Encodes on the CPU, whatever device it is told; a bad one fails every call."""
 
-    def __init__(self, settings: Any, number: int, device: str) -> None:
+    def __init__(self, settings: Any, number: int, device: str, calls: int) -> None:
         import ray
 
         assert device == "cuda"
         self._gpus = [int(one) for one in ray.get_gpu_ids()]
         assert len(self._gpus) == 1
-        super().__init__(settings, number, "cpu")
+        super().__init__(settings, number, "cpu", calls)
 
     def encode(self, prepared: Any, shards: Any) -> Any:
         if os.environ.get("MADE_UP_BAD_GPU") == str(self._gpus[0]):

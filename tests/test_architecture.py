@@ -163,6 +163,7 @@ MANY = {
     "tower.fused._add_norm": "a kernel's arguments",
     "tower.fused._rotate": "a kernel's arguments",
     "tower.fused._normalize": "a kernel's arguments",
+    "tower.fused._activate_fp8": "a kernel's arguments",
     "vision_encoder.VisionEncoder.from_pretrained": "a public signature, by keyword",
 }
 

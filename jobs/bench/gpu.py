@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -21,12 +22,14 @@ from torch import Tensor
 from jobs.bench.mixes import (
     IDLE_UNITS,
     LARGE,
+    MATRICES,
     PACK_PATCHES,
     SEED,
     UNIT_TOKENS,
     Call,
     Packs,
     log_normal_grids,
+    matrices_call,
     matrix_call,
     mixes,
     packed,
@@ -36,10 +39,11 @@ from jobs.bench.mixes import (
     window_pairs,
 )
 from jobs.bench.peers import pixel_values
-from jobs.bench.peers_helped import helped_reference
+from jobs.bench.peers_helped import compiled_graphs, helped_reference
 from pipeline.encode.unit import UnitEncoder
 from pipeline.index.units import Unit
 from pipeline.prepare.unit import PreparedSample, PreparedUnit
+from pipeline.run.fleet import CALLS
 from pipeline.source.sample import IndexedSample
 from pipeline.tower.attention import attend
 from pipeline.tower.checkpoint import Checkpoint
@@ -67,6 +71,8 @@ def bench_gpu(arguments: argparse.Namespace) -> dict[str, object]:
         except Exception as error:  # noqa: BLE001 - a measurement turned into a record
             results[name] = f"FAILED: {type(error).__name__}: {error}"[:2000]
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        if arguments.json not in (None, "-"):  # a process that is ended keeps what it has measured
+            Path(arguments.json).write_text(json.dumps({"encoder": results}, indent=2) + "\n", encoding="utf-8")
         torch.cuda.empty_cache()
 
     part("first_token_seconds", lambda: _first_token(model, arguments.dtype or "bfloat16"))
@@ -119,46 +125,67 @@ def _parity(checkpoint: Checkpoint, tower: Tower) -> dict[str, object]:
 
 
 def _mixes(checkpoint: Checkpoint, tower: Tower, repeats: int) -> dict[str, object]:
+    """Ours beside the reference as installed and helped. A peer that raises costs its own figures only."""
     device, dtype = tower.device, tower.dtype
-    reference = reference_tower(checkpoint, dtype, device)
-    helped: Callable[..., Tensor] | None = None
-    problem = ""
-    try:
-        helped = helped_reference(checkpoint, dtype, device)
-    except Exception as error:  # noqa: BLE001 - an older transformers or torch cannot be helped so
-        problem = f"{type(error).__name__}: {error}"
+    problems: dict[str, str] = {}
+    peers: dict[str, Callable[..., Tensor]] = {}
+
+    def tried(name: str, make: Callable[[], Any]) -> Any:
+        """Returns a peer's step's result; None where it raises, which is noted. Older versions lack much."""
+        try:
+            return make()
+        except Exception as error:  # noqa: BLE001 - a measurement turned into a record
+            problems[name] = f"{type(error).__name__}: {error}"[:500]
+            return None
+
+    reference = tried("reference", lambda: reference_tower(checkpoint, dtype, device))
+    if reference is not None:
+        peers["reference"] = lambda pixels, grids: run_reference(reference, pixels, grids)
+    helped = tried("helped", lambda: helped_reference(checkpoint, dtype, device))
+    if helped is not None:
+        peers["helped"] = helped
     matrix, matrix_flops = matrix_call(device, dtype)
     results: dict[str, object] = {}
+    shapes: set[int] = set()
     for name, grids in mixes().items():
         packs = Packs(tower, grids)
-        calls: dict[str, Call] = {"ours": packs.ours, "matrix": matrix}
-        calls["reference"] = packs.reference(lambda pixels, grids: run_reference(reference, pixels, grids))
-        row: dict[str, object] = {}
-        if helped is not None:
-            candidate = packs.reference(helped)
-            try:
-                candidate()
-                calls["helped"] = candidate
-            except Exception as error:  # noqa: BLE001
-                problem = f"{type(error).__name__}: {error}"
-        if problem:
-            row["helped_problem"] = problem[:500]
-        seconds = seconds_of(calls, repeats, device)
-        flops = sum(useful_flops(pack, tower) for pack in grids)
-        rate = matrix_flops / seconds["matrix"]
-        row |= {"patches": sum(map(patches_of, grids)), "matrix_tflops": rate / 1e12}
-        for call in ("ours", "reference", "helped"):
-            if call in seconds:
-                row[f"{call}_seconds"] = seconds[call]
-                row[f"{call}_share_of_matrix_rate"] = flops / seconds[call] / rate
-        row["ratio"] = seconds["reference"] / seconds["ours"]
-        if "helped" in seconds:
-            row["ratio_to_helped"] = seconds["helped"] / seconds["ours"]
-        row["asked_share"] = {"A": 0.65, "B": 0.65, "C": 0.55}[name]
-        results[name] = row
+        shapes |= set(map(patches_of, grids))
+        calls: dict[str, Call] = {"ours": packs.ours, "matrix": matrix, "matrices": matrices_call(matrix)}
+        for peer, run in peers.items():
+            candidate = packs.reference(run)
+            if tried(peer, candidate) is not None:
+                calls[peer] = candidate
+        seconds = tried("all", lambda calls=calls: seconds_of(calls, repeats, device))  # type: ignore[misc]
+        if seconds is None:  # a peer that ran once and then did not
+            alone = {call: run for call, run in calls.items() if call not in peers}
+            seconds = seconds_of(alone, repeats, device)
+        results[name] = _row_of_mix(name, grids, tower, seconds, matrix_flops)
         del packs, calls
         torch.cuda.empty_cache()
-    return results
+    if "helped" in peers:
+        # A block is compiled for each shape, once for windows and once for whole frames.
+        results["helped_graphs"], results["helped_graphs_expected"] = compiled_graphs(), 2 * len(shapes)
+        if compiled_graphs() != 2 * len(shapes):
+            problems["helped_graphs"] = "not every shape was compiled once: the helped reference is not at its best"
+    return results | ({"problems": problems} if problems else {})
+
+
+def _row_of_mix(
+    name: str, grids: list[list[Grid]], tower: Tower, seconds: dict[str, float], matrix_flops: float
+) -> dict[str, object]:
+    flops = sum(useful_flops(pack, tower) for pack in grids)
+    rate, kept = matrix_flops / seconds["matrix"], matrix_flops * MATRICES / seconds["matrices"]
+    row: dict[str, object] = {"patches": sum(map(patches_of, grids))}
+    row |= {"matrix_tflops": rate / 1e12, "matrix_tflops_of_50_in_a_row": kept / 1e12}
+    for call in ("ours", "reference", "helped"):
+        if call in seconds:
+            row[f"{call}_seconds"] = seconds[call]
+            row[f"{call}_share_of_matrix_rate"] = flops / seconds[call] / rate
+            row[f"{call}_share_of_rate_in_a_row"] = flops / seconds[call] / kept
+    for peer, ratio in (("reference", "ratio"), ("helped", "ratio_to_helped")):
+        if peer in seconds:
+            row[ratio] = seconds[peer] / seconds["ours"]
+    return row | {"asked_share": {"A": 0.65, "B": 0.65, "C": 0.55}[name]}
 
 
 def _kernels(tower: Tower) -> dict[str, float]:
@@ -272,7 +299,7 @@ def _bits(tower: Tower) -> dict[str, bool]:
 
 
 def _units(tower: Tower) -> dict[str, object]:
-    """Consecutive units as a run encodes them: two threads, uploads, copies back and shards written."""
+    """Consecutive units as a run encodes them: three threads, uploads, copies back and shards written."""
     from pipeline.output.commit import commit_unit
     from pipeline.output.settings import ShardSettings
     from pipeline.storage.scratch import Scratch
@@ -326,7 +353,7 @@ def _units(tower: Tower) -> dict[str, object]:
                     written.append(time.perf_counter() - started)
                     Path(folder, "data", f"part-{unit(number).unit.id}.parquet").unlink()
 
-        threads = [threading.Thread(target=work) for _ in range(2)]
+        threads = [threading.Thread(target=work) for _ in range(CALLS + 1)]
         activity = getattr(torch.profiler.ProfilerActivity, tower.device.type.upper())
         with torch.profiler.profile(activities=[activity]) as profile:
             started = time.perf_counter()
@@ -349,8 +376,9 @@ def _units(tower: Tower) -> dict[str, object]:
         "units": len(written),
         "tokens_per_second": len(patches) // 4 * IDLE_UNITS / wall,
         "wall_seconds": wall,
-        "idle": 1 - busy / 1e6 / wall,
-        "idle_between_first_and_last_kernel": 1 - busy / (spans[-1][1] - spans[0][0]) if spans else 1.0,
+        # What is judged: threads start before the first kernel, and the last unit is written after the last one.
+        "idle": 1 - busy / (end - spans[0][0]) if spans else 1.0,
+        "idle_of_wall": 1 - busy / 1e6 / wall,
         "asked_idle": 0.03,
         "useful_tflops": flops / wall / 1e12,
         "write_seconds_of_a_unit": statistics.median(written),

@@ -25,6 +25,7 @@ MIN_PIXELS, MAX_PIXELS = 3136, 1_003_520
 PATCH = 14
 UNIT_TOKENS, PACK_PATCHES = 65_536, 32_768
 MATRIX_SIDE = {"cuda": 8192, "cpu": 2048}
+MATRICES = 50
 CPU_PATCHES = 4000
 IDLE_UNITS = 20
 LARGE: Grid = (1, 256, 256)
@@ -167,6 +168,11 @@ def matrix_call(device: torch.device, dtype: torch.dtype) -> tuple[Call, float]:
     side = MATRIX_SIDE[device.type]
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return lambda: left @ right, 2.0 * side**3
+
+
+def matrices_call(one: Call) -> Call:
+    """Many products one after the other: at the clock that a device keeps, where a single one may run at a higher."""
+    return lambda: [one() for _ in range(MATRICES)][-1]
 
 
 def photos_of(folder: Path | None) -> list[Path]:

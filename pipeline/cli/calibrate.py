@@ -49,7 +49,12 @@ class Calibrator:
         model = self._config.model
         compiled = model.compile == "on" or (model.compile == "auto" and device.type == "cuda")
         self._tower = Tower(
-            request.checkpoint, choose_dtype(model.dtype, device), device, compile_blocks=compiled, linear=model.linear
+            request.checkpoint,
+            choose_dtype(model.dtype, device),
+            device,
+            compile_blocks=compiled,
+            linear=model.linear,
+            attention=model.attention,
         )
 
     def measure(self, grids: Sequence[tuple[int, int, int]]) -> Calibration:

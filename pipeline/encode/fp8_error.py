@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -12,23 +16,32 @@ from .dtypes import split_streams
 
 
 class Fp8Error:
-    """Holds the exact towers, from the first measurement on.
+    """Holds the exact towers, from the first measurement on. May be asked by several threads.
 
     Args:
         tower: the one whose products are in fp8.
     """
 
+    EVERY: ClassVar[int] = 64  # units of which the first is measured
+
     def __init__(self, tower: Tower, stage: Stage) -> None:
         self._tower, self._stage = tower, stage
         self._exact: dict[str, Tower] = {}
+        self._units = itertools.count()
+        self._turn = threading.Lock()
+
+    def is_due(self) -> bool:
+        """Called once for each unit: whether this one is measured."""
+        return next(self._units) % self.EVERY == 0
 
     def measure(self, patches_PC: Tensor, grid: Grid) -> dict[str, dict[str, object]]:
         """Cosine similarity of tokens and relative RMS of values, against each exact dtype; of the worst stream."""
-        if not self._exact:
-            self._exact = {
-                name: Tower(self._tower.checkpoint, getattr(torch, name), self._tower.device)
-                for name in ("bfloat16", "float32")
-            }
+        with self._turn:
+            if not self._exact:
+                self._exact = {
+                    name: Tower(self._tower.checkpoint, getattr(torch, name), self._tower.device)
+                    for name in ("bfloat16", "float32")
+                }
         ours_MSO = self._tokens(self._tower, patches_PC, grid)
         result: dict[str, dict[str, object]] = {}
         for name, tower in self._exact.items():

@@ -9,6 +9,7 @@ settings     what every shard says about itself
 fingerprint  exactly what decides a byte
 carried      carried columns behind a shard's own, read again once written
 video_schema  the columns of outputs with clips
+hashing      HashingFile: hashed while it is written
 shard        a data shard as Parquet; the samples shard
 shard_tar    a data shard as WebDataset
 committed    what a commit tells the driver

@@ -12,7 +12,7 @@ from .layout import SCHEMA_VERSION
 from .video_schema import VIDEO_SCHEMA_VERSION
 
 # Fields of the configuration that outputs of earlier versions do not have, with what was so before them.
-LATER_FIELDS: dict[str, object] = {"output.deepstack": True}
+LATER_FIELDS: dict[str, object] = {"output.deepstack": True, "model.attention": "auto"}
 _NO_DEFAULT = object()
 
 

@@ -6,14 +6,13 @@ row group: so the bytes of every image lie together at a known offset of the fil
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,7 @@ from ..grid import offsets
 from ..storage.publish import sync_file
 from ..storage.scratch import writing_scratch
 from .carried import check_carried, with_carried
+from .hashing import HashingFile
 from .metadata import METADATA_KEY, read_metadata, reading_shard
 from .record import CommitRecord
 from .statistics import statistics_of
@@ -70,46 +70,6 @@ SAMPLES_SCHEMA = pa.schema(
 RESERVED_COLUMNS = frozenset([*SAMPLES_SCHEMA.names, *DATA_SCHEMA.names])
 _STATISTICS = [field.name for field in DATA_SCHEMA if field.name not in (EMBEDDING, "scale", "grid_thw")]
 _DICTIONARY = ["source", "clamped", "dtype"]
-
-
-class HashingFile:
-    """A binary file that takes the sha256 and the size of what is written through it."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._digest = hashlib.sha256()
-        self.size = 0
-        self.closed = False
-
-    def write(self, data: bytes) -> int:
-        view = memoryview(data).cast("B")
-        self._digest.update(view)
-        self.size += len(view)
-        rest = view
-        while len(rest):  # an unbuffered file may take less than it is given
-            rest = rest[self._stream.write(rest) :]
-        return len(view)
-
-    def tell(self) -> int:
-        return self.size
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def close(self) -> None:
-        self.closed = True
-
-    def readable(self) -> bool:
-        return False
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,8 +204,7 @@ def write_data_shard(path: Path, rows: ShardRows, row_group_bytes: int) -> DataS
     table = with_carried(pa.Table.from_arrays(arrays, schema=schema), rows.carried)
     lengths_N = np.diff(np.frombuffer(embedding.buffers()[1], np.int64)[: len(embedding) + 1])
     compression = {name: "NONE" if name == EMBEDDING else "ZSTD" for name in table.schema.names}
-    with writing_scratch(path), open(path, "xb", buffering=0) as stream:
-        sink = HashingFile(stream)
+    with writing_scratch(path), open(path, "xb", buffering=0) as stream, HashingFile(stream) as sink:
         writer = pq.ParquetWriter(
             sink,
             table.schema,

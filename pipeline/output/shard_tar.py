@@ -33,8 +33,9 @@ from ..errors import DamagedShard, OutputError
 from ..source.carried_values import same
 from ..source.tar import TarStream, walk
 from ..storage.scratch import writing_scratch
+from .hashing import HashingFile
 from .metadata import parse_metadata, reading_shard
-from .shard import DATA_SCHEMA, EMBEDDING, DataShard, HashingFile, ShardContent, ShardRows
+from .shard import DATA_SCHEMA, EMBEDDING, DataShard, ShardContent, ShardRows
 from .video_schema import with_video
 
 SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "I8", "fp8": "F8_E4M3"}
@@ -112,8 +113,7 @@ def write_tar_shard(path: Path, rows: ShardRows) -> DataShard:
     carried = rows.carried.to_pylist() if rows.carried is not None else [{}] * len(embedding)
     streams = int(cast("int", metadata.get(STREAMS, 0)))
     offsets: list[int] = []
-    with writing_scratch(path), open(path, "xb", buffering=0) as stream:
-        sink = HashingFile(stream)
+    with writing_scratch(path), open(path, "xb", buffering=0) as stream, HashingFile(stream) as sink:
         header = {PAX_KEY: json.dumps(metadata, sort_keys=True)}
         target = cast("BinaryIO", sink)  # of a file it is only written to
         with tarfile.TarFile(fileobj=target, mode="w", format=tarfile.PAX_FORMAT, pax_headers=header) as tar:

@@ -49,13 +49,13 @@ class PrepareActor:
 class EncodeActor:
     """See `EncodeStage`, and `PrepareActor` for when it is made."""
 
-    def __init__(self, settings: StageSettings, number: int, device: str) -> None:
-        self._settings, self._number, self._device = settings, number, device
+    def __init__(self, settings: StageSettings, number: int, device: str, calls: int) -> None:
+        self._settings, self._number, self._device, self._calls = settings, number, device, calls
 
     def introduce(self, probe: str) -> Introduction:
         from .encode_stage import EncodeStage
 
-        self._stage = EncodeStage(self._settings, self._device, self._number)
+        self._stage = EncodeStage(self._settings, self._device, self._number, calls=self._calls)
         return _introduction(self._stage, probe)
 
     def encode(self, prepared: PreparedUnit, shards: ShardSettings) -> Committed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,27 +17,30 @@ from ..output.commit import commit_unit
 from ..output.committed import Committed
 from ..output.settings import Encoding, ShardSettings
 from ..prepare.unit import PreparedUnit
-from ..process import keep_freed_memory, peak_memory_bytes
+from ..process import DaemonThreads, keep_freed_memory, peak_memory_bytes
 from ..storage.files import as_path
 from ..storage.scratch import Scratch
+from ..tower.attention import kernel_version
 from ..tower.checkpoint import Checkpoint
 from ..tower.device import choose_device, choose_dtype, device_name, dtype_name
 from ..tower.linear import openblas_version
 from ..tower.tower import Tower
 from .settings import StageSettings
 
-WARM_UP_MERGED = 4  # merged tokens along the side of what a tower without windows is warmed up on, halved
-
 
 class EncodeStage:
-    """Encodes and commits units. Two calls may run at once: one encodes while the other writes.
+    """Encodes and commits units. Several calls may run at once: one encodes while the others write.
+
+    For a GPU the calls are made by threads of its own, which are warm when the first unit comes: a thread's first
+    product makes handles, its first fetch pins memory, and large products have kernels of their own.
 
     Args:
         device: auto, cuda or cpu; see `choose_device`.
         number: which of the run's encoders this is, for the records.
+        calls: that may be made at once.
     """
 
-    def __init__(self, settings: StageSettings, device: str = "auto", number: int = 0) -> None:
+    def __init__(self, settings: StageSettings, device: str = "auto", number: int = 0, *, calls: int = 1) -> None:
         self._settings = settings
         self._number = number
         self.under_way: dict[str, int] = {}  # images encoded so far, by unit
@@ -57,6 +61,7 @@ class EncodeStage:
             chosen,
             compile_blocks=self.compiled,
             linear=settings.linear,
+            attention=settings.attention,
         )
         self._encoder = UnitEncoder(
             tower,
@@ -66,17 +71,20 @@ class EncodeStage:
             threads=settings.threads,
             stage=settings.stage,
         )
+        self._threads = DaemonThreads(calls) if chosen.type == "cuda" else None
+        self._warm_up_seconds = self._warm_up(self._threads, calls) if self._threads else 0.0
 
-        self._warm_up_seconds = self._warm_up(tower) if chosen.type == "cuda" else 0.0
-
-    def _warm_up(self, tower: Tower) -> float:
-        """Loads and compiles kernels before the first unit comes; returns how long that took."""
+    def _warm_up(self, threads: DaemonThreads, calls: int) -> float:
+        """Loads and compiles kernels before the first unit comes, in each thread; returns how long that took."""
         started = time.perf_counter()
-        side = 2 * (tower.config.window_merged or WARM_UP_MERGED) * tower.config.merge_size
-        values = tower.patch_weight_still.shape[1]
-        patches_PC = torch.zeros(side**2, values, dtype=torch.uint8, device=tower.device)
-        tower.forward(patches_PC, tower.plan([(1, side, side)]), self._settings.stage)
-        torch.cuda.synchronize(tower.device)
+        all_there = threading.Barrier(calls)
+
+        def one() -> None:
+            all_there.wait()  # so that each thread takes one
+            self._encoder.warm_up(self._settings.shard_tokens)
+
+        for warm in [threads.submit(one) for _ in range(calls)]:
+            warm.result()
         return time.perf_counter() - started
 
     def identity(self) -> dict[str, object]:
@@ -89,16 +97,23 @@ class EncodeStage:
             "pyarrow": pyarrow.__version__,
             "device": device_name(tower.device),
             "model.dtype": dtype_name(tower.dtype),
-            "attention": tower.kernel,
+            "attention": kernel_version(tower.kernel),
             "compiled": self.compiled,
             "linear": openblas_version() if tower.linear_kernel == "openblas" else tower.linear_kernel,
         }
+        if tower.residual_by_product:
+            facts["residual"] = "product"
         if not tower.sums_frames:  # outputs in bfloat16 of earlier versions lack it: their encoders summed the weights
             facts["patch_embedding"] = "frames"
         return facts
 
     def encode(self, prepared: PreparedUnit, shard_settings: ShardSettings) -> Committed:
         """Encodes, writes and commits one unit. Raises EncodeError, OutputError (OutputBusy: waiting may help)."""
+        if self._threads:
+            return self._threads.submit(self._encode, prepared, shard_settings).result()
+        return self._encode(prepared, shard_settings)
+
+    def _encode(self, prepared: PreparedUnit, shard_settings: ShardSettings) -> Committed:
         fault_point("before_encode")
         unit = prepared.unit.id
         self.under_way[unit] = 0

@@ -26,7 +26,7 @@ from .events import Blame, Event, FleetChanged, NodeLost, ProcessLost, Stage, bl
 from .fleet import KINDS, Fleet, Kind, Process
 from .places import Places
 from .progress import Listen, Progress
-from .sizing import Device
+from .sizing import Device, calls_of
 from .staff import Reason, Staff, first_line
 from .watch import Watch
 
@@ -61,7 +61,7 @@ class RayEngine:
         self._backend, self._probe, self._say, self._encoding = backend, probe, say, encoding
         self.fleet = Fleet()
         self.encoder_seconds = 0.0
-        self._admission = Admission(mixed=cluster.mixed_devices)
+        self._device, self._admission = device, Admission(mixed=cluster.mixed_devices)
         self._shards: ShardSettings | None = None
         self._places = Places(cluster, device, encoding=encoding)
         self._staff = Staff(backend, cluster, device, self._places, begin=self._introduce, say=say)
@@ -142,7 +142,7 @@ class RayEngine:
         for node in joined:
             self._say(f"node {node.name} has joined: {node.cpus:g} CPUs, {node.gpus} GPUs")
         for node in self._places.nodes.values():
-            self.fleet.see(node.id, int(node.store_bytes * OBJECT_STORE_SHARE), node.name)
+            self.fleet.see(node.id, int(node.store_bytes * OBJECT_STORE_SHARE), node.name, calls_of(node, self._device))
         for process in self._staff.late():
             self._say(f"{self._called(process)} has not started for long: it is started anew")
             events += self._end(process, WorldFailed("it has not started"))

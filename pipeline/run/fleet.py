@@ -13,7 +13,7 @@ from ..index.units import Unit
 
 Kind = Literal["preparer", "encoder"]
 KINDS: tuple[Kind, Kind] = ("preparer", "encoder")
-SLOTS: dict[Kind, int] = {"preparer": 1, "encoder": 2}  # calls at once: one encodes while the other writes
+CALLS = 2  # of an encoder at once, unless its node says otherwise: one encodes while the other writes
 
 
 @dataclass(kw_only=True, eq=False)
@@ -55,10 +55,11 @@ class _Ordered(dict[str, None]):
 
 
 class _Node:
-    def __init__(self, budget_bytes: int, name: str) -> None:
+    def __init__(self, budget_bytes: int, name: str, calls: int) -> None:
         self.budget_bytes, self.name = budget_bytes, name
+        slots: dict[Kind, int] = {"preparer": 1, "encoder": calls}
         self.size: dict[Kind, int] = dict.fromkeys(KINDS, 0)
-        self.free: dict[Kind, list[dict[Process, None]]] = {kind: [{} for _ in range(SLOTS[kind])] for kind in KINDS}
+        self.free: dict[Kind, list[dict[Process, None]]] = {kind: [{} for _ in range(slots[kind])] for kind in KINDS}
         self.paused: set[Kind] = set()
 
 
@@ -74,12 +75,18 @@ class Fleet:
         self._count = itertools.count()
         self._size: dict[Kind, int] = dict.fromkeys(KINDS, 0)
 
-    def see(self, node: str, budget_bytes: int, name: str = "") -> None:
-        """Takes note of a node, of the bytes of patches that may lie on it, and of its name in messages."""
+    def see(self, node: str, budget_bytes: int, name: str = "", calls: int = CALLS) -> None:
+        """Takes note of a node.
+
+        Args:
+            budget_bytes: of patches that may lie on it.
+            name: in messages.
+            calls: that each of its encoders has at once, as it was when the node was first seen.
+        """
         if node in self._nodes:
             self._nodes[node].budget_bytes = budget_bytes
         else:
-            self._nodes[node] = _Node(budget_bytes, name or node)
+            self._nodes[node] = _Node(budget_bytes, name or node, calls)
 
     def forget(self, node: str) -> None:
         """Forgets a node that is gone; its processes have been removed."""

@@ -63,6 +63,7 @@ def nodes_now(places: dict[str, tuple[str, int]] | None = None) -> list[NodeFact
                 gpus=int(total.get("GPU", 0)),
                 free_gpus=int(free.get(name, {}).get("GPU", 0)),
                 store_bytes=int(total.get("object_store_memory", 0)),
+                memory_bytes=int(total.get("memory", 0)),
                 accelerators=tuple(one.removeprefix(ACCELERATOR) for one in total if one.startswith(ACCELERATOR)),
             )
         )
@@ -108,7 +109,7 @@ class RayBackend:
         if kind == "encoder":
             made = ray.remote(concurrency_groups={WATCH: 1})(EncodeActor)
             actor: Any = made.options(scheduling_strategy=pinned, **asked)
-            return actor.remote(self._settings, number, self._device)
+            return actor.remote(self._settings, number, self._device, asked["max_concurrency"])
         actor = ray.remote(PrepareActor).options(scheduling_strategy=pinned, **asked)
         return actor.remote(self._settings)
 

@@ -28,9 +28,11 @@ class StageSettings:
     dtype: str
     compile: str
     linear: str
+    attention: str
     stage: Stage
     deepstack: bool
     max_patches: int
+    shard_tokens: int
     stored_dtype: str
     on_overflow: str
     threads: int

@@ -11,17 +11,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..config_fields import Cluster
-from .fleet import SLOTS, Kind
+from .fleet import CALLS, Kind
 
 Device = Literal["cuda", "cpu"]
 ALL = 1 << 20  # more than a node can have
 PREPARERS: dict[Device, int] = {"cuda": 6, "cpu": 1}  # that an encoder is fed by
+THIRD_CALL_BYTES = 8 << 30  # of memory for each encoder: its own, and three units with what writing them takes
 Options = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFacts:
-    """A node that lives, as Ray states its resources. `name`: for messages; what is free nobody holds."""
+    """A node that lives, as Ray states its resources. `name`: for messages; what is free nobody holds.
+
+    `memory_bytes` is beside the object store; 0 where Ray does not say.
+    """
 
     id: str
     name: str
@@ -31,6 +35,7 @@ class NodeFacts:
     free_gpus: int
     store_bytes: int
     accelerators: tuple[str, ...] = ()
+    memory_bytes: int = 0
 
 
 @dataclass(kw_only=True)
@@ -169,4 +174,14 @@ def options_of(kind: Kind, wanted: Cluster, node: NodeFacts, missing: Share, dev
     if kind == "preparer":
         return {"num_cpus": 0.0 if crowded else 1.0}
     cpus = 0.0 if crowded else min(threads, node.cpus)
-    return {"num_cpus": cpus, "num_gpus": 1.0 if device == "cuda" else 0.0, "max_concurrency": float(SLOTS["encoder"])}
+    calls = calls_of(node, device)
+    return {"num_cpus": cpus, "num_gpus": 1.0 if device == "cuda" else 0.0, "max_concurrency": float(calls)}
+
+
+def calls_of(node: NodeFacts, device: Device) -> int:
+    """How many calls an encoder has at once: on a GPU a third where memory allows, else two.
+
+    A GPU encodes a unit about as fast as it is written: with two calls the slower unit of a pair lets it wait.
+    """
+    has_room = node.memory_bytes >= max(1, node.gpus) * THIRD_CALL_BYTES
+    return CALLS + 1 if device == "cuda" and has_room else CALLS

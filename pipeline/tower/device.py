@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from ..errors import RequestError
@@ -13,6 +15,14 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the calling thread's current one, for as long as it is entered; nothing for a CPU.
+
+    Triton launches on the current device and its queue, torch on the tensor's: on two GPUs they must be the same.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -3,7 +3,9 @@
     P patches, D width of the tower, H heads, E width of a head, I width of the MLP, C values of a patch.
 
 Each kernel reads what it needs once and writes its result once, with fp32 in between. A program handles whole rows, so
-a row's bits depend on neither the number of rows nor its neighbours, and no kernel is chosen or tuned by timing.
+a row's bits depend on neither the number of rows nor its neighbours, and no kernel is chosen or tuned by timing. What
+is no multiple of 16 (half a head of 40, a patch of 588 values) is a compile-time constant: only so can the compiler
+tell that vectors of 16 bytes, or of 8, are aligned.
 Bytes for a patch and a block of the 7B tower in bf16: norms 2 · 4 · D · 2, rotary 4 · D · 2, SwiGLU 3 · I · 2: 51 KB.
 
 Imported only where these kernels run, because Triton is not everywhere where torch is.
@@ -18,8 +20,21 @@ from torch import Tensor
 
 from .block import NormWeights
 from .families.family import Activation
+from .linear import FP8_MAX, SMALLEST_SCALE, Fp8Rows
 
 ACTIVATION_BLOCK = 1024
+LARGEST = tl.constexpr(FP8_MAX)
+SMALLEST = tl.constexpr(SMALLEST_SCALE)
+
+
+@triton.jit
+def _quantized(value):
+    """A row's values and its scale, as `linear.quantize_rows` has them: a NaN makes the whole row NaN there as here."""
+    largest = tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0)  # as bits, in which a NaN is above all numbers
+    scale = tl.div_rn(largest.to(tl.float32, bitcast=True), LARGEST)
+    scale = tl.maximum(scale, SMALLEST, propagate_nan=tl.PropagateNan.ALL)
+    scaled = tl.clamp(tl.div_rn(value, scale), -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    return scaled.to(tl.float8e4nv), scale
 
 
 @triton.jit
@@ -29,10 +44,14 @@ def _add_norm(
     weight_ptr,
     bias_ptr,
     out_ptr,
+    scale_ptr,
+    offset_ptr,
     width,
     eps,
     ADD: tl.constexpr,
+    OFFSET: tl.constexpr,
     LAYER: tl.constexpr,
+    FP8: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -45,6 +64,8 @@ def _add_norm(
         rounded = x.to(x_ptr.dtype.element_ty)
         tl.store(x_ptr + place, rounded, mask=inside)
         x = rounded.to(tl.float32)  # the norm is of the residual stream as it is kept
+    if OFFSET:
+        x += tl.load(offset_ptr + columns, mask=inside, other=0.0)
     if LAYER:
         x = tl.where(inside, x - tl.sum(x, 0) / width, 0.0)
     scale = tl.rsqrt(tl.sum(x * x, 0) / width + eps)
@@ -52,6 +73,10 @@ def _add_norm(
     value = x * scale * weight
     if LAYER:
         value += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    if FP8:
+        # The norm as it would be kept is what is quantized.
+        value, row_scale = _quantized(value.to(x_ptr.dtype.element_ty).to(tl.float32))
+        tl.store(scale_ptr + row, row_scale)
     tl.store(out_ptr + place, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -61,24 +86,36 @@ def _rotate(
     cos_ptr,
     sin_ptr,
     row_stride,
-    vectors,
-    half,
     VECTORS: tl.constexpr,
     HALF: tl.constexpr,
+    VECTORS_BLOCK: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    vector = tl.arange(0, VECTORS)[:, None]
-    pair = tl.arange(0, HALF)[None, :]
-    inside = (vector < vectors) & (pair < half)
-    angle = row * half + pair
-    cos = tl.load(cos_ptr + angle, mask=pair < half, other=0.0)
-    sin = tl.load(sin_ptr + angle, mask=pair < half, other=0.0)
-    first_ptr = qkv_ptr + row * row_stride + vector * (2 * half) + pair
-    second_ptr = first_ptr + half
+    vector = tl.arange(0, VECTORS_BLOCK)[:, None]
+    pair = tl.arange(0, HALF_BLOCK)[None, :]
+    inside = (vector < VECTORS) & (pair < HALF)
+    angle = row * HALF + pair
+    cos = tl.load(cos_ptr + angle, mask=pair < HALF, other=0.0)
+    sin = tl.load(sin_ptr + angle, mask=pair < HALF, other=0.0)
+    first_ptr = qkv_ptr + row * row_stride + vector * (2 * HALF) + pair
+    second_ptr = first_ptr + HALF
     first = tl.load(first_ptr, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(second_ptr, mask=inside, other=0.0).to(tl.float32)
     tl.store(first_ptr, (first * cos - second * sin).to(qkv_ptr.dtype.element_ty), mask=inside)
     tl.store(second_ptr, (second * cos + first * sin).to(qkv_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _silu(gate, up):
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
+@triton.jit
+def _gelu_of(x, TANH: tl.constexpr):
+    # 0.5 · (1 + tanh(z)) is the logistic function of 2·z, z = √(2/π) · (x + 0.044715 · x³).
+    steep = 1.5957691216057308 * x * (1.0 + 0.044715 * x * x) if TANH else 1.702 * x
+    return x / (1.0 + tl.exp(-steep))
 
 
 @triton.jit
@@ -88,8 +125,7 @@ def _silu_mul(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr):
     inside = columns < width
     gate = tl.load(gate_up_ptr + row * 2 * width + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * 2 * width + width + columns, mask=inside, other=0.0).to(tl.float32)
-    value = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(out_ptr + row * width + columns, value.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + row * width + columns, _silu(gate, up).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -99,9 +135,35 @@ def _gelu(x_ptr, width, TANH: tl.constexpr, BLOCK: tl.constexpr):
     inside = columns < width
     place = x_ptr + row * width + columns
     x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    # 0.5 · (1 + tanh(z)) is the logistic function of 2·z, z = √(2/π) · (x + 0.044715 · x³).
-    steep = 1.5957691216057308 * x * (1.0 + 0.044715 * x * x) if TANH else 1.702 * x
-    tl.store(place, (x / (1.0 + tl.exp(-steep))).to(x_ptr.dtype.element_ty), mask=inside)
+    tl.store(place, _gelu_of(x, TANH).to(x_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _activate_fp8(x_ptr, out_ptr, scale_ptr, width, GATED: tl.constexpr, TANH: tl.constexpr, BLOCK: tl.constexpr):
+    """A row in one program, because its scale is of all its values."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    if GATED:
+        gate = tl.load(x_ptr + row * 2 * width + columns, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(x_ptr + row * 2 * width + width + columns, mask=inside, other=0.0).to(tl.float32)
+        value = _silu(gate, up)
+    else:
+        value = _gelu_of(tl.load(x_ptr + row * width + columns, mask=inside, other=0.0).to(tl.float32), TANH)
+    quantized, scale = _quantized(value.to(x_ptr.dtype.element_ty).to(tl.float32))
+    tl.store(out_ptr + row * width + columns, quantized, mask=inside)
+    tl.store(scale_ptr + row, scale)
+
+
+@triton.jit
+def _quantize(x_ptr, out_ptr, scale_ptr, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    place = row * width + columns
+    quantized, scale = _quantized(tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32))
+    tl.store(out_ptr + place, quantized, mask=inside)
+    tl.store(scale_ptr + row, scale)
 
 
 @triton.jit
@@ -110,40 +172,71 @@ def _normalize(
     mean_ptr,
     std_ptr,
     out_ptr,
-    values,
-    channel_values,
-    padded,
+    VALUES: tl.constexpr,
+    CHANNEL_VALUES: tl.constexpr,
+    PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
-    inside = columns < values
-    value = tl.load(patches_ptr + row * values + columns, mask=inside, other=0).to(tl.float32)
-    mean = tl.load(mean_ptr + columns // channel_values, mask=inside, other=0.0)
-    std = tl.load(std_ptr + columns // channel_values, mask=inside, other=1.0)
+    inside = columns < VALUES
+    value = tl.load(patches_ptr + row * VALUES + columns, mask=inside, other=0).to(tl.float32)
+    mean = tl.load(mean_ptr + columns // CHANNEL_VALUES, mask=inside, other=0.0)
+    std = tl.load(std_ptr + columns // CHANNEL_VALUES, mask=inside, other=1.0)
     normal = tl.div_rn(value - mean, std)  # a plain division is an approximate one on a GPU
     normal = tl.where(inside, normal, 0.0)
-    tl.store(out_ptr + row * padded + columns, normal.to(out_ptr.dtype.element_ty), mask=columns < padded)
+    tl.store(out_ptr + row * PADDED + columns, normal.to(out_ptr.dtype.element_ty), mask=columns < PADDED)
 
 
-def add_norm(x_PD: Tensor, y_PD: Tensor | None, norm: NormWeights, eps: float) -> Tensor:
-    """Adds `y` to the residual stream `x` in place, if given; returns its norm, [P, D], rounded once at the end."""
+def add_norm(
+    x_PD: Tensor,
+    y_PD: Tensor | None,
+    norm: NormWeights,
+    eps: float,
+    fp8: bool = False,
+    offset_D: Tensor | None = None,
+) -> Tensor | Fp8Rows:
+    """Adds `y` to the residual stream `x` in place, if given; returns its norm, [P, D], rounded once at the end.
+
+    Args:
+        offset_D: float32, what the stream lacks: the norm is of their sum, and the stream stays without it.
+        fp8: the norm is quantized by rows, as `quantize_rows` would.
+    """
     rows, width = x_PD.shape
-    out_PD = torch.empty_like(x_PD)
+    out_PD, scale_P1 = _rows_like(x_PD, width, fp8)
     _add_norm[(rows,)](
         x_PD,
         x_PD if y_PD is None else y_PD,
         norm.weight,
         norm.weight if norm.bias is None else norm.bias,
         out_PD,
+        scale_P1,
+        norm.weight if offset_D is None else offset_D,
         width,
         eps,
         ADD=y_PD is not None,
+        OFFSET=offset_D is not None,
         LAYER=norm.bias is not None,
+        FP8=fp8,
         BLOCK=triton.next_power_of_2(width),
         num_warps=4,
     )
-    return out_PD
+    return Fp8Rows(out_PD, scale_P1) if fp8 else out_PD
+
+
+def _rows_like(x_PX: Tensor, width: int, fp8: bool) -> tuple[Tensor, Tensor]:
+    """Room for rows of a kernel's result, and for their scales."""
+    rows, device = x_PX.shape[0], x_PX.device
+    out_PX = torch.empty(rows, width, dtype=torch.float8_e4m3fn if fp8 else x_PX.dtype, device=device)
+    return out_PX, torch.empty(rows if fp8 else 0, 1, dtype=torch.float32, device=device)
+
+
+def quantize(x_PX: Tensor) -> Fp8Rows:
+    """`linear.quantize_rows` in one pass, of contiguous rows."""
+    rows, width = x_PX.shape
+    out_PX, scale_P1 = _rows_like(x_PX, width, True)
+    _quantize[(rows,)](x_PX, out_PX, scale_P1, width, BLOCK=triton.next_power_of_2(width), num_warps=4)
+    return Fp8Rows(out_PX, scale_P1)
 
 
 def rotate_(qkv_PX: Tensor, cos_PE: Tensor, sin_PE: Tensor, num_heads: int) -> None:
@@ -154,10 +247,10 @@ def rotate_(qkv_PX: Tensor, cos_PE: Tensor, sin_PE: Tensor, num_heads: int) -> N
         cos_PE,
         sin_PE,
         qkv_PX.stride(0),
-        vectors,
-        half,
-        VECTORS=triton.next_power_of_2(vectors),
-        HALF=triton.next_power_of_2(half),
+        VECTORS=vectors,
+        HALF=half,
+        VECTORS_BLOCK=triton.next_power_of_2(vectors),
+        HALF_BLOCK=triton.next_power_of_2(half),
         num_warps=4,
     )
 
@@ -170,6 +263,24 @@ def activate(x_PI: Tensor, activation: Activation) -> Tensor:
     grid = (rows, triton.cdiv(width, ACTIVATION_BLOCK))
     _gelu[grid](x_PI, width, TANH=activation == "gelu_tanh", BLOCK=ACTIVATION_BLOCK, num_warps=4)
     return x_PI
+
+
+def activate_fp8(x_PI: Tensor, activation: Activation) -> Fp8Rows:
+    """`activate`, quantized by rows: what a product in fp8 takes."""
+    gated = activation == "silu_gated"
+    width = x_PI.shape[1] // 2 if gated else x_PI.shape[1]
+    out_PI, scale_P1 = _rows_like(x_PI, width, True)
+    _activate_fp8[(x_PI.shape[0],)](
+        x_PI,
+        out_PI,
+        scale_P1,
+        width,
+        GATED=gated,
+        TANH=activation == "gelu_tanh",
+        BLOCK=triton.next_power_of_2(width),
+        num_warps=8,
+    )
+    return Fp8Rows(out_PI, scale_P1)
 
 
 def silu_mul(gate_up_PX: Tensor) -> Tensor:
@@ -191,9 +302,9 @@ def normalize(patches_PC: Tensor, mean: Tensor, std: Tensor, padded: int, dtype:
         mean,
         std,
         out_PC,
-        values,
-        values // len(mean),
-        padded,
+        VALUES=values,
+        CHANNEL_VALUES=values // len(mean),
+        PADDED=padded,
         BLOCK=triton.next_power_of_2(padded),
         num_warps=4,
     )

@@ -32,15 +32,15 @@ SMALLEST_SCALE = 1e-12  # of a row of zeros
 ALIGNMENT = {"cuda": 128, "cpu": 32}
 
 
-class Fp8Weight(NamedTuple):
-    """`values_NK` in float8_e4m3fn, `scale_N1` in float32: values · scale is the weight."""
+class Fp8Rows(NamedTuple):
+    """A weight's rows, or an operand's: `values_NK` in float8_e4m3fn times `scale_N1` in float32."""
 
     values_NK: Tensor
     scale_N1: Tensor
 
 
-Weight = Tensor | Fp8Weight
-Linear = Callable[[Tensor, Any, Tensor | None], Tensor]
+Weight = Tensor | Fp8Rows
+Linear = Callable[[Any, Any, Tensor | None], Tensor]
 
 
 def choose_linear(device: torch.device, dtype: torch.dtype, setting: str = "exact") -> LinearKernel:
@@ -79,24 +79,24 @@ def openblas_linear(x_RK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = Non
     return out_RN if bias_N is None else out_RN.add_(bias_N)
 
 
-def quantize_rows(x_RK: Tensor) -> Fp8Weight:
+def quantize_rows(x_RK: Tensor) -> Fp8Rows:
     """Each row scaled so that its largest value is the largest of e4m3."""
     wide_RK = x_RK.float()
     scale_R1 = (wide_RK.abs().amax(-1, keepdim=True) / FP8_MAX).clamp_min(SMALLEST_SCALE)
     values_RK = (wide_RK / scale_R1).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-    return Fp8Weight(values_RK, scale_R1)
+    return Fp8Rows(values_RK, scale_R1)
 
 
-def fp8_linear(x_RK: Tensor, weight: Fp8Weight, bias_N: Tensor | None = None) -> Tensor:
-    """bfloat16 in and out; K and N must be multiples of 16."""
-    x8_RK, scale_R1 = quantize_rows(x_RK)
+def fp8_linear(x_RK: Tensor | Fp8Rows, weight: Fp8Rows, bias_N: Tensor | None = None) -> Tensor:
+    """bfloat16 in, or rows that a kernel has quantized already, and bfloat16 out; K and N must be multiples of 16."""
+    x8_RK, scale_R1 = x_RK if isinstance(x_RK, Fp8Rows) else quantize_rows(x_RK)
     return torch._scaled_mm(
         x8_RK,
         weight.values_NK.t(),
         scale_a=scale_R1,
         scale_b=weight.scale_N1.t(),
         bias=bias_N,
-        out_dtype=x_RK.dtype,
+        out_dtype=torch.bfloat16,
         use_fast_accum=True,
     )
 

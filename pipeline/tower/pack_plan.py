@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ WHOLE_FRAME = 1 << 20  # merged tokens along the side of a window that holds any
 # On a CPU, rows go through a windowed block in chunks whose intermediates stay in cache, instead of through memory.
 CPU_CHUNK_ROWS = 512
 Grid = tuple[int, int, int]
-Kernel = Literal["varlen", "dense"]
+Kernel = Literal["varlen", "dense", "cudnn", "fa4"]  # all but dense take segments of unequal length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,15 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Segments:
-    """Segments that attention must not cross. `runs` for the dense kernel, `cu_seqlens` int32 [S + 1] for varlen."""
+    """Segments that attention must not cross. `runs` for the dense kernel, `cu_seqlens` int32 [S + 1] for others.
+
+    `by_cudnn`: whole frames where `model.attention` is cudnn; windows are too short for it to be faster.
+    """
 
     runs: tuple[Run, ...] = ()
     cu_seqlens: Tensor | None = None
     max_length: int = 0
+    by_cudnn: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +107,9 @@ def plan_pack(
             chunks = _slices(len(order) * unit, max_rows)
             frames = Segments(runs=_runs(sorted_lengths))
     else:
-        chunks = (Chunk(rows=slice(0, len(order) * unit), windows=_cu_seqlens(lengths, device)),)
-        frames = _cu_seqlens(frame_lengths, device)
+        frames = replace(_cu_seqlens(frame_lengths, device), by_cudnn=kernel == "cudnn")
+        windows = _cu_seqlens(lengths, device) if config.window_pixels else frames
+        chunks = (Chunk(rows=slice(0, len(order) * unit), windows=windows),)
 
     computed = positions.reshape(-1, unit, 2)[order].reshape(-1, 2)
     learned = None

@@ -87,6 +87,8 @@ def reference_tower(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.de
     frequencies = tower.rotary_pos_emb.inv_freq.clone()
     tower.load_state_dict({name: tensor.float() for name, tensor in checkpoint.stored_tensors()})
     tower = tower.to(dtype=dtype, device=device).eval().requires_grad_(False)
+    if device.type == "cuda" and dtype == torch.float32:  # TF32 has the mantissa of a half: no measure of fp32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     tower.rotary_pos_emb.inv_freq = frequencies.to(device)
     if tower.rotary_pos_emb.inv_freq.dtype != torch.float32:
         raise AssertionError("the reference's rotary frequencies were rounded")

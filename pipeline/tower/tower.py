@@ -25,9 +25,10 @@ from .attention import attend, choose_kernel
 from .block import NORM_EPS, BlockKind, BlockWeights, project_and_mlp, queries_keys_values, take_block
 from .checkpoint import Checkpoint
 from .config import Stage
-from .linear import LinearKernel, choose_linear, linear_of
+from .device import on_device
+from .linear import Fp8Rows, LinearKernel, Weight, choose_linear, linear_of
 from .merger import Merger, merge, merge_normed, take_merger
-from .pack_plan import CPU_CHUNK_ROWS, Chunk, Grid, Kernel, PackPlan, plan_pack
+from .pack_plan import CPU_CHUNK_ROWS, Chunk, Grid, Kernel, PackPlan, Segments, plan_pack
 from .positions import learned_positions
 
 
@@ -40,6 +41,7 @@ class Tower:
         compile_blocks: on a GPU, whether what lies between matrix products is fused into Triton kernels; on a CPU,
             whether the two halves of a block around attention go through torch.compile.
         linear: `exact`, or `fp8` for the matrix products of the blocks (not of patch embedding and merger).
+        attention: see `choose_kernel`.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class Tower:
         *,
         compile_blocks: bool = False,
         linear: str = "exact",
+        attention: str = "auto",
     ) -> None:
         self.config, self.checkpoint = checkpoint.config, checkpoint
         self.dtype, self.device = dtype, device
-        self.kernel: Kernel = choose_kernel(device, dtype)
+        self.kernel: Kernel = choose_kernel(device, dtype, attention)
         self.chunk_rows = CPU_CHUNK_ROWS
         self.fused = compile_blocks and device.type == "cuda"
         # openblas_linear is not for a compiler to look into.
@@ -76,6 +79,8 @@ class Tower:
         self.positions_ND = weights.pop("pos_embed.weight", None)
         self.kind = BlockKind(self.config.num_heads, self.config.activation)
         self.blocks = [take_block(weights, number, self.linear_kernel) for number in range(self.config.depth)]
+        self.residual_by_product = self.fused and self.linear_kernel == "torch"
+        self._lacks = _sums_of_biases(self.blocks) if self.residual_by_product else []
         self.merger = take_merger(weights, "merger", exact)
         self.stream_mergers = [take_merger(weights, f"deepstack.{n}", exact) for n in range(self.config.streams)]
         self.mean = torch.tensor(self.config.image_mean, device=device) * (1 / (1 / 255))
@@ -89,7 +94,8 @@ class Tower:
             torch.backends.cuda.matmul.allow_tf32 = False
 
     def plan(self, grids: Sequence[Grid]) -> PackPlan:
-        return plan_pack(grids, self.config, self.kernel, self.device, self.chunk_rows)
+        with on_device(self.device):
+            return plan_pack(grids, self.config, self.kernel, self.device, self.chunk_rows)
 
     def normalize(self, patches_PC: Tensor) -> Tensor:
         """uint8 [P, C] to float32 [P, C]: the reference's rescaling and normalising in one step, to the bit."""
@@ -122,17 +128,19 @@ class Tower:
         Returns:
             Merged tokens [M, O] in the compute dtype, in input order: the main stream, then the further ones.
         """
-        computed_MO = self.forward_in_window_order(patches_PC, plan, stage)
-        out_MO = torch.empty_like(computed_MO)
-        out_MO[plan.order_M] = computed_MO
-        return out_MO
+        with on_device(self.device):
+            computed_MO = self.forward_in_window_order(patches_PC, plan, stage)
+            out_MO = torch.empty_like(computed_MO)
+            out_MO[plan.order_M] = computed_MO
+            return out_MO
 
     @torch.inference_mode()
     def forward_in_window_order(self, patches_PC: Tensor, plan: PackPlan, stage: Stage = "merged") -> Tensor:
         """Encodes one pack as `forward` does, but leaves row i being input token `plan.order_M[i]`."""
         run = self._blocks_fused if self.fused else self._blocks
-        streams = run(patches_PC, plan, stage)
-        return streams[0] if len(streams) == 1 else torch.cat(streams, 1)
+        with on_device(self.device):
+            streams = run(patches_PC, plan, stage)
+            return streams[0] if len(streams) == 1 else torch.cat(streams, 1)
 
     def _blocks(self, patches_PC: Tensor, plan: PackPlan, stage: Stage) -> list[Tensor]:
         """Patches to the streams of the output, in window order."""
@@ -166,27 +174,57 @@ class Tower:
         padded = aligned_values(weight.shape[1])
         values = fused.normalize(patches_PC, self.mean, self.std, padded, self.dtype)
         x_PD = functional.linear(values, functional.pad(weight, (0, padded - weight.shape[1])), self.patch_bias)
+        del values
         x_PD = self._in_window_order(x_PD, plan)
         added_PD = None
         further: list[Tensor] = []
+        fp8 = self.linear_kernel == "fp8"
         for number, block in enumerate(self.blocks):
-            normed_PD = fused.add_norm(x_PD, added_PD, block.norm1, NORM_EPS)
+            lacks_D = self._lacking(number - 1, 1)
+            normed_PD = fused.add_norm(x_PD, added_PD, block.norm1, NORM_EPS, fp8, lacks_D)
             if number - 1 in config.deepstack_blocks:  # the block before has been added only now
-                further.append(self._stream(x_PD, self.stream_mergers[len(further)], stage))
-            qkv_PX = self._linear(normed_PD, block.qkv, block.qkv_bias)
-            fused.rotate_(qkv_PX, plan.cos_PE, plan.sin_PE, config.num_heads)
-            q_PHE, k_PHE, v_PHE = qkv_PX.view(len(x_PD), 3, config.num_heads, -1).unbind(1)
+                further.append(self._stream(_whole(x_PD, lacks_D), self.stream_mergers[len(further)], stage))
             segments = plan.frames if config.attends_fully(number) else chunk.windows
-            added_PD = self._linear(attend(q_PHE, k_PHE, v_PHE, segments), block.proj, block.proj_bias)
-            normed_PD = fused.add_norm(x_PD, added_PD, block.norm2, NORM_EPS)
-            inner_PI = fused.activate(self._linear(normed_PD, block.up, block.up_bias), config.activation)
-            added_PD = self._linear(inner_PI, block.down, block.down_bias)
-        normed_PD = fused.add_norm(x_PD, added_PD, self.merger.norm, NORM_EPS)
+            attended_PD = self._attended_fused(normed_PD, block, plan, segments)
+            added_PD = self._added(x_PD, attended_PD, block.proj, block.proj_bias)
+            normed_PD = fused.add_norm(x_PD, added_PD, block.norm2, NORM_EPS, fp8, self._lacking(number, 0))
+            del attended_PD, added_PD  # each a twelfth of what a pack takes at its most, which is within the MLP
+            up_PI = self._linear(normed_PD, block.up, block.up_bias)
+            inner_PI = (fused.activate_fp8 if fp8 else fused.activate)(up_PI, config.activation)
+            del normed_PD, up_PI
+            added_PD = self._added(x_PD, inner_PI, block.down, block.down_bias)
+            del inner_PI
+        lacks_D = self._lacking(config.depth - 1, 1)
+        normed_PD = fused.add_norm(x_PD, added_PD, self.merger.norm, NORM_EPS, False, lacks_D)
+        assert isinstance(normed_PD, Tensor)
         if config.depth - 1 in config.deepstack_blocks:
-            further.append(self._stream(x_PD, self.stream_mergers[len(further)], stage))
+            further.append(self._stream(_whole(x_PD, lacks_D), self.stream_mergers[len(further)], stage))
         if stage == "pre_merger":
-            return [self._stream(x_PD, self.merger, stage), *further]
+            return [self._stream(_whole(x_PD, lacks_D), self.merger, stage), *further]
         return [merge_normed(normed_PD.view(-1, config.merged_width), self.merger, self._exact), *further]
+
+    def _lacking(self, number: int, product: int) -> Tensor | None:
+        """Returns what the stream lacks after a block's product (0: attention's, 1: the MLP's), float32 [D]."""
+        return self._lacks[2 * number + product] if self._lacks and number >= 0 else None
+
+    def _added(self, x_PD: Tensor, inner_PX: Tensor | Fp8Rows, weight: Weight, bias_D: Tensor) -> Tensor | None:
+        """A product that is added to the residual stream: at once, or returned for the next norm to add."""
+        if self._lacks and isinstance(inner_PX, Tensor) and isinstance(weight, Tensor):
+            x_PD.addmm_(inner_PX, weight.t())  # beta is 1
+            return None
+        return self._linear(inner_PX, weight, bias_D)
+
+    def _attended_fused(
+        self, normed_PD: Tensor | Fp8Rows, block: BlockWeights, plan: PackPlan, segments: Segments
+    ) -> Tensor | Fp8Rows:
+        """Attention of a block, [P, D], before its projection. The qkv product does not outlive it."""
+        from . import fused
+
+        qkv_PX = self._linear(normed_PD, block.qkv, block.qkv_bias)
+        fused.rotate_(qkv_PX, plan.cos_PE, plan.sin_PE, self.config.num_heads)
+        q_PHE, k_PHE, v_PHE = qkv_PX.view(len(qkv_PX), 3, self.config.num_heads, -1).unbind(1)
+        attended_PD = attend(q_PHE, k_PHE, v_PHE, segments)
+        return fused.quantize(attended_PD) if self.linear_kernel == "fp8" else attended_PD
 
     def _in_window_order(self, x_PD: Tensor, plan: PackPlan) -> Tensor:
         """Embedded patches in the computed order, with their learned positions if there are any."""
@@ -212,6 +250,16 @@ class Tower:
 def aligned_values(count: int) -> int:
     """Values of a patch, padded to rows of whole 16 bytes."""
     return -(-count // 8) * 8
+
+
+def _sums_of_biases(blocks: Sequence[BlockWeights]) -> list[Tensor]:
+    """The biases of the products so far, after each: what a stream that they add to lacks. float32 [D] each."""
+    biases = [bias.float() for block in blocks for bias in (block.proj_bias, block.down_bias)]
+    return list(torch.stack(biases).cumsum(0))
+
+
+def _whole(x_PD: Tensor, lacks_D: Tensor | None) -> Tensor:
+    return x_PD if lacks_D is None else (x_PD + lacks_D).to(x_PD.dtype)
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

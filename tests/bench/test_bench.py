@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+from stand_in_gpu import eager_kernels, stand_in_gpu
 
 from jobs.bench import gpu as bench_gpu
 from jobs.bench import mixes, peers_helped
@@ -65,3 +71,92 @@ def test_units_and_bits_run(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> No
     results = bench_gpu._units(tower)
     assert results["units"] == 4
     assert results["tokens_per_second"] > 0
+
+
+# On a stand-in for a GPU
+
+
+@pytest.fixture
+def on_gpu(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tower]:
+    """A tower on a stand-in, and mixes so small that a CPU can run them."""
+    small: list[Grid] = [(1, 6, 10), (1, 8, 8), (1, 4, 6)]
+    kinds = {"A": [small, small[:2]], "B": [[(1, 8, 8)] * 3], "C": [[(1, 16, 16)], small]}
+    for module in (bench_gpu, mixes):
+        monkeypatch.setattr(module, "mixes", lambda: kinds)
+        monkeypatch.setattr(module, "log_normal_grids", lambda *_: small)
+    for name, value in {"IDLE_UNITS": 3, "LARGE": (1, 16, 16)}.items():
+        monkeypatch.setattr(bench_gpu, name, value)
+    monkeypatch.setitem(mixes.MATRIX_SIDE, "cuda", 64)
+    monkeypatch.setattr(torch, "compile", lambda *a, **b: a[0])
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *a, **b: None)
+    profile, activity = torch.profiler.profile, torch.profiler.ProfilerActivity.CPU
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile(activities=[activity]))
+    with stand_in_gpu():
+        eager_kernels(monkeypatch)
+        yield Tower(checkpoint, torch.bfloat16, torch.device("cuda"), compile_blocks=True)
+
+
+def test_the_whole_benchmark_runs_and_says_what_failed(
+    on_gpu: Tower, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_gpu, "Checkpoint", lambda model: checkpoint)
+    monkeypatch.setattr(bench_gpu, "_first_token", lambda *a: 1 / 0)
+    file = tmp_path / "results.json"
+    arguments = argparse.Namespace(model="random:tiny", dtype=None, repeats=1, json=str(file))
+    results = bench_gpu.bench_gpu(arguments)
+    assert json.loads(file.read_text())["encoder"] == json.loads(json.dumps(results))
+    failed = {name for name, value in results.items() if str(value).startswith("FAILED")}
+    assert failed == {"first_token_seconds"}
+    for name in "ABC":
+        row = results["mixes"][name]
+        assert row["ratio"] > 0 and row["ratio_to_helped"] > 0
+        assert row["matrix_tflops_of_50_in_a_row"] > 0
+    assert results["mixes"]["helped_graphs_expected"] == 2 * 4  # packs of 4 sizes
+    assert results["mixes"]["problems"].keys() == {"helped_graphs"}  # nothing is compiled here
+    assert results["parity"]["ours_relative_rms"] < 0.1
+    assert torch.backends.cudnn.allow_tf32 is False
+    assert results["units"]["units"] == 3
+
+
+@pytest.mark.parametrize("when", ["made", "first", "later"])
+def test_a_peer_that_raises_costs_its_own_figures_only(
+    when: str, on_gpu: Tower, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def broken(*arguments: object) -> torch.Tensor:
+        calls.append(1)
+        if when != "later" or len(calls) > 3:
+            raise RuntimeError("no kernel for this")
+        return torch.zeros(1)
+
+    if when == "made":
+        monkeypatch.setattr(bench_gpu, "reference_tower", broken)
+    else:
+        monkeypatch.setattr(bench_gpu, "run_reference", broken)
+    results = bench_gpu._mixes(checkpoint, on_gpu, 1)
+    assert all(results[name]["ours_seconds"] > 0 for name in "ABC")
+    assert not any("ratio" in results[name] for name in "ABC")
+    assert "no kernel for this" in str(results["problems"])
+    if when != "later":
+        assert all(results[name]["ratio_to_helped"] > 0 for name in "ABC")
+
+
+def test_the_helped_reference_embeds_by_a_matrix_product(
+    on_gpu: Tower, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How fast its Conv3d is would be cuDNN's choice."""
+    monkeypatch.setattr(torch.nn.Conv3d, "forward", lambda *a: 1 / 0)
+    pixels = pixel_values(on_gpu, torch.zeros(64, 588, dtype=torch.uint8))
+    run = peers_helped.helped_reference(checkpoint, torch.float32, torch.device("cuda"))
+    assert torch.isfinite(run(pixels, [(1, 8, 8)])).all()
+
+
+def test_dynamo_compiles_every_shape_and_says_how_many() -> None:
+    """Of itself it compiles 8, and then runs what it is given, without a word."""
+    peers_helped.let_every_shape_be_compiled()
+    before = peers_helped.compiled_graphs()
+    compiled = torch._dynamo.optimize("eager", dynamic=False)(lambda x: x + 1)
+    for size in range(2, 14):
+        compiled(torch.zeros(size))
+    assert peers_helped.compiled_graphs() - before == 12

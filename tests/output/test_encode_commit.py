@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,12 @@ from pipeline.grid import Geometry
 from pipeline.index.units import Unit
 from pipeline.output.commit import commit_unit
 from pipeline.output.committed import Committed
+from pipeline.output.hashing import HASHED_BESIDE, HashingFile
 from pipeline.output.layout import data_path, samples_path
 from pipeline.output.metadata import read_metadata
 from pipeline.output.record import CommitRecord
 from pipeline.output.settings import Encoding, ShardSettings
-from pipeline.output.shard import HashingFile, row_groups
+from pipeline.output.shard import row_groups
 from pipeline.output.shard_formats import shard_format
 from pipeline.prepare.patches import patches_of_pixels
 from pipeline.prepare.unit import PreparedSample, PreparedUnit
@@ -256,8 +259,6 @@ def test_a_committed_unit_says_where_each_embedding_lies(dtype: str, tower: Towe
     record = read_metadata(samples_path(tmp_path, "000003-0001"))
     assert CommitRecord.from_json(record) == committed.record
     assert (record["rows_in"], record["rows_out"], record["rejects"]) == (8, 6, {"corrupt": 1, "truncated": 1})
-    import hashlib
-
     raw = data_path(tmp_path, "000003-0001").read_bytes()
     assert (record["data_size"], record["data_sha256"]) == (len(raw), hashlib.sha256(raw).hexdigest())
     assert record["embedding_bytes"] == sum(len(row["embedding"]) for row in data)
@@ -411,6 +412,41 @@ def test_a_file_that_takes_less_than_it_is_given_is_given_the_rest() -> None:
     sink = HashingFile(stream)
     assert sink.write(data) == len(data) == sink.size
     assert stream.getvalue() == data
+
+
+def test_what_is_large_is_hashed_while_it_is_written() -> None:
+    """Neither is done before the other has begun: one after the other they would wait for ever."""
+    begun = {"hash": threading.Event(), "write": threading.Event()}
+
+    class Digest:
+        def update(self, data: Any) -> None:
+            begun["hash"].set()
+            assert begun["write"].wait(20)
+
+    class Stream(io.BytesIO):
+        def write(self, data: Any) -> int:
+            begun["write"].set()
+            assert begun["hash"].wait(20)
+            return super().write(data)
+
+    with HashingFile(Stream()) as sink:
+        sink._digest = Digest()
+        sink.write(bytes(HASHED_BESIDE))
+
+
+def test_the_hash_is_of_all_bytes_in_order_whatever_the_writes() -> None:
+    stream, pieces = io.BytesIO(), [b"a" * 10, b"b" * HASHED_BESIDE, b"", b"c", b"d" * (2 * HASHED_BESIDE)]
+    with HashingFile(stream) as sink:
+        for piece in pieces:
+            buffer = bytearray(piece)
+            sink.write(buffer)
+            buffer[:] = bytes(len(buffer))  # it is the caller's again
+    assert sink.hexdigest() == hashlib.sha256(b"".join(pieces)).hexdigest()
+    assert stream.getvalue() == b"".join(pieces)
+    threads = [thread for thread in threading.enumerate() if thread in sink._beside._threads]
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])

@@ -21,6 +21,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "preprocess.min_pixels": (3136, 6272),
     "preprocess.max_pixels": (20_000, 30_000),
     "model.dtype": ("float32", "bfloat16"),
+    "model.attention": ("auto", "cudnn"),
     "model.linear": ("exact", "fp8"),
     "model.compile": ("on", "off"),
     "pack.max_patches": (200, 300),

@@ -60,6 +60,20 @@ def fleet_of(**nodes: tuple[int, int]) -> tuple[Fleet, dict[str, list[Process]]]
 # Fleet
 
 
+def test_a_node_says_how_many_calls_its_encoders_have() -> None:
+    fleet = Fleet()
+    fleet.see("a", 100, calls=3)
+    one = Process(kind="encoder", number=0, node="a")
+    fleet.add(one)
+    for _ in range(3):
+        assert fleet.free("encoder", "a") is one
+        fleet.began(one)
+    assert fleet.free("encoder", "a") is None
+    fleet.see("a", 200, calls=2)  # what an encoder was started with stays
+    fleet.ended(one)
+    assert fleet.free("encoder", "a") is one
+
+
 def test_the_least_busy_is_given_work_and_nobody_more_than_it_can_take() -> None:
     fleet, processes = fleet_of(a=(0, 2))
     one, other = processes["a"]

@@ -17,6 +17,7 @@ import pipeline.tower.attention as attention_module
 import pipeline.tower.block as block_module
 import pipeline.tower.merger as merger_module
 import pipeline.tower.pack_plan as plan_module
+import pipeline.tower.tower as tower_module
 from jobs.bench.peers import pixel_values
 from pipeline.tower.checkpoint import Checkpoint
 from pipeline.tower.pack_plan import Grid
@@ -155,6 +156,8 @@ def drop_a_bias(monkeypatch: pytest.MonkeyPatch, tower: Tower) -> None:
     block = tower.blocks[2]
     changed = block._replace(proj_bias=torch.zeros_like(block.proj_bias))
     monkeypatch.setattr(tower, "blocks", [*tower.blocks[:2], changed, *tower.blocks[3:]])
+    if tower.residual_by_product:  # there the norms add it
+        monkeypatch.setattr(tower, "_lacks", tower_module._sums_of_biases(tower.blocks))
 
 
 def use_tanh_gelu(monkeypatch: pytest.MonkeyPatch, tower: Tower) -> None:
