@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub, on loopback: as much of its HTTP interface as pushing and reading a data set takes.
+"""A stand-in for the Hugging Face Hub, on loopback: as much of its interface as pushing and reading a data set takes.
 
 A pushed Parquet or tar file goes the way of Git LFS, everything else into the commit itself. There is one revision: by
 `main` or by COMMIT it is what lies in the folder.
