@@ -128,7 +128,7 @@ def energon_loader(folder: Path) -> Any:
     if not (folder / ".nv-meta").exists():
         energon(["prepare", str(folder), *options], standalone_mode=False)
 
-    @stateless
+    @stateless  # type: ignore[untyped-decorator]
     def tokens(sample: Any) -> Any:
         return safetensors.torch.load(sample["safetensors"])["image_embeds"]
 

@@ -22,7 +22,6 @@ import torch
 from conftest import REPOSITORY, config_for, encoded, make_tar, noise
 
 import pipeline.read.keys as keys_module
-import pipeline.read.reader as reader_module
 from pipeline import EmbeddingDataset
 from pipeline.errors import OutputError, RequestError
 from pipeline.read import stored
@@ -158,9 +157,8 @@ def test_what_is_kept_of_many_units_is_bounded(
     read_table, open_file = pq.read_table, os.open
     monkeypatch.setattr(os, "open", lambda path, *a, **k: opened.append(path) or open_file(path, *a, **k))
     monkeypatch.setattr(pq, "read_table", lambda *a, **k: tables.append(a) or read_table(*a, **k))
-    monkeypatch.setattr(reader_module, "ROWS_KEPT", 10)
     monkeypatch.setattr(stored, "FILES_KEPT", 2)
-    dataset = EmbeddingDataset(output)
+    dataset = EmbeddingDataset(output, rows_kept=10)
     units = len(dataset.unit_lengths())
     assert units > 6
     for unit in range(units):
@@ -175,7 +173,7 @@ def test_what_is_kept_of_many_units_is_bounded(
     assert len(tables) == units + 1  # let go, so read again
     del dataset
     assert not open_shards()
-    assert (reader_module.ROWS_KEPT, stored.FILES_KEPT) == (10, 2)
+    assert stored.FILES_KEPT == 2
     assert all(same(item, row) for item, row in zip(EmbeddingDataset(output).stream(), rows, strict=True))
 
 
