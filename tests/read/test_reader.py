@@ -173,6 +173,7 @@ def test_what_is_kept_of_many_units_is_bounded(
     assert len(tables) == units + 1  # let go, so read again
     del dataset
     assert not open_shards()
+    assert stored.FILES_KEPT == 2
     assert all(same(item, row) for item, row in zip(EmbeddingDataset(output).stream(), rows, strict=True))
 
 
