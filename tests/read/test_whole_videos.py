@@ -324,10 +324,9 @@ def test_clips_of_tars_are_what_they_are_in_parquet(kind: Any, tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ["qwen3_vl"], indirect=True)
 def test_the_lines_of_the_documentation_train(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import transformers
-
     page = (REPOSITORY / "docs" / "video.md").read_text("utf-8")
-    code = page.partition("## Training\n\n```python\n")[2].partition("```")[0]
+    code = page.partition("## Training\n")[2].partition("```python\n")[2].partition("```")[0]
+    code = code.replace("Qwen/Qwen2.5-VL-7B-Instruct", str(kind.folder))
     kind.processor.save_pretrained(kind.folder)
     (tmp_path / "out").symlink_to(kind.dataset.uri)
     turns = [{"from": "human", "value": "<video>\n what is this "}, {"from": "gpt", "value": "a cat "}]
@@ -336,9 +335,9 @@ def test_the_lines_of_the_documentation_train(kind: Any, tmp_path: Path, monkeyp
     ]
     (tmp_path / "questions.jsonl").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
-    names = {"json": json, "torch": torch, "CachedProcessor": CachedProcessor, "name": str(kind.folder)}
-    names |= {name: getattr(transformers, name) for name in ("AutoProcessor", "AutoModelForImageTextToText")}
+    names: dict[str, Any] = {}
     exec(code, names)
     before, after = kind.load().lm_head.weight, names["model"].lm_head.weight
     assert names["start"] == 2 and names["inputs"]["video_grid_thw"].shape == (1, 3)
-    assert not torch.equal(before, after.float()) and len(code.splitlines()) == 10
+    assert not torch.equal(before, after.float())
+    assert len([line for line in code.splitlines() if line and "import" not in line]) <= 11
