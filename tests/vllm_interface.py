@@ -10,6 +10,8 @@ import enum
 import importlib.util
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -72,8 +74,13 @@ def stand_in() -> dict[str, ModuleType]:
     return modules
 
 
-def interface() -> ModuleType:
-    """The module of the base classes; the stand-in is installed first where vLLM is not."""
-    if not REAL:
-        sys.modules.update(stand_in())
-    return importlib.import_module(BASE)
+@contextmanager
+def importable() -> Iterator[None]:
+    """vLLM can be imported within; a stand-in is gone afterwards: libraries look whether there is a vLLM."""
+    modules = {} if REAL else stand_in()
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            del sys.modules[name]

@@ -7,6 +7,7 @@ Against vLLM's own base classes where it is installed (`make vllm`), which then 
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,18 +17,26 @@ import fsspec
 import pytest
 import torch
 from conftest import STREAMED_PIXELS, config_for, encoded, make_tar, noise, run_here
-from vllm_interface import REAL, interface
+from vllm_interface import BASE as BASE_NAME
+from vllm_interface import REAL, importable
 
 from pipeline import EmbeddingDataset
 from pipeline.errors import RequestError
 from pipeline.read.items import rows_of
 
-BASE = interface()
-from pipeline.read import vllm_connector  # noqa: E402
+with importable():
+    BASE = importlib.import_module(BASE_NAME)
+    from pipeline.read import vllm_connector
 
 Role = BASE.ECConnectorRole
 PICTURE, TWIN = encoded(noise(90, 130, 3)), encoded(noise(64, 64, 5))
 WIDTH, STREAMS = 40, 2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def vllm() -> Iterator[None]:
+    with importable():
+        yield
 
 
 @pytest.fixture(scope="module")
