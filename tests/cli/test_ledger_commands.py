@@ -27,6 +27,8 @@ from pipeline.output.verify import Verifier
 from pipeline.read.reader import EmbeddingDataset
 from pipeline.storage.scratch import Scratch
 
+pytestmark = pytest.mark.slow
+
 PARTS = 4
 NOW = ("pace", "seconds_left", "encoders")
 

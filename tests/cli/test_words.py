@@ -28,6 +28,8 @@ from pipeline.errors import RequestError
 from pipeline.process import install_hint
 from pipeline.tower.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 PHOTO = PHOTOS / "cat.jpg"
 
 

@@ -39,6 +39,8 @@ from pipeline.output.ledger import folded_parts
 from pipeline.source.drawing import Draw, Drawing, Drawn, Draws
 from pipeline.source.sample import VideoFacts
 
+pytestmark = pytest.mark.slow
+
 MAX_PIXELS = {"images": 9000, "videos": 20_000}
 RATE = 25
 SIZES = [(30, 40), (60, 90), (140, 150), (112, 112), (60, 90)]

@@ -50,6 +50,8 @@ from pipeline.storage.files import AnyPath
 from pipeline.storage.remote import RemotePath
 from pipeline.storage.scratch import Scratch
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 4
 WAITS = "data_replace_waits"
 # From here to the next point nothing is touched that the other could see: no order of such steps differs from another.

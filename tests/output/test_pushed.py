@@ -23,6 +23,8 @@ from huggingface_hub import DatasetCard
 from pipeline import EmbeddingDataset
 from pipeline.output.card import _size_category
 
+pytestmark = pytest.mark.slow
+
 PUSH = """
 import sys
 from huggingface_hub import HfApi

@@ -35,6 +35,8 @@ from pipeline.run.request import check_request
 from pipeline.source.plan import Plan
 from pipeline.storage.scratch import Scratch
 
+pytestmark = pytest.mark.slow
+
 WIDTH, STREAMS = STREAMED.out_width, STREAMED.streams
 FORMS = [("parquet", "float32"), ("parquet", "int8"), ("webdataset", "bfloat16"), ("webdataset", "fp8")]
 

@@ -23,6 +23,8 @@ from pipeline.output.shard_formats import shard_format
 from pipeline.output.verify import Verifier
 from pipeline.run.runner import run
 
+pytestmark = pytest.mark.slow
+
 UNIT = "part-000000-0001"
 SUFFIX_FORMATS = {".parquet": "parquet", ".tar": "webdataset"}
 

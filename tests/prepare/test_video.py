@@ -29,6 +29,8 @@ from pipeline.prepare.video_decode import decode_frames
 from pipeline.prepare.video_frames import prepare_frame
 from pipeline.rejects import Reject
 
+pytestmark = pytest.mark.slow
+
 ALL = [*NAMES, *MADE]
 FUSED = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 MANY = [name for name in ALL if name not in ("one.mp4", "three.mp4")]

@@ -29,6 +29,8 @@ from pipeline.read.reader import collate
 from pipeline.read.stream import EmbeddingStream
 from pipeline.run.runner import run
 
+pytestmark = pytest.mark.slow
+
 
 def run_here(config: Any) -> None:
     assert run(config, say=lambda line: None, report=lambda *_: None).complete

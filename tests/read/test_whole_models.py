@@ -27,6 +27,8 @@ from pipeline.source.plan import Plan
 from pipeline.tower.checkpoint import Checkpoint
 from pipeline.tower.reference import reference_processor, reference_tower, run_reference
 
+pytestmark = pytest.mark.slow
+
 LIMITS = {"min_pixels": 3136, "max_pixels": 12_000}
 CHATS: list[tuple[str, ...]] = [("0.png",), (), ("2.png", "0.png", "2.png")]
 

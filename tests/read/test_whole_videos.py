@@ -28,6 +28,8 @@ from pipeline.read.adapters import from_llava, sglang_image, transformers_inputs
 from pipeline.read.items import collate, medium_of, rows_of
 from pipeline.read.ray_data import blocks_of
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["qwen2_vl", "qwen2_5_vl", "qwen2_5_omni", "qwen3_vl", "qwen3_omni_moe", "qwen3_5", "qwen4_exp"]
 PIXELS = {"min_pixels": 3136, "max_pixels": 12_000}
 NAMES = ("h264.mp4", "uneven.mp4", "carphone_pristine.mp4")

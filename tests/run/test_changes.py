@@ -20,6 +20,8 @@ from pipeline.source import manifest
 from pipeline.source.formats import FORMATS
 from pipeline.source.formats.parquet import Parquet
 
+pytestmark = pytest.mark.slow
+
 IMAGES = [encoded(noise(60, 60 + 30 * number, number)) for number in range(6)]
 VICTIMS = {"folder": "3.png", "tar": "1.tar", "parquet": "1.parquet", "jsonl": "1.jsonl"}
 

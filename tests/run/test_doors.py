@@ -26,6 +26,8 @@ from pipeline.source.formats.parquet import Parquet
 if TYPE_CHECKING:
     from pipeline.config import Config
 
+pytestmark = pytest.mark.slow
+
 # Four units of forty photos of six tokens. Bits depend on which images share a pack, and so a unit.
 OF_PHOTOS: dict[str, dict[str, object]] = {"output": {"shard_tokens": 60}, "pack": {"max_patches": 400}}
 

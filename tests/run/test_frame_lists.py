@@ -33,6 +33,8 @@ from pipeline.run.request import check_request
 from pipeline.tower.checkpoint import Checkpoint
 from pipeline.tower.reference import reference_tower, run_reference
 
+pytestmark = pytest.mark.slow
+
 FRAMES = [drawing(index, 64, 48) for index in range(5)]
 NAMES = [f"{index}.png" for index in range(5)]
 ROWS: list[dict[str, Any]] = [

@@ -23,6 +23,8 @@ from pipeline.output.verify import Verifier
 from pipeline.source.formats import FORMATS
 from pipeline.source.formats.parquet import Parquet
 
+pytestmark = pytest.mark.slow
+
 GOOD = [encoded(noise(60, 60, seed)) for seed in range(3)]
 
 

@@ -43,6 +43,8 @@ from pipeline.tower.checkpoint import Checkpoint
 from pipeline.tower.reference import reference_tower, run_reference
 from pipeline.vision_encoder import VisionEncoder
 
+pytestmark = pytest.mark.slow
+
 CLIPS = ("h264.mp4", "vp9.webm", "turned.mp4", "mpeg4.avi", "uneven.mp4", "one.mp4", "carphone_pristine.mp4")
 NO_CLIPS = ("cut.mkv", "empty.mp4", "text.mp4", "none.mkv", "codec.mp4", "rubbish.mp4")
 VIDEO: dict[str, Any] = {"fps": 2.0, "max_pixels": 20_000}

@@ -30,6 +30,8 @@ from pipeline.source.carried_values import carried_of_rows, carried_of_table, fi
 from pipeline.source.row_cursor import RowCursor
 from pipeline.source.sample import IndexedSample
 
+pytestmark = pytest.mark.slow
+
 BROKEN = "\ud800"
 
 

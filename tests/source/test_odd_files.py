@@ -32,6 +32,8 @@ from pipeline.source.named_image import named_images
 from pipeline.source.resolve import resolve_source
 from pipeline.source.tar import TarStream, walk
 
+pytestmark = pytest.mark.slow
+
 GOOD = [encoded(noise(60, 60, seed)) for seed in range(3)]
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 HTML = b"<!doctype html><html><body>404</body></html>"

@@ -35,6 +35,8 @@ from pipeline.storage.publish import publish_new, publish_over, write_text
 from pipeline.storage.remote import RemotePath
 from pipeline.storage.scratch import Scratch, local_copy, writing_scratch
 
+pytestmark = pytest.mark.slow
+
 URI = f"s3://{BUCKET}"
 
 

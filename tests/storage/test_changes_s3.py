@@ -15,6 +15,8 @@ from pipeline.run.indexing import make_plan
 from pipeline.run.request import check_request
 from pipeline.run.runner import run
 
+pytestmark = pytest.mark.slow
+
 
 def s3_files() -> Any:
     return fsspec.filesystem("s3", use_listings_cache=False)

@@ -20,6 +20,8 @@ from pipeline.prepare.guard import GuardedReader, ImageReader
 from pipeline.storage.held import HELD_BYTES, large_file
 from pipeline.storage.large import sha256_of
 
+pytestmark = pytest.mark.slow
+
 FILM_BYTES = 256 << 20
 PREPROCESS: dict[str, object] = {"max_pixels": 20_000, "video": {"fps": 2.0, "max_pixels": 20_000}}
 

@@ -19,6 +19,8 @@ from pipeline.storage.files import as_path, names_in
 from pipeline.storage.remote import RemotePath
 from pipeline.storage.scratch import Scratch
 
+pytestmark = pytest.mark.slow
+
 URI = f"s3://{BUCKET}/out"
 UNFOLDED = 2
 

@@ -57,6 +57,8 @@ from pipeline.storage.remote import RemotePath
 if TYPE_CHECKING:
     from pipeline.config import Config
 
+pytestmark = pytest.mark.slow
+
 URI = f"s3://{BUCKET}"
 
 

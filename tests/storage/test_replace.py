@@ -19,6 +19,8 @@ from pipeline.storage.remote import RemotePath
 from pipeline.storage.replace import replace_same, snapshot
 from pipeline.storage.scratch import Scratch
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"one": 100, "many": 5000}
 
 

@@ -23,6 +23,8 @@ from pipeline.storage.remote import RemotePath
 from pipeline.storage.replace import replace_same, snapshot
 from pipeline.storage.scratch import Scratch
 
+pytestmark = pytest.mark.slow
+
 FINAL = RemotePath(f"s3://{BUCKET}/out/a")
 
 

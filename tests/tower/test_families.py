@@ -28,6 +28,8 @@ from pipeline.tower.random_tower import SIZES, write_random_checkpoint
 from pipeline.tower.reference import reference_tower, run_reference
 from pipeline.tower.tower import Tower
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 # The smallest towers of each type that have heads as wide as the published ones, 80 or 72, and two of them.
 SMALL: dict[str, TowerConfig] = {
