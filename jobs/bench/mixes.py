@@ -113,11 +113,12 @@ def seconds_of(calls: dict[str, Call], repeats: int, device: torch.device) -> di
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            seconds[name].append(_timed(call, device))
+            seconds[name].append(timed(call, device))
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _timed(call: Call, device: torch.device) -> float:
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call: of the device, or of this thread on a CPU."""
     if device.type != "cuda":  # one thread's own time: what else the machine does meets it less
         started = time.thread_time()
         call()

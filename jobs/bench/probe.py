@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.bench.mixes import LARGE, mixes, patches_of
+from jobs.bench.mixes import LARGE, mixes, patches_of, timed
 from pipeline.tower import fused
 from pipeline.tower.attention import attend, choose_kernel
 from pipeline.tower.block import NORM_EPS, NormWeights
@@ -46,22 +46,13 @@ class Probe:
         """Microseconds, and 1e12 of `work` a second: floating-point operations, or bytes."""
         try:
             call()
-            seconds = statistics.median(self._seconds(call) for _ in range(REPEATS))
+            seconds = statistics.median(timed(call, self.device) for _ in range(REPEATS))
             self.found[name] = {"us": seconds * 1e6, unit: work / seconds / 1e12}
         except Exception as error:  # noqa: BLE001 - a measurement turned into a record
             self.found[name] = f"FAILED: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[
                 :300
             ]
         print(f"{name:40} {self.found[name]}", flush=True)
-
-    def _seconds(self, call: Callable[[], object]) -> float:
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        first.record()
-        call()
-        last.record()
-        torch.cuda.synchronize()
-        return first.elapsed_time(last) / 1e3
 
     def products(self) -> None:
         """Each product of a block, in bfloat16 and in fp8: with rows quantized by a pass of its own, and alone."""
